@@ -1,0 +1,115 @@
+"""A checkpoint folder: one safetensors file, or shards with an index."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import Faults, InputError
+from .safetensors import SafetensorsFile
+from .tensor import TensorView
+
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+
+
+@dataclass(frozen=True)
+class SourceStamp:
+    """What a source file looked like when it was opened. Units: bytes, nanoseconds."""
+
+    path: Path
+    size: int
+    mtime_ns: int
+
+
+class Checkpoint:
+    """All tensors of a folder by name, mapped, none read.
+
+    Raises: InputError with all faults of the folder (missing, truncated or foreign shards).
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.notes: list[str] = []
+        index = _read_index(folder)
+        paths = sorted(set(index.values())) if index else [SINGLE_FILE]
+        missing = [name for name in paths if not (folder / name).is_file()]
+        if missing:
+            raise InputError(f"{folder}: missing {', '.join(missing)}" + _pickle_hint(folder, index))
+        self.files = tuple(SafetensorsFile(folder / name) for name in paths)
+        self.stamps = tuple(_stamp(file.path) for file in self.files)
+        self.tensors = self._collect(index)
+
+    def _collect(self, index: dict[str, str] | None) -> dict[str, TensorView]:
+        faults = Faults()
+        found: dict[str, TensorView] = {}
+        home: dict[str, str] = {}
+        for file in self.files:
+            for name, tensor in file.tensors.items():
+                if name in found:
+                    faults.add(f"tensor '{name}' is in both {home[name]} and {file.path.name}")
+                found[name], home[name] = tensor, file.path.name
+        for name, shard in (index or {}).items():
+            if name not in found:
+                faults.add(f"{INDEX_FILE} places tensor '{name}' in {shard}, which does not hold it")
+            elif home[name] != shard:
+                faults.add(f"{INDEX_FILE} places tensor '{name}' in {shard}, found in {home[name]}")
+        if index:
+            self.notes += [
+                f"tensor '{name}' of {home[name]} is not in {INDEX_FILE}" for name in found if name not in index
+            ]
+        faults.raise_if_any(str(self.folder))
+        return found
+
+    def check_unchanged(self) -> None:
+        """Raises InputError if a source file was replaced or written to since it was opened."""
+        for stamp in self.stamps:
+            if _stamp(stamp.path) != stamp:
+                raise InputError(f"{stamp.path}: changed while it was being converted; nothing was published")
+
+
+def has_weights(folder: Path) -> bool:
+    """Whether the folder holds safetensors under the names a checkpoint uses."""
+    return (folder / SINGLE_FILE).exists() or (folder / INDEX_FILE).exists()
+
+
+def refuse_pickles(folder: Path) -> None:
+    """Raises InputError if the folder's only weights are pickles, which can run code when read."""
+    hint = _pickle_hint(folder, None)
+    if hint:
+        raise InputError(f"{folder}: missing {SINGLE_FILE}{hint}")
+
+
+def _stamp(path: Path) -> SourceStamp:
+    status = path.stat()
+    return SourceStamp(path, status.st_size, status.st_mtime_ns)
+
+
+def _pickle_hint(folder: Path, index: dict[str, str] | None) -> str:
+    if index is not None:
+        return ""
+    pickles = sorted(p.name for p in folder.glob("*") if p.suffix in _PICKLES)
+    return f" (found {pickles[0]}: pickle weights are refused, save as safetensors)" if pickles else ""
+
+
+def _read_index(folder: Path) -> dict[str, str] | None:
+    path = folder / INDEX_FILE
+    if not path.exists():
+        return None
+    try:
+        weight_map = json.loads(path.read_bytes())["weight_map"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: not a safetensors index: {error!r}") from None
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise InputError(f"{path}: weight_map must be a non-empty object of tensor name to file name")
+    for name, shard in weight_map.items():
+        if not isinstance(shard, str) or not _is_plain_name(shard):
+            raise InputError(f"{path}: tensor '{name}' is placed in {shard!r}: expected a file name inside the folder")
+    return weight_map
+
+
+def _is_plain_name(name: str) -> bool:
+    forbidden = ("/", "\\", "\0", ":")
+    return bool(name) and name not in (".", "..") and not any(mark in name for mark in forbidden)

@@ -1,0 +1,128 @@
+"""What will be written: every file, tensor and byte, known before any weight is read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..quantize.encoding import Encoding
+from .errors import UsageError
+from .model.graph import Role
+from .model.tensor import TensorView
+
+# What a streaming writer holds beside its byte budget: libraries, headers, encode scratch.
+BASE_MEMORY_BYTES = 200_000_000
+DEFAULT_BUDGET_BYTES = 256 << 20
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where one part of an encoded tensor goes. Units: bytes from the start of the file."""
+
+    path: str
+    offset: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorPlan:
+    """One stored tensor: what it is called there, how it is encoded, where each part lies."""
+
+    name: str
+    role: Role
+    layer: int | None
+    shape: tuple[int, ...]
+    encoding: Encoding
+    view: TensorView = field(repr=False)
+    placements: tuple[Placement, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all parts, padding excluded."""
+        return self.view.n_rows * self.encoding.row_nbytes(self.view.n_cols)
+
+
+@dataclass(frozen=True)
+class FilePlan:
+    """One file of the artifact, relative to its folder."""
+
+    path: str
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class Fallback:
+    """A tensor that is not stored as its policy wanted."""
+
+    tensor: str
+    wanted: str
+    used: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Everything about an artifact but its bytes.
+
+    `tensor_bytes` counts tensor data with the padding the format puts between tensors;
+    `details` is the target's own (a file header, a graph) for its `write`.
+    """
+
+    target: str
+    quant: str
+    class_name: str
+    main_file: str
+    files: tuple[FilePlan, ...]
+    tensors: tuple[TensorPlan, ...]
+    tensor_bytes: int
+    fallbacks: tuple[Fallback, ...] = ()
+    notes: tuple[str, ...] = ()
+    details: Any = field(default=None, repr=False)
+
+    @property
+    def total_bytes(self) -> int:
+        return sum(file.nbytes for file in self.files)
+
+    def peak_memory_bytes(self, budget_bytes: int = DEFAULT_BUDGET_BYTES) -> int:
+        """Expected peak resident memory of writing it, above the bare interpreter."""
+        return BASE_MEMORY_BYTES + budget_bytes
+
+    def refuse_fallbacks(self) -> None:
+        """Raises UsageError naming every tensor that fell back (`--strict`)."""
+        if self.fallbacks:
+            lines = "; ".join(
+                f"'{f.tensor}' as {f.used} instead of {f.wanted} ({f.reason})" for f in self.fallbacks[:8]
+            )
+            more = len(self.fallbacks) - 8
+            raise UsageError(f"--strict: {self.quant} would store {lines}" + (f"; and {more} more" if more > 0 else ""))
+
+    def to_json(self, budget_bytes: int = DEFAULT_BUDGET_BYTES) -> dict[str, Any]:
+        """The JSON object `lfm-convert plan --json` prints."""
+        return {
+            "target": self.target,
+            "quant": self.quant,
+            "files": [{"path": f.path, "bytes": f.nbytes} for f in self.files],
+            "tensor_bytes": self.tensor_bytes,
+            "total_bytes": self.total_bytes,
+            "peak_memory_bytes": self.peak_memory_bytes(budget_bytes),
+            "tensors": [
+                {
+                    "name": t.name,
+                    "role": t.role.value,
+                    "layer": t.layer,
+                    "shape": list(t.shape),
+                    "encoding": t.encoding.name,
+                    "bytes": t.nbytes,
+                }
+                for t in self.tensors
+            ],
+            "fallbacks": [
+                {"tensor": f.tensor, "wanted": f.wanted, "used": f.used, "reason": f.reason} for f in self.fallbacks
+            ],
+            "notes": list(self.notes),
+        }
+
+
+def largest_tensors(plan: Plan, n: int) -> Sequence[TensorPlan]:
+    """The n largest stored tensors."""
+    return sorted(plan.tensors, key=lambda t: -t.nbytes)[:n]

@@ -1,0 +1,127 @@
+"""What a target is: names, plan, write, read back, run. One folder per runtime, one line here each."""
+
+from __future__ import annotations
+
+import importlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any, ClassVar
+
+from ..convert.errors import UsageError
+from ..convert.model.dtypes import Float32
+from ..convert.model.graph import Role, WeightGraph
+from ..convert.model.tensor import TensorView
+from ..convert.plan import Plan
+from ..convert.stream import Execution
+from ..quantize.policy import Policy, find_policy
+
+# The address of a weight: its role, and its layer (None outside the layers).
+Address = tuple[Role, int | None]
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """One artifact on disk: what the manifest says of it.
+
+    `path` is the file a runtime is pointed at; `folder` holds the manifest, `files` are all that belong to it.
+    """
+
+    path: Path
+    folder: Path
+    target: str
+    quant: str
+    class_name: str
+    files: tuple[Path, ...]
+    entry: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(file.stat().st_size for file in self.files)
+
+
+class Runner(ABC):
+    """An artifact loaded in its real runtime, one conversation at a time."""
+
+    @property
+    @abstractmethod
+    def backend(self) -> str:
+        """Runtime, version and threads, as reports show it: `onnxruntime 1.31.1 CPU, 2 threads`."""
+
+    @abstractmethod
+    def extend(self, token_ids: Sequence[int]) -> Float32:
+        """Continues the conversation; logits [n, V] of the given tokens."""
+
+    @abstractmethod
+    def reset(self) -> None:
+        """Forgets the conversation."""
+
+    def logits(self, token_ids: Sequence[int]) -> Float32:
+        """Logits [n, V] of a prompt from an empty state."""
+        self.reset()
+        return self.extend(token_ids)
+
+    def close(self) -> None:
+        """Releases the runtime."""
+        return
+
+
+class Target(ABC):
+    """A runtime's format. `extra` is the pip extra that brings what `run` needs."""
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    extra: ClassVar[str]
+    policies: ClassVar[Sequence[Policy]]
+    default_quant: ClassVar[str]
+
+    def policy(self, quant: str) -> Policy:
+        """Raises UsageError listing the valid quants."""
+        return find_policy(self.policies, quant, target=self.name)
+
+    @abstractmethod
+    def plan(self, graph: WeightGraph, quant: str) -> Plan:
+        """All files, tensors and bytes; reads no weight. Raises UsageError for what cannot be expressed."""
+
+    @abstractmethod
+    def write(self, plan: Plan, graph: WeightGraph, folder: Path, run: Execution) -> None:
+        """Writes the plan's files into an empty folder."""
+
+    @abstractmethod
+    def shared_files(self, graph: WeightGraph, artifacts: Iterable[Plan | Artifact]) -> dict[str, bytes]:
+        """Files that all quants of one folder share (config, tokenizer), given all that will lie there."""
+
+    @abstractmethod
+    def read(self, artifact: Artifact) -> dict[Address, TensorView]:
+        """The decoded weights of an artifact, lazily. Raises InputError for a malformed file."""
+
+    @abstractmethod
+    def run(self, artifact: Artifact, *, threads: int) -> Runner:
+        """Loads an artifact into its runtime. Raises BackendError if the runtime is not installed."""
+
+    @abstractmethod
+    def missing(self) -> str | None:
+        """What must be installed before `run` works, as a pip line; None if it works now."""
+
+
+_TARGETS = {"gguf": "gguf.target", "onnx": "onnx.target"}
+
+
+@cache
+def get_target(name: str) -> Target:
+    """The target of that name.
+
+    Raises: UsageError listing the targets there are.
+    """
+    if name not in _TARGETS:
+        raise UsageError(f"unknown target '{name}': expected one of {', '.join(_TARGETS)}")
+    module = importlib.import_module(f".{_TARGETS[name]}", __package__)
+    found: Target = module.TARGET
+    return found
+
+
+def target_names() -> tuple[str, ...]:
+    """All registered names."""
+    return tuple(_TARGETS)
