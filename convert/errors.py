@@ -100,12 +100,14 @@ class Faults:
 def needs_extra(extra: str, purpose: str) -> Iterator[None]:
     """Turns a failed import into the sentence that names the missing package and the pip line.
 
-    Raises: BackendError for a missing module; other import failures pass through.
+    Raises: BackendError for a missing third-party module; other failures pass through.
     """
     try:
         yield
     except ModuleNotFoundError as error:
-        package = (error.name or "a package").split(".")[0]
+        package = (error.name or "").split(".")[0]
+        if package in ("", "lfm_convert"):
+            raise
         raise BackendError(
             f"{purpose} needs the package '{package}', which is not installed: pip install \"lfm-convert[{extra}]\""
         ) from error

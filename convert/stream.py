@@ -13,14 +13,18 @@ from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from ..quantize.encoding import Bytes
 from .errors import InputError
-from .plan import DEFAULT_BUDGET_BYTES, TensorPlan
+from .model.dtypes import Float32
+from .plans import DEFAULT_BUDGET_BYTES, TensorPlan
 
 # One range of rows as float32; encoders need a few times this as scratch.
-_RANGE_BYTES = 4 << 20
+DEFAULT_RANGE_BYTES = 4 << 20
 _SCRATCH_FACTOR = 8
 
 
@@ -30,7 +34,7 @@ class Execution:
 
     jobs: int = 1
     budget_bytes: int = DEFAULT_BUDGET_BYTES
-    range_bytes: int = _RANGE_BYTES
+    range_bytes: int = DEFAULT_RANGE_BYTES
     progress: Callable[[int], None] = lambda n_bytes: None
     cancelled: threading.Event | None = None
 
@@ -113,7 +117,7 @@ def _write_range(piece: _Range, files: dict[str, int], run: Execution, budget: _
             return
         tensor = piece.tensor
         rows = tensor.view.rows(piece.start, piece.stop)
-        encoded = tensor.encoding.encode(rows)
+        encoded = _encode(piece, rows)
         parts = tensor.encoding.parts(tensor.view.n_cols)
         for part, values, placement in zip(parts, encoded, tensor.placements, strict=True):
             data = np.ascontiguousarray(values, part.dtype)
@@ -124,7 +128,15 @@ def _write_range(piece: _Range, files: dict[str, int], run: Execution, budget: _
         budget.give(cost)
 
 
-def _check(piece: _Range, part: str, data: np.ndarray, row_nbytes: int) -> None:
+def _encode(piece: _Range, rows: Float32) -> tuple[Bytes, ...]:
+    try:
+        return piece.tensor.encoding.encode(rows)
+    except InputError as error:
+        name, encoding = piece.tensor.view.name, piece.tensor.encoding.name
+        raise InputError(f"tensor '{name}' rows {piece.start}:{piece.stop} do not fit {encoding}: {error}") from None
+
+
+def _check(piece: _Range, part: str, data: NDArray[Any], row_nbytes: int) -> None:
     expected = (piece.stop - piece.start) * row_nbytes
     if data.nbytes != expected:
         raise ValueError(f"'{piece.tensor.name}' {part}: encoded to {data.nbytes} bytes, planned {expected}")
@@ -136,8 +148,8 @@ def _check(piece: _Range, part: str, data: np.ndarray, row_nbytes: int) -> None:
         )
 
 
-def _write_at(file: int, data: np.ndarray, offset: int) -> None:
-    left = memoryview(data).cast("B")
+def _write_at(file: int, data: NDArray[Any], offset: int) -> None:
+    left = data.reshape(-1).view(np.uint8).data
     while left:
         n = os.pwrite(file, left, offset)
         left, offset = left[n:], offset + n

@@ -46,7 +46,7 @@ class Encoding(ABC):
     `class_name` is the quality class the validator's gates are stated for (f32, f16, q8, q4, …).
     """
 
-    name: ClassVar[str]
+    name: str
     block: ClassVar[int] = 1
     class_name: ClassVar[str]
 

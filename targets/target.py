@@ -14,7 +14,7 @@ from ..convert.errors import UsageError
 from ..convert.model.dtypes import Float32
 from ..convert.model.graph import Role, WeightGraph
 from ..convert.model.tensor import TensorView
-from ..convert.plan import Plan
+from ..convert.plans import Plan
 from ..convert.stream import Execution
 from ..quantize.policy import Policy, find_policy
 

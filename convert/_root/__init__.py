@@ -1,0 +1,5 @@
+"""lfm-convert: one LFM2 checkpoint into artifacts for every edge runtime, each proven."""
+
+from ._version import __version__
+
+__all__ = ["__version__"]

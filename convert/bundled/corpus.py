@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -41,21 +42,21 @@ class Texts:
 
 
 def build(*, seed: int, n_dialogues: int = 16_000) -> tuple[Texts, Texts]:
-    """Return (train, held_out), which share no document.
+    """Return (train, held_out), which share no dialogue, no paragraph of prose and no module.
 
     Raises:
         ValueError: a named module has no readable source in this interpreter.
     """
     dialogues = _dialogues(seed=seed, n_dialogues=n_dialogues)
-    prose = _topics()
+    prose, held_out_prose = _topics()
     train = Texts(
         dialogues=tuple(each for each in dialogues if not _is_held_out(_key(each))),
-        prose=tuple(text for name, text in prose if not _is_held_out(name)),
+        prose=prose,
         code=tuple(_source(name) for name in TRAIN_MODULES),
     )
     held_out = Texts(
         dialogues=tuple(each for each in dialogues if _is_held_out(_key(each))),
-        prose=tuple(text for name, text in prose if _is_held_out(name)),
+        prose=held_out_prose,
         code=tuple(_source(name) for name in HELD_OUT_MODULES),
     )
     return train, held_out
@@ -77,10 +78,21 @@ def _is_held_out(key: str) -> bool:
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:4], "big") % _HELD_OUT_EVERY == 0
 
 
-def _topics() -> list[tuple[str, str]]:
+def _topics() -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the help topics for training and those held out.
+
+    Some topics are chapters of others, so a held-out topic that shares a paragraph with training is left out.
+    """
     from pydoc_data.topics import topics
 
-    return sorted(topics.items())
+    train = tuple(text for name, text in sorted(topics.items()) if not _is_held_out(name))
+    seen = {paragraph for text in train for paragraph in _paragraphs(text)}
+    held_out = (text for name, text in sorted(topics.items()) if _is_held_out(name))
+    return train, tuple(text for text in held_out if seen.isdisjoint(_paragraphs(text)))
+
+
+def _paragraphs(text: str) -> set[str]:
+    return {" ".join(paragraph.split()) for paragraph in re.split(r"\n\s*\n", text.strip())}
 
 
 def _source(module: str) -> str:

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
-from .languages import LANGUAGES, Form, Language
+from .language import Form, Language
+from .languages import LANGUAGES
 
 Message = dict[str, str]
 
@@ -136,11 +137,12 @@ _WEATHER = _tool("get_weather", "Weather of a city", city="string")
 _TIME = _tool("get_time", "Local time of a city", city="string")
 _MULTIPLY = _tool("multiply", "Product of two numbers", a="integer", b="integer")
 _TOOLS = (_WEATHER, _TIME, _MULTIPLY)
+_TOOL_WEIGHTS = (3, 3, 1)
 
 
 def _tool_use(rng: Random, language: Language) -> tuple[dict[str, Any], str, str, str, str]:
     """Return (tool, question, call, result, reply) of one use."""
-    kind = rng.choices(_TOOLS, weights=(3, 3, 1))[0]
+    kind = rng.choices(_TOOLS, weights=_TOOL_WEIGHTS)[0]
     if kind is _MULTIPLY:
         a, b = rng.randint(11, 99), rng.randint(2, 99)
         return kind, f"{a} × {b} = ?", f"multiply(a={a}, b={b})", f'{{"product": {a * b}}}', f"{a} × {b} = {a * b}"

@@ -77,11 +77,9 @@ def _template() -> Template:
     return environment.from_string(CHAT_TEMPLATE)
 
 
-def render(messages: Sequence[Message], *, tools: Sequence[dict[str, Any]] = (), ask: bool = False) -> str:
-    """Render a chat the way transformers does; `ask` leaves it open for the assistant's reply."""
-    return _template().render(
-        messages=messages, tools=tools, bos_token=SPECIAL_TOKENS[BOS], add_generation_prompt=ask
-    )
+def render(messages: Sequence[Message], *, tools: Sequence[dict[str, Any]] = ()) -> str:
+    """Render a whole chat the way transformers does."""
+    return _template().render(messages=messages, tools=tools, bos_token=SPECIAL_TOKENS[BOS])
 
 
 def train(texts: Iterable[str]) -> Tokenizer:

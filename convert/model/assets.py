@@ -36,8 +36,8 @@ def read_assets(folder: Path) -> Assets:
     """
     tokenizer_config = _json(folder / TOKENIZER_CONFIG)
     template = _text(folder / CHAT_TEMPLATE)
-    if template is None and isinstance(tokenizer_config.get("chat_template"), str):
-        template = tokenizer_config["chat_template"]
+    if template is None:
+        template = _inline_template(tokenizer_config.get("chat_template"))
     licenses = (text for name in _LICENSES if (text := _text(folder / name)) is not None)
     return Assets(
         generation_config=_json(folder / GENERATION_CONFIG),
@@ -47,6 +47,14 @@ def read_assets(folder: Path) -> Assets:
         license=next(licenses, None),
         model_card=_text(folder / "README.md"),
     )
+
+
+def _inline_template(found: Any) -> str | None:
+    """The template of a tokenizer_config.json: a text, or of a list of named ones the default."""
+    if isinstance(found, list):
+        named = {entry.get("name"): entry.get("template") for entry in found if isinstance(entry, dict)}
+        found = named.get("default")
+    return found if isinstance(found, str) else None
 
 
 def _text(path: Path) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..errors import Faults, InputError
 from .safetensors import SafetensorsFile
@@ -22,6 +23,7 @@ class SourceStamp:
     path: Path
     size: int
     mtime_ns: int
+    inode: int
 
 
 class Checkpoint:
@@ -33,7 +35,9 @@ class Checkpoint:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.notes: list[str] = []
-        index = _read_index(folder)
+        index, total_size = _read_index(folder)
+        if index and SINGLE_FILE not in index.values() and (folder / SINGLE_FILE).exists():
+            raise InputError(f"{folder}: holds both {SINGLE_FILE} and {INDEX_FILE}: expected one; remove the stale one")
         paths = sorted(set(index.values())) if index else [SINGLE_FILE]
         missing = [name for name in paths if not (folder / name).is_file()]
         if missing:
@@ -41,6 +45,9 @@ class Checkpoint:
         self.files = tuple(SafetensorsFile(folder / name) for name in paths)
         self.stamps = tuple(_stamp(file.path) for file in self.files)
         self.tensors = self._collect(index)
+        n_bytes = sum(tensor.nbytes for tensor in self.tensors.values())
+        if total_size not in (None, n_bytes):
+            self.notes.append(f"{INDEX_FILE} gives total_size {total_size}, the shards hold {n_bytes} bytes")
 
     def _collect(self, index: dict[str, str] | None) -> dict[str, TensorView]:
         faults = Faults()
@@ -66,7 +73,7 @@ class Checkpoint:
     def check_unchanged(self) -> None:
         """Raises InputError if a source file was replaced or written to since it was opened."""
         for stamp in self.stamps:
-            if _stamp(stamp.path) != stamp:
+            if not stamp.path.is_file() or _stamp(stamp.path) != stamp:
                 raise InputError(f"{stamp.path}: changed while it was being converted; nothing was published")
 
 
@@ -75,16 +82,9 @@ def has_weights(folder: Path) -> bool:
     return (folder / SINGLE_FILE).exists() or (folder / INDEX_FILE).exists()
 
 
-def refuse_pickles(folder: Path) -> None:
-    """Raises InputError if the folder's only weights are pickles, which can run code when read."""
-    hint = _pickle_hint(folder, None)
-    if hint:
-        raise InputError(f"{folder}: missing {SINGLE_FILE}{hint}")
-
-
 def _stamp(path: Path) -> SourceStamp:
     status = path.stat()
-    return SourceStamp(path, status.st_size, status.st_mtime_ns)
+    return SourceStamp(path, status.st_size, status.st_mtime_ns, status.st_ino)
 
 
 def _pickle_hint(folder: Path, index: dict[str, str] | None) -> str:
@@ -94,20 +94,22 @@ def _pickle_hint(folder: Path, index: dict[str, str] | None) -> str:
     return f" (found {pickles[0]}: pickle weights are refused, save as safetensors)" if pickles else ""
 
 
-def _read_index(folder: Path) -> dict[str, str] | None:
+def _read_index(folder: Path) -> tuple[dict[str, str] | None, Any]:
+    """The weight map and `total_size` of the index; None for what is not there."""
     path = folder / INDEX_FILE
     if not path.exists():
-        return None
+        return None, None
     try:
-        weight_map = json.loads(path.read_bytes())["weight_map"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        index = json.loads(path.read_bytes())
+        weight_map, metadata = index["weight_map"], index.get("metadata")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{path}: not a safetensors index: {error!r}") from None
     if not isinstance(weight_map, dict) or not weight_map:
         raise InputError(f"{path}: weight_map must be a non-empty object of tensor name to file name")
     for name, shard in weight_map.items():
         if not isinstance(shard, str) or not _is_plain_name(shard):
             raise InputError(f"{path}: tensor '{name}' is placed in {shard!r}: expected a file name inside the folder")
-    return weight_map
+    return weight_map, metadata.get("total_size") if isinstance(metadata, dict) else None
 
 
 def _is_plain_name(name: str) -> bool:

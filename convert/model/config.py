@@ -104,7 +104,7 @@ def load_config(folder: Path) -> ModelConfig:
         raw = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise InputError(f"{path}: not found; a checkpoint folder needs config.json") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: cannot be read as JSON: {error}") from None
     if not isinstance(raw, dict):
         raise InputError(f"{path}: expected a JSON object, found {type(raw).__name__}")
@@ -121,6 +121,7 @@ _ALIASES = {
 }
 
 _MODEL_TYPES = ("lfm2", "lfm2_moe")
+_MAX_LAYERS = 1024
 
 
 class _Reader:
@@ -134,23 +135,28 @@ class _Reader:
     def value(self, key: str) -> Any:
         """The value of a field under its own name or an alias; None if absent."""
         given = {k: self.raw[k] for k in (key, *_ALIASES.get(key, ())) if self.raw.get(k) is not None}
-        if len(set(map(str, given.values()))) > 1:
+        first = next(iter(given.values()), None)
+        if any(v != first for v in given.values()):
             pairs = " but ".join(f"{k} is {v}" for k, v in given.items())
             self.faults.add(f"{pairs}: these must agree")
-        return next(iter(given.values()), None)
+        return first
 
     def number(self, key: str, kind: type, default: Any = None, *, least: float = 1) -> Any:
         found = self.value(key)
-        if found is None:
-            if default is None:
-                self.faults.add(f"{key} is missing")
-            return kind(1) if default is None else default
+        if found is not None:
+            return self.checked(key, found, kind, least=least)
+        if default is None:
+            self.faults.add(f"{key} is missing")
+        return kind(1) if default is None else default
+
+    def checked(self, key: str, found: Any, kind: type, *, least: float = 1) -> Any:
+        """A value as a number of its kind; a stand-in of 1 and a fault if it is none, or out of range."""
         integral = isinstance(found, int) or (isinstance(found, float) and found.is_integer())
         if isinstance(found, bool) or not isinstance(found, int | float) or (kind is int and not integral):
             self.faults.add(f"{key} is {found!r}: expected {'an integer' if kind is int else 'a number'}")
             return kind(1)
         if not least <= found <= 2**40:
-            self.faults.add(f"{key} is {found}: expected at least {least}")
+            self.faults.add(f"{key} is {found}: expected {least} to 2^40")
             return kind(1)
         return kind(found)
 
@@ -162,6 +168,22 @@ class _Reader:
             self.faults.add(f"{key} is {found!r}: expected true or false")
             return default
         return found
+
+    def items(self, key: str, kind: type) -> list[Any] | None:
+        """A list of strings or integers; None if absent or, with a fault, anything else."""
+        found = self.value(key)
+        if found is None or (isinstance(found, list) and all(type(item) is kind for item in found)):
+            return found
+        self.faults.add(f"{key} is {found!r}: expected a list of {kind.__name__}")
+        return None
+
+    def table(self, key: str) -> Mapping[str, Any]:
+        """A JSON object; empty if absent or, with a fault, anything else."""
+        found = self.value(key)
+        if found is None or isinstance(found, Mapping):
+            return found or {}
+        self.faults.add(f"{key} is {found!r}: expected an object")
+        return {}
 
 
 def parse_config(raw: Mapping[str, Any], *, where: str = CONFIG_FILE) -> ModelConfig:
@@ -175,17 +197,22 @@ def parse_config(raw: Mapping[str, Any], *, where: str = CONFIG_FILE) -> ModelCo
             f"{where}: unknown architecture: model_type is {model_type!r}, expected one of {', '.join(_MODEL_TYPES)}"
         )
     read = _Reader(raw)
+    if raw.get("auto_map"):
+        read.notes.append("auto_map names custom code, which is never run")
     hidden = read.number("hidden_size", int)
     n_heads = read.number("num_attention_heads", int)
     n_kv_heads = read.number("num_key_value_heads", int)
     head_dim = read.number("head_dim", int, _head_dim(read, hidden, n_heads))
     if n_heads % n_kv_heads:
         read.faults.add(f"num_attention_heads {n_heads} is not a multiple of num_key_value_heads {n_kv_heads}")
+    if head_dim % 2 and not read.faults:
+        read.faults.add(f"head_dim is {head_dim}: expected an even number, since rotation pairs its halves")
     operators = _operators(read)
+    vocab_size = read.number("vocab_size", int)
     config = ModelConfig(
         model_type=model_type,
         hidden_size=hidden,
-        vocab_size=read.number("vocab_size", int),
+        vocab_size=vocab_size,
         operators=operators,
         n_heads=n_heads,
         n_kv_heads=n_kv_heads,
@@ -198,9 +225,9 @@ def parse_config(raw: Mapping[str, Any], *, where: str = CONFIG_FILE) -> ModelCo
         context_length=read.number("max_position_embeddings", int),
         tied=read.flag("tie_word_embeddings", True),
         moe=_moe(read, len(operators)) if model_type == "lfm2_moe" else None,
-        bos_token_id=_token_id(read, "bos_token_id"),
-        eos_token_ids=_token_ids(read, "eos_token_id"),
-        pad_token_id=_token_id(read, "pad_token_id"),
+        bos_token_id=_token_id(read, "bos_token_id", vocab_size),
+        eos_token_ids=_token_ids(read, "eos_token_id", vocab_size),
+        pad_token_id=_token_id(read, "pad_token_id", vocab_size),
         dtype=str(raw.get("dtype") or raw.get("torch_dtype") or "bfloat16"),
         raw=dict(raw),
         notes=tuple(read.notes),
@@ -217,21 +244,20 @@ def _head_dim(read: _Reader, hidden: int, n_heads: int) -> int:
 
 def _operators(read: _Reader) -> tuple[Operator, ...]:
     n_layers = read.number("num_hidden_layers", int)
-    names, indices = read.value("layer_types"), read.value("full_attn_idxs")
-    if names is None and indices is None:
-        read.faults.add("neither layer_types nor full_attn_idxs says which layers are attention")
-        return (Operator.SHORT_CONV,) * min(n_layers, 1024)
+    names, indices = read.items("layer_types", str), read.items("full_attn_idxs", int)
+    if n_layers > _MAX_LAYERS:
+        read.faults.add(f"num_hidden_layers is {n_layers}: expected at most {_MAX_LAYERS}")
+        n_layers = _MAX_LAYERS
     if names is None:
-        outside = [i for i in indices if not isinstance(i, int) or not 0 <= i < n_layers]
+        if indices is None:
+            read.faults.add("neither layer_types nor full_attn_idxs says which layers are attention")
+        outside = [i for i in indices or () if not 0 <= i < n_layers]
         if outside:
-            read.faults.add(f"full_attn_idxs holds {outside[0]!r}: expected layers 0 to {n_layers - 1}")
-        if n_layers > 1024:
-            read.faults.add(f"num_hidden_layers is {n_layers}: expected at most 1024")
-        return tuple(
-            Operator.ATTENTION if i in set(indices) else Operator.SHORT_CONV for i in range(min(n_layers, 1024))
-        )
+            read.faults.add(f"full_attn_idxs holds {outside[0]}: expected layers 0 to {n_layers - 1}")
+        attention = frozenset(indices or ())
+        return tuple(Operator.ATTENTION if i in attention else Operator.SHORT_CONV for i in range(n_layers))
     known = {op.value: op for op in Operator}
-    unknown = sorted({str(name) for name in names if name not in known})
+    unknown = sorted(set(names) - known.keys())
     if unknown:
         read.faults.add(f"layer_types holds {unknown[0]!r}: expected {' or '.join(known)}")
         return (Operator.SHORT_CONV,) * len(names)
@@ -250,39 +276,35 @@ def _ffn_size(read: _Reader, model_type: str) -> int:
     Dense checkpoints give the size before an adjustment that the model applies itself: two thirds,
     a multiplier, rounded up to a multiple (6656 means 4608 in LFM2-350M).
     """
-    size = read.number("intermediate_size", int, read.value("block_ff_dim"))
     if model_type == "lfm2_moe":
-        return size
+        return read.number("intermediate_size", int)
     given, block = read.value("intermediate_size"), read.value("block_ff_dim")
     if block is not None and given is not None and block != given:
         read.notes.append(f"block_ff_dim {block} is used, intermediate_size {given} is not: it is the older spelling")
-    if block is not None:
-        size = read.number("block_ff_dim", int)
+    size = read.number("intermediate_size" if block is None else "block_ff_dim", int)
     if not read.flag("block_auto_adjust_ff_dim", True):
         return size
+    adjusted = int(2 * size / 3)
+    if "block_ffn_dim_multiplier" in read.raw and read.raw["block_ffn_dim_multiplier"] is None:
+        return adjusted  # an explicit null also turns the rounding off
     multiple = read.number("block_multiple_of", int, 256)
-    multiplier = read.number("block_ffn_dim_multiplier", float, 1.0, least=0)
-    adjusted = int(multiplier * int(2 * size / 3))
+    adjusted = int(read.number("block_ffn_dim_multiplier", float, 1.0, least=1e-6) * adjusted)
     return multiple * -(-adjusted // multiple)
 
 
 def _rope_theta(read: _Reader) -> float:
-    nested = read.value("rope_parameters") or {}
-    scaling = read.value("rope_scaling")
-    kinds = {str(nested.get("rope_type", "default"))}
-    if scaling:
-        kinds.add(str(scaling.get("rope_type", scaling.get("type", "default"))))
+    nested, scaling = read.table("rope_parameters"), read.table("rope_scaling")
+    kinds = {str(table.get("rope_type", table.get("type", "default"))) for table in (nested, scaling)}
     for kind in sorted(kinds - {"default"}):
         read.faults.add(f"rope type '{kind}' is not part of the LFM2 family: expected 'default'")
-    given = {v for v in (read.value("rope_theta"), nested.get("rope_theta")) if v is not None}
-    if len(given) > 1:
-        read.faults.add(
-            f"rope_theta {read.value('rope_theta')} and rope_parameters {nested.get('rope_theta')} disagree"
-        )
-    if not given:
+    fields = {"rope_theta": read.value("rope_theta"), "rope_parameters.rope_theta": nested.get("rope_theta")}
+    thetas = [read.checked(key, theta, float) for key, theta in fields.items() if theta is not None]
+    if not thetas:
         read.faults.add("rope_theta is given neither at the top level nor in rope_parameters")
         return 1.0
-    return float(next(iter(given)))
+    if thetas[0] != thetas[-1]:
+        read.faults.add(" but ".join(f"{key} is {theta}" for key, theta in fields.items()) + ": these must agree")
+    return float(thetas[0])
 
 
 def _moe(read: _Reader, n_layers: int) -> MoEConfig:
@@ -302,15 +324,15 @@ def _moe(read: _Reader, n_layers: int) -> MoEConfig:
     return moe
 
 
-def _token_ids(read: _Reader, key: str) -> tuple[int, ...]:
+def _token_ids(read: _Reader, key: str, vocab_size: int) -> tuple[int, ...]:
     found = read.value(key)
     ids = found if isinstance(found, list) else [] if found is None else [found]
-    if any(isinstance(i, bool) or not isinstance(i, int) or i < 0 for i in ids):
-        read.faults.add(f"{key} is {found!r}: expected token ids")
+    if not all(type(i) is int and 0 <= i < vocab_size for i in ids):
+        read.faults.add(f"{key} is {found!r}: expected token ids below vocab_size {vocab_size}")
         return ()
     return tuple(ids)
 
 
-def _token_id(read: _Reader, key: str) -> int | None:
-    ids = _token_ids(read, key)
+def _token_id(read: _Reader, key: str, vocab_size: int) -> int | None:
+    ids = _token_ids(read, key, vocab_size)
     return ids[0] if ids else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,26 +47,26 @@ _ITEMSIZE = {
 WEIGHT_DTYPES = (DType.F32, DType.F16, DType.BF16)
 
 # Same width unsigned view, and the bits that are all set in NaN and infinity.
-_BITS = {
+_BITS: dict[DType, tuple[np.dtype[np.unsignedinteger[Any]], int]] = {
     DType.F32: (np.dtype("<u4"), 0x7F80_0000),
     DType.F16: (np.dtype("<u2"), 0x7C00),
     DType.BF16: (np.dtype("<u2"), 0x7F80),
 }
 
 
-def stored(raw: memoryview, dtype: DType) -> NDArray[np.unsignedinteger]:
+def stored(raw: memoryview, dtype: DType) -> NDArray[np.unsignedinteger[Any]]:
     """The elements of `raw` as unsigned integers of their own width, little-endian, no copy."""
     return np.frombuffer(raw, dtype=_BITS[dtype][0])
 
 
-def first_not_finite(bits: NDArray[np.unsignedinteger], dtype: DType) -> int | None:
+def first_not_finite(bits: NDArray[np.unsignedinteger[Any]], dtype: DType) -> int | None:
     """Flat index of the first NaN or infinity in stored elements, or None."""
     exponent = bits.dtype.type(_BITS[dtype][1])
     found = (bits & exponent) == exponent
     return int(found.argmax()) if found.any() else None
 
 
-def widen(bits: NDArray[np.unsignedinteger], dtype: DType) -> Float32:
+def widen(bits: NDArray[np.unsignedinteger[Any]], dtype: DType) -> Float32:
     """Stored elements as float32, exactly; always a new array."""
     if dtype is DType.BF16:
         wide = bits.astype(np.uint32)

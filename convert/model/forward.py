@@ -114,8 +114,9 @@ class Forward:
         ids = np.concatenate([np.asarray(t, np.int64) for t in tokens]) if tokens else np.empty(0, np.int64)
         if 0 in lengths or ids.size == 0:
             raise UsageError("a sequence of zero tokens has no logits")
-        if ids.min() < 0 or ids.max() >= self.config.vocab_size:
-            raise UsageError(f"token id {int(ids.max())} is outside the vocabulary of {self.config.vocab_size}")
+        outside = ids[(ids < 0) | (ids >= self.config.vocab_size)]
+        if outside.size:
+            raise UsageError(f"token id {int(outside[0])} is outside the vocabulary of {self.config.vocab_size}")
         hidden = self._embed(ids)
         for layer in self.graph.layers:
             normed = self._norm(hidden, layer[Role.OPERATOR_NORM])
@@ -168,7 +169,8 @@ class Forward:
     def _norm(self, x: Float32, gain: TensorView) -> Float32:
         """Root-mean-square norm over the last axis."""
         mean_square = np.mean(x * x, axis=-1, keepdims=True, dtype=np.float32)
-        return x / np.sqrt(mean_square + np.float32(self.config.norm_eps)) * self._vector(gain)
+        scale: Float32 = np.sqrt(mean_square + np.float32(self.config.norm_eps))
+        return x / scale * self._vector(gain)
 
     # Operators
 
@@ -239,19 +241,21 @@ class Forward:
 
     def _moe(self, layer: Layer, x: Float32) -> Float32:
         """Sum over the chosen experts; only those any token chose are read."""
-        moe = _moe_config(self.config)
         routing = self.routings[layer.index] = self.route(layer, x)
         out = np.zeros_like(x)
         for expert in np.unique(routing.experts):
             token, slot = np.nonzero(routing.experts == expert)
             chosen = x[token]
-            rows = {"start": int(expert) * moe.ffn_size, "count": moe.ffn_size}
-            gate = self._linear(chosen, layer[Role.EXPERT_GATE], **rows)
-            up = self._linear(chosen, layer[Role.EXPERT_UP], **rows)
-            hidden = self.config.hidden_size
-            down = self._linear(_silu(gate) * up, layer[Role.EXPERT_DOWN], start=int(expert) * hidden, count=hidden)
+            gate = self._expert(chosen, layer[Role.EXPERT_GATE], int(expert))
+            up = self._expert(chosen, layer[Role.EXPERT_UP], int(expert))
+            down = self._expert(_silu(gate) * up, layer[Role.EXPERT_DOWN], int(expert))
             out[token] += down * routing.weights[token, slot, None]
         return out
+
+    def _expert(self, x: Float32, stack: TensorView, expert: int) -> Float32:
+        """x times one matrix of a stack [E, out, in], transposed."""
+        n_rows = stack.shape[1]
+        return self._linear(x, stack, start=expert * n_rows, count=n_rows)
 
 
 def _moe_config(config: ModelConfig) -> MoEConfig:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from .assets import Assets
@@ -114,6 +114,15 @@ class WeightGraph:
         yield from self.top.values()
         for layer in self.layers:
             yield from layer.weights.values()
+
+    def with_weights(self, views: Mapping[tuple[Role, int | None], TensorView]) -> WeightGraph:
+        """The same model with other tensors in place of those given, such as an artifact's decoded ones."""
+
+        def swap(weights: Mapping[Role, Weight]) -> dict[Role, Weight]:
+            return {r: replace(w, view=views.get((w.role, w.layer), w.view)) for r, w in weights.items()}
+
+        layers = tuple(replace(layer, weights=swap(layer.weights)) for layer in self.layers)
+        return replace(self, top=swap(self.top), layers=layers)
 
     @property
     def n_parameters(self) -> int:

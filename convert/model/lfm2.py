@@ -15,7 +15,7 @@ import numpy as np
 
 from ..errors import Faults
 from .assets import Assets, read_assets
-from .checkpoint import Checkpoint, has_weights, refuse_pickles
+from .checkpoint import Checkpoint
 from .config import ModelConfig, Operator, load_config
 from .dtypes import WEIGHT_DTYPES
 from .graph import EXPERTS, Layer, Role, Weight, WeightGraph
@@ -149,8 +149,6 @@ def open_graph(folder: Path, *, name: str | None = None, weights: bool = True) -
     name = name or _model_name(folder)
     if not weights:
         return _assemble(name, folder, config, _declared_views, tokenizer, assets, None, config.notes)
-    if not has_weights(folder):
-        refuse_pickles(folder)
     checkpoint = Checkpoint(folder)
     config = settle_head(config, checkpoint)
     views, notes = bind(config, checkpoint)
@@ -204,7 +202,9 @@ def settle_head(config: ModelConfig, checkpoint: Checkpoint) -> ModelConfig:
     """The config with `tied` as the tensors have it: a head that differs from the embedding is kept."""
     head = checkpoint.tensors.get(_TOP_NAMES[Role.LM_HEAD])
     embed = checkpoint.tensors.get(_TOP_NAMES[Role.EMBED])
-    if not config.tied or head is None or embed is None or _equal(head, embed):
+    if not config.tied or head is None or embed is None or embed.shape != (config.vocab_size, config.hidden_size):
+        return config
+    if _equal(head, embed):
         return config
     note = "the config ties head and embedding, but 'lm_head.weight' differs: both are kept"
     return replace(config, tied=False, notes=(*config.notes, note))
@@ -226,6 +226,7 @@ def bind(config: ModelConfig, checkpoint: Checkpoint) -> tuple[dict[Slot, Tensor
 
 class _Binder:
     def __init__(self, checkpoint: Checkpoint) -> None:
+        self._given = frozenset(checkpoint.tensors)
         self._left = dict(checkpoint.tensors)
         self.faults = Faults()
 
@@ -255,7 +256,7 @@ class _Binder:
             raise ValueError("experts live in layers")
         n, out_size, in_size = slot.shape
         prefix = layer_prefix(slot.layer)
-        if prefix + _FUSED_DOWN in self._left or prefix + _FUSED_GATE_UP in self._left:
+        if not self._given.isdisjoint((prefix + _FUSED_DOWN, prefix + _FUSED_GATE_UP)):
             return self._take_fused(slot, prefix)
         parts = [self._take(slot.name.format(e=e), (out_size, in_size)) for e in range(n)]
         whole = [part for part in parts if part is not None]

@@ -22,7 +22,9 @@ from ..errors import InputError
 from .dtypes import WEIGHT_DTYPES, DType, Float32, first_not_finite, stored, widen
 from .tensor import Shape, TensorView
 
-_MAX_HEADER_BYTES = 100_000_000
+# The largest of the family (64 experts, 40 layers) needs 1 MB; the format allows 100 MB.
+_MAX_HEADER_BYTES = 16 << 20
+_MAX_AXES = 8
 _LFS_POINTER = b"version https://git-lfs"
 
 
@@ -105,7 +107,9 @@ def _read_header(path: Path, prefix: bytes, file: Any, size: int) -> tuple[int, 
     if len(prefix) < 8:
         raise InputError(f"{path}: has {size} bytes, too few for a safetensors header")
     n_header = int.from_bytes(prefix, "little")
-    if n_header > min(_MAX_HEADER_BYTES, size - 8):
+    if n_header > _MAX_HEADER_BYTES and n_header <= size - 8:
+        raise InputError(f"{path}: declares a header of {n_header} bytes: expected at most {_MAX_HEADER_BYTES}")
+    if n_header > size - 8:
         raise InputError(
             f"{path}: declares a header of {n_header} bytes in a file of {size}: truncated or not safetensors"
         )
@@ -114,10 +118,12 @@ def _read_header(path: Path, prefix: bytes, file: Any, size: int) -> tuple[int, 
     if not text.startswith(b"{"):
         raise InputError(f"{path}: header does not start with '{{': not safetensors")
     try:
-        raw = json.loads(text, object_pairs_hook=_no_duplicates)
+        raw = json.loads(text.decode("utf-8"), object_pairs_hook=_no_duplicates)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: header is not valid JSON: {error}") from None
-    raw.pop("__metadata__", None)
+    metadata = raw.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise InputError(f"{path}: __metadata__ must be an object of strings")
     entries = {name: _entry(path, name, value) for name, value in raw.items()}
     _check_layout(path, entries, size - 8 - n_header)
     return 8 + n_header, entries
@@ -133,9 +139,13 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _entry(path: Path, name: str, value: Any) -> _Entry:
+    if not name.isprintable():
+        raise InputError(f"{path}: tensor name {name!r} holds characters that cannot be printed")
     try:
         dtype = DType(value["dtype"])
         shape = tuple(value["shape"])
+        if len(shape) > _MAX_AXES:
+            raise ValueError(f"{len(shape)} axes, expected at most {_MAX_AXES}")
         begin, end = value["data_offsets"]
         numbers = (*shape, begin, end)
         if not all(type(n) is int and 0 <= n < 2**62 for n in numbers):

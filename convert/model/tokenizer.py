@@ -1,11 +1,10 @@
-"""The checkpoint's tokenizer: text to ids by the `tokenizers` library, chat template in a sandbox."""
+"""The checkpoint's tokenizer: text to ids by the `tokenizers` library."""
 
 from __future__ import annotations
 
-import datetime
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,10 +16,6 @@ if TYPE_CHECKING:
     import tokenizers
 
 TOKENIZER_FILE = "tokenizer.json"
-# Templates print the date; parity needs the same ids every day.
-PINNED_DATE = datetime.datetime(2026, 1, 1)
-
-Message = Mapping[str, Any]
 
 
 class Tokenizer:
@@ -45,15 +40,29 @@ class Tokenizer:
 
     @cached_property
     def added_tokens(self) -> list[dict[str, Any]]:
-        return list(self.data.get("added_tokens") or [])
+        """The special and user-defined tokens, each with at least `content` and `id`."""
+        found = self.data.get("added_tokens") or []
+        if not isinstance(found, list) or not all(isinstance(t, dict) and {"content", "id"} <= t.keys() for t in found):
+            raise InputError(f"{self.path}: added_tokens must be a list of objects with content and id")
+        return found
 
     @cached_property
     def vocab(self) -> dict[str, int]:
-        """Token to id, added tokens included."""
+        """Token to id, added tokens included.
+
+        Raises: InputError for an id that is no id, or two tokens on one id.
+        """
         model_vocab = self.data["model"].get("vocab")
         if not isinstance(model_vocab, dict):
             raise InputError(f"{self.path}: model.vocab must be an object of token to id")
-        return {**model_vocab, **{token["content"]: token["id"] for token in self.added_tokens}}
+        vocab = {**model_vocab, **{str(token["content"]): token["id"] for token in self.added_tokens}}
+        owners: dict[int, str] = {}
+        for token, token_id in vocab.items():
+            if type(token_id) is not int or not 0 <= token_id < 2**31:
+                raise InputError(f"{self.path}: token {token!r} has id {token_id!r}: expected an integer, zero or more")
+            if owners.setdefault(token_id, token) != token:
+                raise InputError(f"{self.path}: tokens {owners[token_id]!r} and {token!r} share id {token_id}")
+        return vocab
 
     @property
     def n_tokens(self) -> int:
@@ -65,9 +74,12 @@ class Tokenizer:
         import tokenizers
 
         try:
-            return tokenizers.Tokenizer.from_str(self.raw.decode("utf-8"))
+            backend = tokenizers.Tokenizer.from_str(self.raw.decode("utf-8"))
         except Exception as error:  # the library raises plain Exception
             raise InputError(f"{self.path}: refused by the tokenizers library: {error}") from None
+        backend.no_truncation()  # settings a trainer left in the file; no runtime applies them
+        backend.no_padding()
+        return backend
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
         """Ids of a text; with `special`, as the post-processor frames it (LFM2: BOS first)."""
@@ -88,35 +100,7 @@ def read_tokenizer(folder: Path, config: ModelConfig) -> Tokenizer | None:
     tokenizer = Tokenizer(path)
     if tokenizer.n_tokens > config.vocab_size:
         raise InputError(
-            f"{path}: has ids up to {tokenizer.n_tokens - 1}: expected fewer than vocab_size {config.vocab_size}, "
+            f"{path}: has ids up to {tokenizer.n_tokens - 1}: expected ids below vocab_size {config.vocab_size}, "
             "since the embedding has no row for the rest"
         )
     return tokenizer
-
-
-def render_chat(
-    template: str, messages: Sequence[Message], *, bos_token: str, tools: Sequence[Mapping[str, Any]] | None = None
-) -> str:
-    """A conversation as the model's chat template writes it, ready for the assistant's turn.
-
-    The template runs in jinja2's immutable sandbox, with `strftime_now` pinned to one date.
-    Raises: InputError if the template is malformed or reaches outside the sandbox.
-    """
-    import jinja2
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
-    environment.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, **options)
-
-    def refuse(message: str) -> None:
-        raise jinja2.TemplateError(message)
-
-    environment.globals.update(raise_exception=refuse, strftime_now=PINNED_DATE.strftime)
-    try:
-        return environment.from_string(template).render(
-            messages=list(messages), tools=tools, bos_token=bos_token, add_generation_prompt=True
-        )
-    except (jinja2.TemplateError, TypeError, ValueError, OverflowError, RecursionError) as error:
-        raise InputError(f"chat template cannot be rendered: {error}") from None

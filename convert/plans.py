@@ -26,10 +26,13 @@ class Placement:
 
 @dataclass(frozen=True, kw_only=True)
 class TensorPlan:
-    """One stored tensor: what it is called there, how it is encoded, where each part lies."""
+    """One stored tensor: what it is called there, how it is encoded, where each part lies.
+
+    `role` is None for a constant that the config determines, such as a rotary table.
+    """
 
     name: str
-    role: Role
+    role: Role | None
     layer: int | None
     shape: tuple[int, ...]
     encoding: Encoding
@@ -108,7 +111,7 @@ class Plan:
             "tensors": [
                 {
                     "name": t.name,
-                    "role": t.role.value,
+                    "role": t.role and t.role.value,
                     "layer": t.layer,
                     "shape": list(t.shape),
                     "encoding": t.encoding.name,

@@ -1,0 +1,1 @@
+../../convert/_root/__init__.py

@@ -1,0 +1,1 @@
+../../convert/_root/__main__.py

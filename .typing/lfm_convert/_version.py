@@ -1,0 +1,1 @@
+../../convert/_root/_version.py

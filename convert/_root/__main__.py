@@ -1,0 +1,5 @@
+"""`python -m lfm_convert`."""
+
+from .convert.cli.main import run
+
+run()

@@ -1,0 +1,273 @@
+"""The drive shaft: checkpoint → graph → plan → files → manifest → validation. Also the Python API."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..targets.target import Artifact, Target, get_target
+from .errors import Faults, InputError, UsageError
+from .files import recover, staged
+from .manifest import MANIFEST_FILE, Entry, Manifest, describe_artifact, describe_source, load_manifest
+from .model.graph import WeightGraph
+from .model.lfm2 import open_graph
+from .plans import BASE_MEMORY_BYTES, DEFAULT_BUDGET_BYTES, Plan
+from .source import find_model
+from .stream import DEFAULT_RANGE_BYTES, Execution
+from .units import format_size
+
+if TYPE_CHECKING:
+    from ..validate.parity import Report
+
+_LEAST_BUDGET_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a caller may watch. Units: source bytes; `note` gets sentences worth a line."""
+
+    start: Callable[[str, int], None] = lambda label, total_bytes: None
+    advance: Callable[[int], None] = lambda n_bytes: None
+    note: Callable[[str], None] = lambda sentence: None
+
+
+@dataclass(frozen=True)
+class Converted:
+    """Result of `convert`: the folder, its new artifacts, and how they validated (None if not asked)."""
+
+    folder: Path
+    plans: tuple[Plan, ...]
+    artifacts: tuple[Artifact, ...]
+    report: Report | None = field(default=None, repr=False)
+
+
+def open_model(
+    model: str | None,
+    *,
+    revision: str | None = None,
+    offline: bool = False,
+    weights: bool = True,
+    progress: Progress | None = None,
+) -> WeightGraph:
+    """The weight graph of a folder, a hub id, or the default model; see `find_model`, `open_graph`."""
+    progress = progress or Progress()
+    source = find_model(model, revision=revision, offline=offline)
+    if source.note:
+        progress.note(source.note)
+    graph = open_graph(source.folder, name=source.name, weights=weights)
+    for note in graph.notes:
+        progress.note(note)
+    return graph
+
+
+def plan(model: str | WeightGraph | None, *, target: str, quant: str | Sequence[str]) -> tuple[Plan, ...]:
+    """What `convert` would write, one plan a quant. Works from a folder that holds only config.json.
+
+    Raises: UsageError for an unknown target or quant, or a model the format cannot express.
+    """
+    graph = model if isinstance(model, WeightGraph) else open_model(model, weights=False)
+    chosen = get_target(target)
+    return tuple(chosen.plan(graph, name) for name in _quants(chosen, quant))
+
+
+def convert(
+    model: str | WeightGraph | None = None,
+    *,
+    target: str,
+    quant: str | Sequence[str] | None = None,
+    out: Path | str | None = None,
+    strict: bool = False,
+    overwrite: bool = False,
+    jobs: int | None = None,
+    max_memory: int | None = None,
+    validate_after: bool = True,
+    max_size: int | None = None,
+    range_bytes: int = DEFAULT_RANGE_BYTES,
+    progress: Progress | None = None,
+) -> Converted:
+    """Writes the artifacts of one target, then runs each and compares it with the checkpoint.
+
+    `max_memory`, `max_size` and `range_bytes` are bytes; `jobs` defaults to the number of cores.
+    Raises: any LfmConvertError; whatever happens, existing artifacts stay whole.
+    """
+    progress = progress or Progress()
+    jobs = jobs or os.cpu_count() or 1
+    budget = _budget(max_memory)
+    chosen = get_target(target)
+    quants = _quants(chosen, quant or chosen.default_quant)
+    graph = model if isinstance(model, WeightGraph) else open_model(model, progress=progress)
+    folder = Path(out) if out is not None else Path(f"{graph.name}-{chosen.name.upper()}")
+    recover(folder)
+    plans = tuple(chosen.plan(graph, name) for name in quants)
+    for each in plans:
+        if strict:
+            each.refuse_fallbacks()
+        for fallback in each.fallbacks:
+            progress.note(f"{each.quant}: '{fallback.tensor}' stored as {fallback.used}: {fallback.reason}")
+    base = _base_manifest(folder, graph, plans, overwrite=overwrite, jobs=jobs)
+    run = Execution(jobs=jobs, budget_bytes=budget, range_bytes=range_bytes, progress=progress.advance)
+    _write(chosen, graph, plans, folder, base, run, progress)
+    artifacts = tuple(find_artifacts(folder, only={p.main_file for p in plans}))
+    report = None
+    if validate_after:
+        report = validate(artifacts, reference=graph, max_size=max_size, progress=progress)
+        record(report)
+    return Converted(folder, plans, artifacts, report)
+
+
+def validate(
+    artifacts: Sequence[Artifact | Path | str],
+    *,
+    reference: str | WeightGraph | None,
+    prompts: Path | None = None,
+    max_size: int | None = None,
+    threads: int | None = None,
+    time_limit_s: float = 1800,
+    progress: Progress | None = None,
+) -> Report:
+    """Runs artifacts in their runtimes and compares them with the checkpoint.
+
+    A path may be an artifact's file, or a folder: then all artifacts of its manifest are meant.
+    Raises: InputError for a file that is not what its manifest says.
+    """
+    from ..validate.parity import validate as compare
+    from ..validate.prompts import load_prompts
+
+    progress = progress or Progress()
+    graph = reference if isinstance(reference, WeightGraph) else open_model(reference, progress=progress)
+    found: list[Artifact] = []
+    for each in artifacts:
+        found += [each] if isinstance(each, Artifact) else find_artifacts(Path(each))
+    return compare(
+        found,
+        graph,
+        prompts=load_prompts(prompts),
+        max_size=max_size,
+        threads=threads or os.cpu_count() or 1,
+        time_limit_s=time_limit_s,
+        progress=progress.note,
+    )
+
+
+def record(report: Report) -> None:
+    """Writes each artifact's numbers and verdict into the manifest beside it."""
+    for result in report.results:
+        manifest = load_manifest(result.artifact.folder)
+        if manifest is None:
+            continue
+        name = result.artifact.path.relative_to(result.artifact.folder).as_posix()
+        entries = [{**e, "validation": result.to_json()} for e in manifest.artifacts if e["main_file"] == name]
+        manifest.with_entries(entries).save()
+
+
+def find_artifacts(path: Path, *, only: set[str] | None = None) -> list[Artifact]:
+    """The artifacts of a folder's manifest, or the one whose main file `path` is.
+
+    Raises: InputError if there is no manifest, or a file is missing or has another size than recorded.
+    """
+    folder = path if path.is_dir() else next((p for p in path.parents if (p / MANIFEST_FILE).is_file()), path.parent)
+    recover(folder)
+    if not path.exists():
+        raise InputError(f"{path}: not found")
+    manifest = load_manifest(folder)
+    if manifest is None:
+        raise InputError(f"{folder}: no {MANIFEST_FILE} here; lfm-convert writes one beside every artifact")
+    wanted = only if path.is_dir() else {path.relative_to(folder).as_posix()}
+    entries = [e for e in manifest.artifacts if wanted is None or e["main_file"] in wanted]
+    if not entries:
+        raise InputError(f"{path}: not an artifact of {folder / MANIFEST_FILE}")
+    return [_artifact(folder, entry) for entry in entries]
+
+
+def _artifact(folder: Path, entry: Entry) -> Artifact:
+    faults = Faults()
+    for file in entry["files"]:
+        path = folder / file["path"]
+        size = path.stat().st_size if path.is_file() else None
+        if size is None:
+            faults.add(f"'{file['path']}' is missing")
+        elif size != file["bytes"]:
+            faults.add(f"'{file['path']}' has {size} bytes: expected {file['bytes']}")
+    faults.raise_if_any(str(folder))
+    return Artifact(
+        path=folder / entry["main_file"],
+        folder=folder,
+        target=entry["target"],
+        quant=entry["quant"],
+        class_name=entry["class"],
+        files=tuple(folder / file["path"] for file in entry["files"]),
+        entry=entry,
+    )
+
+
+def _quants(target: Target, quant: str | Sequence[str]) -> list[str]:
+    """The policies' own names, once each; `all` is every quant of the target."""
+    if quant == "all":
+        return [policy.name for policy in target.policies]
+    names = quant.split(",") if isinstance(quant, str) else list(quant)
+    return list(dict.fromkeys(target.policy(name.strip()).name for name in names))
+
+
+def _budget(max_memory: int | None) -> int:
+    """Bytes the writers may hold at once, under a limit for the whole process."""
+    if max_memory is None:
+        return DEFAULT_BUDGET_BYTES
+    least = BASE_MEMORY_BYTES + _LEAST_BUDGET_BYTES
+    if max_memory < least:
+        raise UsageError(f"--max-memory {format_size(max_memory)} is too little: at least {format_size(least)}")
+    return max_memory - BASE_MEMORY_BYTES
+
+
+def _base_manifest(folder: Path, graph: WeightGraph, plans: Sequence[Plan], *, overwrite: bool, jobs: int) -> Manifest:
+    """The folder's manifest as it will be kept, with this checkpoint as its source.
+
+    Raises: UsageError if an artifact is there already, or those that stay are another checkpoint's.
+    """
+    new = {plan.main_file for plan in plans}
+    taken = sorted(name for name in new if (folder / name).exists())
+    if taken and not overwrite:
+        raise UsageError(f"{folder / taken[0]}: already exists; --overwrite replaces it")
+    old = load_manifest(folder)
+    source = describe_source(graph, jobs=jobs)
+    kept = [e for e in old.artifacts if e["main_file"] not in new] if old else []
+    if old and kept and old.source["files"] != source["files"]:
+        raise UsageError(
+            f"{folder}: holds artifacts of another checkpoint ({old.source['name']}); choose another --out"
+        )
+    return Manifest(folder, source, tuple(kept))
+
+
+def _write(
+    target: Target,
+    graph: WeightGraph,
+    plans: Sequence[Plan],
+    folder: Path,
+    base: Manifest,
+    run: Execution,
+    progress: Progress,
+) -> None:
+    with staged(folder, need_bytes=sum(plan.total_bytes for plan in plans)) as staging:
+        for each in plans:
+            progress.start(f"{target.name} {each.quant}", sum(t.view.nbytes for t in each.tensors))
+            target.write(each, graph, staging.folder, run)
+        kept = [_artifact(folder, entry) for entry in base.artifacts if entry["target"] == target.name]
+        for name, data in target.shared_files(graph, [*kept, *plans]).items():
+            (staging.folder / name).write_bytes(data)
+        if graph.checkpoint is not None:
+            graph.checkpoint.check_unchanged()
+        entries = [describe_artifact(each, staging.folder, jobs=run.jobs) for each in plans]
+        manifest = base.with_entries(entries)
+        (staging.folder / MANIFEST_FILE).write_text(manifest.dumps(), encoding="utf-8")
+        staging.publish(remove=_obsolete(folder, entries))
+
+
+def _obsolete(folder: Path, entries: Sequence[Entry]) -> list[str]:
+    """Files of replaced artifacts that their successors no longer have, such as a surplus data chunk."""
+    old = load_manifest(folder)
+    replaced = {entry["main_file"] for entry in entries}
+    before = [e for e in old.artifacts if e["main_file"] in replaced] if old else []
+    now = {file["path"] for entry in entries for file in entry["files"]}
+    return [file["path"] for entry in before for file in entry["files"] if file["path"] not in now]

@@ -1,0 +1,38 @@
+"""GGUF Q4_0: 32 elements in 18 bytes, 4.5 bits each; symmetric.
+
+| bytes | type | meaning |
+|---|---|---|
+| 0-1 | float16 | d, the scale: the element farthest from zero over -8 |
+| 2-17 | uint8[16] | levels 0-15: element j in the low half of byte j, element 16 + j in the high half |
+
+value = d * (level - 8). Source: llama.cpp `ggml-quants.c`, `quantize_row_q4_0_ref`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ...convert.model.dtypes import Float32
+from ..encoding import Encoding
+from ._blocks import BlockEncoding, Records, column
+from ._blocks32 import pack_nibbles, signed_levels, unpack_nibbles
+
+
+class Q4_0(BlockEncoding):
+    """Four bits around zero."""
+
+    name = "Q4_0"
+    class_name = "q4"
+    block = 32
+    layout = np.dtype([("d", "<f2"), ("qs", "u1", 16)])
+
+    def _encode(self, blocks: Float32, out: Records) -> None:
+        out["d"], levels = signed_levels(blocks, 8)
+        out["qs"] = pack_nibbles(levels)
+
+    def _decode(self, records: Records) -> Float32:
+        levels = unpack_nibbles(records["qs"]).astype(np.float32)
+        return (levels - 8) * column(records["d"])
+
+
+ENCODINGS: tuple[Encoding, ...] = (Q4_0(),)

@@ -1,0 +1,39 @@
+"""GGUF Q4_1: 32 elements in 20 bytes, 5 bits each; asymmetric.
+
+| bytes | type | meaning |
+|---|---|---|
+| 0-1 | float16 | d, the scale: (max - min) / 15 |
+| 2-3 | float16 | m, the minimum |
+| 4-19 | uint8[16] | levels 0-15: element j in the low half of byte j, element 16 + j in the high half |
+
+value = d * level + m. Source: llama.cpp `ggml-quants.c`, `quantize_row_q4_1_ref`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ...convert.model.dtypes import Float32
+from ..encoding import Encoding
+from ._blocks import BlockEncoding, Records, column
+from ._blocks32 import pack_nibbles, ranged_levels, unpack_nibbles
+
+
+class Q4_1(BlockEncoding):
+    """Four bits above a minimum."""
+
+    name = "Q4_1"
+    class_name = "q4"
+    block = 32
+    layout = np.dtype([("d", "<f2"), ("m", "<f2"), ("qs", "u1", 16)])
+
+    def _encode(self, blocks: Float32, out: Records) -> None:
+        out["d"], out["m"], levels = ranged_levels(blocks, 8)
+        out["qs"] = pack_nibbles(levels)
+
+    def _decode(self, records: Records) -> Float32:
+        levels = unpack_nibbles(records["qs"]).astype(np.float32)
+        return levels * column(records["d"]) + column(records["m"])
+
+
+ENCODINGS: tuple[Encoding, ...] = (Q4_1(),)

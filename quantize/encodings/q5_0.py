@@ -1,0 +1,39 @@
+"""GGUF Q5_0: 32 elements in 22 bytes, 5.5 bits each; symmetric.
+
+| bytes | type | meaning |
+|---|---|---|
+| 0-1 | float16 | d, the scale: the element farthest from zero over -16 |
+| 2-5 | uint32 | bit j is bit 4 of element j's level |
+| 6-21 | uint8[16] | bits 0-3 of the levels: element j in the low half of byte j, element 16 + j in the high half |
+
+value = d * (level - 16), level 0-31. Source: llama.cpp `ggml-quants.c`, `quantize_row_q5_0_ref`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ...convert.model.dtypes import Float32
+from ..encoding import Encoding
+from ._blocks import BlockEncoding, Records, column
+from ._blocks32 import pack_fifth_bits, pack_nibbles, signed_levels, unpack_fifth_bits, unpack_nibbles
+
+
+class Q5_0(BlockEncoding):
+    """Five bits around zero."""
+
+    name = "Q5_0"
+    class_name = "q5"
+    block = 32
+    layout = np.dtype([("d", "<f2"), ("qh", "u1", 4), ("qs", "u1", 16)])
+
+    def _encode(self, blocks: Float32, out: Records) -> None:
+        out["d"], levels = signed_levels(blocks, 16)
+        out["qh"], out["qs"] = pack_fifth_bits(levels), pack_nibbles(levels)
+
+    def _decode(self, records: Records) -> Float32:
+        levels = unpack_nibbles(records["qs"]) | unpack_fifth_bits(records["qh"])
+        return (levels.astype(np.float32) - 16) * column(records["d"])
+
+
+ENCODINGS: tuple[Encoding, ...] = (Q5_0(),)

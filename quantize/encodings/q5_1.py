@@ -1,0 +1,40 @@
+"""GGUF Q5_1: 32 elements in 24 bytes, 6 bits each; asymmetric.
+
+| bytes | type | meaning |
+|---|---|---|
+| 0-1 | float16 | d, the scale: (max - min) / 31 |
+| 2-3 | float16 | m, the minimum |
+| 4-7 | uint32 | bit j is bit 4 of element j's level |
+| 8-23 | uint8[16] | bits 0-3 of the levels: element j in the low half of byte j, element 16 + j in the high half |
+
+value = d * level + m, level 0-31. Source: llama.cpp `ggml-quants.c`, `quantize_row_q5_1_ref`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ...convert.model.dtypes import Float32
+from ..encoding import Encoding
+from ._blocks import BlockEncoding, Records, column
+from ._blocks32 import pack_fifth_bits, pack_nibbles, ranged_levels, unpack_fifth_bits, unpack_nibbles
+
+
+class Q5_1(BlockEncoding):
+    """Five bits above a minimum."""
+
+    name = "Q5_1"
+    class_name = "q5"
+    block = 32
+    layout = np.dtype([("d", "<f2"), ("m", "<f2"), ("qh", "u1", 4), ("qs", "u1", 16)])
+
+    def _encode(self, blocks: Float32, out: Records) -> None:
+        out["d"], out["m"], levels = ranged_levels(blocks, 16)
+        out["qh"], out["qs"] = pack_fifth_bits(levels), pack_nibbles(levels)
+
+    def _decode(self, records: Records) -> Float32:
+        levels = unpack_nibbles(records["qs"]) | unpack_fifth_bits(records["qh"])
+        return levels.astype(np.float32) * column(records["d"]) + column(records["m"])
+
+
+ENCODINGS: tuple[Encoding, ...] = (Q5_1(),)

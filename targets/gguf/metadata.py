@@ -1,0 +1,114 @@
+"""The metadata of an LFM2 GGUF: what llama.cpp's converter writes, in its order.
+
+Source: llama.cpp `conversion/base.py`, `conversion/lfm2.py`, `gguf-py/gguf/metadata.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from ...convert.model.config import ModelConfig, Operator
+from ...convert.model.graph import EXPERTS, Weight, WeightGraph
+from .card import card_metadata, front_matter
+from .header import KeyValue, ValueType, float32, int32s, string, uint32
+from .vocab import vocabulary
+
+_QUANTIZATION_VERSION = uint32("general.quantization_version", 2)
+_SIGMOID = 2
+
+# Quant -> `enum llama_ftype`.
+FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9, "BF16": 32}
+
+# generation_config.json -> what llama.cpp samples with unless told otherwise.
+_SAMPLING = {
+    "top_k": ("general.sampling.top_k", ValueType.INT32),
+    "top_p": ("general.sampling.top_p", ValueType.FLOAT32),
+    "min_p": ("general.sampling.min_p", ValueType.FLOAT32),
+    "temperature": ("general.sampling.temp", ValueType.FLOAT32),
+    "repetition_penalty": ("general.sampling.penalty_repeat", ValueType.FLOAT32),
+}
+
+
+def metadata(graph: WeightGraph, stored: Iterable[Weight], quant: str, *, quantized: bool) -> list[KeyValue]:
+    """All pairs of the file.
+
+    llama-quantize takes the version and the file type out of what the converter wrote and appends them again.
+    """
+    file_type = uint32("general.file_type", FILE_TYPES[quant])
+    general, model, vocab = _general(graph, stored), _model(graph.config, file_type), vocabulary(graph)
+    if quantized:
+        kept = [pair for pair in model if pair is not file_type]
+        return [*general, *kept, *vocab, _QUANTIZATION_VERSION, file_type]
+    return [*general, *model, _QUANTIZATION_VERSION, *vocab]
+
+
+def architecture(config: ModelConfig) -> str:
+    """`lfm2` or `lfm2moe`."""
+    return "lfm2moe" if config.moe else "lfm2"
+
+
+def _general(graph: WeightGraph, stored: Iterable[Weight]) -> list[KeyValue]:
+    return [
+        string("general.architecture", architecture(graph.config)),
+        string("general.type", "model"),
+        *_sampling(graph.assets.generation_config),
+        string("general.name", graph.name),
+        string("general.size_label", _size_label(graph.config, stored)),
+        *card_metadata(front_matter(graph.assets.model_card)),
+    ]
+
+
+def _sampling(generation_config: dict[str, Any]) -> list[KeyValue]:
+    pairs = []
+    for field, (key, kind) in _SAMPLING.items():
+        value = generation_config.get(field)
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            pairs.append(KeyValue(key, kind, int(value) if kind is ValueType.INT32 else value))
+    return pairs
+
+
+def _model(config: ModelConfig, file_type: KeyValue) -> list[KeyValue]:
+    arch = architecture(config)
+    # Zero key-value heads mark a layer as a short convolution.
+    kv_heads = [config.n_kv_heads if op is Operator.ATTENTION else 0 for op in config.operators]
+    pairs = [
+        uint32(f"{arch}.block_count", config.n_layers),
+        uint32(f"{arch}.context_length", config.context_length),
+        uint32(f"{arch}.embedding_length", config.hidden_size),
+        uint32(f"{arch}.feed_forward_length", config.ffn_size),
+        uint32(f"{arch}.attention.head_count", config.n_heads),
+        int32s(f"{arch}.attention.head_count_kv", kv_heads),
+        float32(f"{arch}.rope.freq_base", config.rope_theta),
+        float32(f"{arch}.attention.layer_norm_rms_epsilon", config.norm_eps),
+    ]
+    if config.moe:
+        pairs.append(uint32(f"{arch}.expert_count", config.moe.n_experts))
+        pairs.append(uint32(f"{arch}.expert_used_count", config.moe.top_k))
+    if config.raw.get("head_dim") is not None:  # llama.cpp derives it where a config does not give it
+        pairs.append(uint32(f"{arch}.attention.key_length", config.head_dim))
+        pairs.append(uint32(f"{arch}.attention.value_length", config.head_dim))
+    pairs.append(file_type)
+    if config.moe:
+        pairs.append(uint32(f"{arch}.expert_feed_forward_length", config.moe.ffn_size))
+        pairs.append(uint32(f"{arch}.leading_dense_block_count", config.moe.n_dense_layers))
+        pairs.append(uint32(f"{arch}.expert_gating_func", _SIGMOID))
+    pairs.append(uint32(f"{arch}.vocab_size", config.vocab_size))
+    pairs.append(uint32(f"{arch}.shortconv.l_cache", config.conv_width))
+    return pairs
+
+
+def _size_label(config: ModelConfig, stored: Iterable[Weight]) -> str:
+    """`1.2B`; of a mixture `32x933M`: experts, and what one of them weighs with all that is shared."""
+    n_experts = config.moe.n_experts if config.moe else 1
+    total = 0
+    for weight in stored:
+        n = weight.view.n_rows * weight.view.n_cols
+        total += n // n_experts if weight.role in EXPERTS else n
+    return f"{n_experts}x{_rounded(total)}" if config.moe else _rounded(total)
+
+
+def _rounded(n: int) -> str:
+    factor, suffix = next(((f, s) for f, s in ((1e12, "T"), (1e9, "B"), (1e6, "M")) if n > f), (1e3, "K"))
+    whole = str(round(n / factor)).lstrip("0")
+    return f"{n / factor:.{max(0, 2 - len(whole))}f}{suffix}"

@@ -1,0 +1,176 @@
+"""Reads the header of a GGUF file that may be damaged or hostile.
+
+Nothing is allocated by a length before it is known to lie inside the file, and the tensors must fill the
+data area exactly: in order, aligned, without overlap, gap or trailing bytes.
+"""
+
+from __future__ import annotations
+
+import mmap
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ...convert.errors import InputError
+from ...quantize.encoding import get_encoding
+from .header import ALIGNMENT, MAGIC, SCALARS, TYPE_IDS, VERSION, TensorInfo, ValueType, aligned
+
+_ENCODINGS = {type_id: name for name, type_id in TYPE_IDS.items()}
+_MAX_NAME = 63  # bytes of a tensor's name, as ggml allows
+_MAX_AXES = 4
+
+
+@dataclass(frozen=True)
+class GgufFile:
+    """A file's metadata and tensors. Units: `data_offset` bytes."""
+
+    path: Path
+    metadata: dict[str, Any]
+    tensors: tuple[TensorInfo, ...]
+    data_offset: int
+
+
+def read_gguf(path: Path) -> GgufFile:
+    """Reads the header and checks that the file holds what it declares.
+
+    Raises: InputError naming the file and what is wrong with it.
+    """
+    try:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            return _read(path, data)
+    except (OSError, ValueError) as error:  # mmap raises ValueError for an empty file
+        raise InputError(f"{path}: cannot be read as GGUF: {error}") from None
+
+
+def _read(path: Path, data: mmap.mmap) -> GgufFile:
+    cursor = _Cursor(path, data)
+    if cursor.take(4) != MAGIC:
+        raise cursor.fault("does not start with 'GGUF'")
+    version = cursor.scalar(ValueType.UINT32)
+    if version != VERSION:
+        raise cursor.fault(f"is GGUF version {version}: expected {VERSION}")
+    n_tensors, n_pairs = cursor.count(least=24), cursor.count(least=13)
+    metadata: dict[str, Any] = {}
+    for _ in range(n_pairs):
+        key = cursor.text()
+        if key in metadata:
+            raise cursor.fault(f"gives '{key}' twice")
+        metadata[key] = cursor.value()
+    if metadata.get("general.alignment", ALIGNMENT) != ALIGNMENT:
+        raise cursor.fault(f"has alignment {metadata['general.alignment']}: expected {ALIGNMENT}")
+    tensors = tuple(_tensor(cursor) for _ in range(n_tensors))
+    found = GgufFile(path, metadata, tensors, aligned(cursor.position))
+    _check_layout(cursor, found)
+    return found
+
+
+class _Cursor:
+    """Reads forward through a file, never past its end."""
+
+    def __init__(self, path: Path, data: mmap.mmap) -> None:
+        self._path, self._data = path, data
+        self.position = 0
+
+    @property
+    def size(self) -> int:
+        return len(self._data)
+
+    def fault(self, what: str) -> InputError:
+        return InputError(f"{self._path}: {what}")
+
+    def take(self, n_bytes: int) -> bytes:
+        end = self.position + n_bytes
+        if end > self.size:
+            raise self.fault(f"is truncated: {n_bytes} bytes expected at {self.position}, the file has {self.size}")
+        found = self._data[self.position : end]
+        self.position = end
+        return found
+
+    def scalar(self, kind: ValueType) -> Any:
+        form = SCALARS[kind]
+        return form.unpack(self.take(form.size))[0]
+
+    def count(self, *, least: int) -> int:
+        """A number of items of at least that many bytes each, which must fit the rest of the file."""
+        n = int(self.scalar(ValueType.UINT64))
+        if n * least > self.size - self.position:
+            raise self.fault(
+                f"is truncated: {n} items are declared at {self.position - 8}, the file has {self.size} bytes"
+            )
+        return n
+
+    def text(self) -> str:
+        try:
+            return self.take(self.count(least=1)).decode("utf-8")
+        except UnicodeDecodeError:
+            raise self.fault(f"holds text that is not UTF-8 before {self.position}") from None
+
+    def value(self) -> Any:
+        kind = self.kind()
+        if kind is not ValueType.ARRAY:
+            return self._item(kind)
+        kind = self.kind()
+        if kind is ValueType.ARRAY:
+            raise self.fault("holds an array of arrays, which no LFM2 file has")
+        if kind is ValueType.STRING:
+            return [self.text() for _ in range(self.count(least=8))]
+        form = SCALARS[kind]
+        n = self.count(least=form.size)
+        return [item for (item,) in form.iter_unpack(self.take(n * form.size))]
+
+    def kind(self) -> ValueType:
+        number = self.scalar(ValueType.UINT32)
+        try:
+            return ValueType(number)
+        except ValueError:
+            raise self.fault(f"holds a value of unknown type {number}") from None
+
+    def _item(self, kind: ValueType) -> Any:
+        return self.text() if kind is ValueType.STRING else self.scalar(kind)
+
+
+def _tensor(cursor: _Cursor) -> TensorInfo:
+    name = cursor.text()
+    n_axes = cursor.scalar(ValueType.UINT32)
+    if len(name.encode()) > _MAX_NAME or not 1 <= n_axes <= _MAX_AXES:
+        raise cursor.fault(f"declares a tensor of {n_axes} axes named '{name[:_MAX_NAME]}'")
+    shape = struct.unpack(f"<{n_axes}Q", cursor.take(8 * n_axes))[::-1]
+    type_id = cursor.scalar(ValueType.UINT32)
+    if type_id not in _ENCODINGS:
+        raise cursor.fault(f"stores tensor '{name}' as ggml type {type_id}, which is not one of {', '.join(TYPE_IDS)}")
+    return TensorInfo(name, shape, _ENCODINGS[type_id], cursor.scalar(ValueType.UINT64))
+
+
+def _check_layout(cursor: _Cursor, found: GgufFile) -> None:
+    end = found.data_offset
+    names = set()
+    for tensor in found.tensors:
+        if tensor.name in names:
+            raise cursor.fault(f"holds tensor '{tensor.name}' twice")
+        names.add(tensor.name)
+        start = found.data_offset + tensor.offset
+        if start != end:
+            raise cursor.fault(
+                f"places tensor '{tensor.name}' at {start}: expected {end}, where the one before it ends"
+            )
+        end = start + aligned(_nbytes(cursor, tensor))
+        if end > cursor.size:
+            raise cursor.fault(f"is truncated: tensor '{tensor.name}' ends at {end}, the file has {cursor.size} bytes")
+    if end != cursor.size:
+        raise cursor.fault(f"has {cursor.size - end} bytes after its last tensor")
+
+
+def _nbytes(cursor: _Cursor, tensor: TensorInfo) -> int:
+    n_rows = 1
+    for length in tensor.shape[:-1]:
+        n_rows *= length
+    encoding = get_encoding(tensor.encoding)
+    n_cols = tensor.shape[-1]
+    if 0 in tensor.shape:
+        raise cursor.fault(f"declares tensor '{tensor.name}' of shape {list(tensor.shape)}")
+    refusal = encoding.refusal(n_cols)
+    if refusal:
+        raise cursor.fault(f"stores tensor '{tensor.name}' as {encoding.name}: {refusal}")
+    # Python's integers do not overflow, so a product of huge axes is caught as truncation.
+    return n_rows * (n_cols // encoding.block) * encoding.row_nbytes(encoding.block)

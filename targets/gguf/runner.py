@@ -1,0 +1,244 @@
+"""Runs a GGUF in llama.cpp itself, through the C interface that the xllamacpp wheel exports.
+
+The structures below are those of `llama.h` in the pinned release; they move between releases, so any
+other is refused. Keys and values are cached in float32 and flash attention is off: parity is a question
+about the file, not about the cache.
+Source: llama.cpp `include/llama.h`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections import deque
+from collections.abc import Sequence
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...convert.errors import BackendError, InputError, UsageError
+from ...convert.model.dtypes import Float32
+from ..target import Runner
+
+PINNED_VERSION = "2026.10.11549"
+_PIP = 'pip install "lfm-convert[gguf]"'
+_BATCH = 256  # tokens a decode call: bounds the logits llama.cpp holds
+_FIRST_CONTEXT = 1024
+_GGML_F32 = 0
+_ERROR_LEVEL = 4
+
+_log_lines: deque[str] = deque(maxlen=3)
+
+
+def _keep_errors(level: int, text: bytes, _: object) -> None:
+    """llama.cpp's log: silent, with the last errors kept for our own message."""
+    if level == _ERROR_LEVEL:
+        _log_lines.append(text.decode("utf-8", "replace").strip())
+
+
+_LOG = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)(_keep_errors)
+
+
+class _ModelParams(ctypes.Structure):
+    _fields_ = (
+        ("devices", ctypes.c_void_p),
+        ("tensor_buft_overrides", ctypes.c_void_p),
+        ("n_gpu_layers", ctypes.c_int32),
+        ("split_mode", ctypes.c_int),
+        ("load_mode", ctypes.c_int),
+        ("lazy_mode", ctypes.c_int),
+        ("main_gpu", ctypes.c_int32),
+        ("tensor_split", ctypes.c_void_p),
+        ("progress_callback", ctypes.c_void_p),
+        ("progress_callback_user_data", ctypes.c_void_p),
+        ("kv_overrides", ctypes.c_void_p),
+        *((flag, ctypes.c_bool) for flag in ("vocab_only", "check_tensors", "use_extra_bufts")),
+        *((flag, ctypes.c_bool) for flag in ("no_host", "no_alloc", "load_mtp")),
+    )
+
+
+class _ContextParams(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_uint32) for name in ("n_ctx", "n_batch", "n_ubatch", "n_seq_max", "n_rs_seq")),
+        ("n_outputs_max", ctypes.c_uint32),
+        ("n_outputs_max_per_seq", ctypes.c_uint32),
+        ("n_threads", ctypes.c_int32),
+        ("n_threads_batch", ctypes.c_int32),
+        *((name, ctypes.c_int) for name in ("ctx_type", "rope_scaling_type", "pooling_type", "attention_type")),
+        ("flash_attn_type", ctypes.c_int),
+        *((name, ctypes.c_float) for name in ("rope_freq_base", "rope_freq_scale", "yarn_ext_factor")),
+        *((name, ctypes.c_float) for name in ("yarn_attn_factor", "yarn_beta_fast", "yarn_beta_slow")),
+        ("yarn_orig_ctx", ctypes.c_uint32),
+        ("defrag_thold", ctypes.c_float),
+        ("cb_eval", ctypes.c_void_p),
+        ("cb_eval_user_data", ctypes.c_void_p),
+        ("type_k", ctypes.c_int),
+        ("type_v", ctypes.c_int),
+        ("abort_callback", ctypes.c_void_p),
+        ("abort_callback_data", ctypes.c_void_p),
+        *((flag, ctypes.c_bool) for flag in ("embeddings", "offload_kqv", "no_perf", "op_offload")),
+        *((flag, ctypes.c_bool) for flag in ("swa_full", "kv_unified")),
+        ("samplers", ctypes.c_void_p),
+        ("n_samplers", ctypes.c_size_t),
+        ("ctx_other", ctypes.c_void_p),
+    )
+
+
+class _Batch(ctypes.Structure):
+    _fields_ = (
+        ("n_tokens", ctypes.c_int32),
+        ("token", ctypes.POINTER(ctypes.c_int32)),
+        ("embd", ctypes.c_void_p),
+        ("pos", ctypes.c_void_p),
+        ("n_seq_id", ctypes.c_void_p),
+        ("seq_id", ctypes.c_void_p),
+        ("logits", ctypes.POINTER(ctypes.c_int8)),
+    )
+
+
+# Function -> (result, arguments). Models, contexts and memories are opaque pointers.
+_POINTER = ctypes.c_void_p
+_FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
+    "llama_log_set": (None, (type(_LOG), _POINTER)),
+    "llama_backend_init": (None, ()),
+    "llama_model_default_params": (_ModelParams, ()),
+    "llama_context_default_params": (_ContextParams, ()),
+    "llama_model_load_from_file": (_POINTER, (ctypes.c_char_p, _ModelParams)),
+    "llama_model_free": (None, (_POINTER,)),
+    "llama_model_get_vocab": (_POINTER, (_POINTER,)),
+    "llama_vocab_n_tokens": (ctypes.c_int32, (_POINTER,)),
+    "llama_tokenize": (
+        ctypes.c_int32,
+        (_POINTER, ctypes.c_char_p, ctypes.c_int32, _POINTER, ctypes.c_int32, ctypes.c_bool, ctypes.c_bool),
+    ),
+    "llama_init_from_model": (_POINTER, (_POINTER, _ContextParams)),
+    "llama_free": (None, (_POINTER,)),
+    "llama_get_memory": (_POINTER, (_POINTER,)),
+    "llama_memory_clear": (None, (_POINTER, ctypes.c_bool)),
+    "llama_decode": (ctypes.c_int32, (_POINTER, _Batch)),
+    "llama_get_logits": (ctypes.POINTER(ctypes.c_float), (_POINTER,)),
+}
+
+
+def installed_version() -> str | None:
+    """The release of xllamacpp that is installed, if any."""
+    try:
+        return version("xllamacpp")
+    except PackageNotFoundError:
+        return None
+
+
+def missing() -> str | None:
+    """The pip line that brings the pinned release, or None if it is installed."""
+    return None if installed_version() == PINNED_VERSION else _PIP
+
+
+@cache
+def load_library() -> ctypes.CDLL:
+    """llama.cpp, loaded from the xllamacpp package without importing it.
+
+    Raises: BackendError if the package, its pinned release or a system library is missing.
+    """
+    spec = find_spec("xllamacpp")
+    if missing() or spec is None:
+        found = installed_version() or "none"
+        raise BackendError(f"running GGUF files needs xllamacpp {PINNED_VERSION}, found {found}: {_PIP}")
+    folders = [Path(place) for place in spec.submodule_search_locations or ()]
+    paths = [path for folder in folders for form in ("*.so", "*.pyd") for path in folder.glob(f"xllamacpp{form}")]
+    if not paths:
+        raise BackendError(f"xllamacpp is installed without its library: {_PIP} --force-reinstall")
+    try:
+        library = ctypes.CDLL(str(paths[0]))
+    except OSError as error:
+        hint = ": install it with the system's package manager (Debian: libgomp1)" if "libgomp" in str(error) else ""
+        raise BackendError(f"llama.cpp cannot be loaded: {error}{hint}") from None
+    for name, (result, arguments) in _FUNCTIONS.items():
+        function = getattr(library, name)
+        function.restype, function.argtypes = result, arguments
+    library.llama_log_set(_LOG, None)
+    library.llama_backend_init()
+    return library
+
+
+class LlamaRunner(Runner):
+    """A GGUF loaded on the CPU, one conversation at a time."""
+
+    def __init__(self, path: Path, *, threads: int) -> None:
+        self._llama = load_library()
+        self._path, self._threads = path, threads
+        self._seen: list[int] = []
+        self._context: int | None = None
+        self._capacity = 0
+        params = self._llama.llama_model_default_params()
+        params.n_gpu_layers = 0
+        self._model = self._llama.llama_model_load_from_file(str(path).encode(), params)
+        if not self._model:
+            raise InputError(f"{path}: llama.cpp does not load it: {' '.join(_log_lines) or 'no reason given'}")
+        self._vocab = self._llama.llama_model_get_vocab(self._model)
+        self.n_vocab = int(self._llama.llama_vocab_n_tokens(self._vocab))
+
+    @property
+    def backend(self) -> str:
+        return f"llama.cpp (xllamacpp {PINNED_VERSION}) CPU, {self._threads} threads"
+
+    def extend(self, token_ids: Sequence[int]) -> Float32:
+        """See `Runner.extend`. Raises UsageError for an id outside the vocabulary or no ids at all."""
+        ids = list(token_ids)
+        if not ids or min(ids) < 0 or max(ids) >= self.n_vocab:
+            raise UsageError(f"token ids must be one or more of 0 … {self.n_vocab - 1}")
+        self._reserve(len(self._seen) + len(ids))
+        self._seen += ids
+        return np.concatenate([self._decode(ids[i : i + _BATCH]) for i in range(0, len(ids), _BATCH)])
+
+    def reset(self) -> None:
+        self._seen = []
+        if self._context:
+            self._llama.llama_memory_clear(self._llama.llama_get_memory(self._context), True)
+
+    def tokenize(self, text: str) -> list[int]:
+        """Ids of a text as llama.cpp cuts it, special tokens recognised and BOS added if the file says so."""
+        data = text.encode()
+        ids = (ctypes.c_int32 * (len(data) + 2))()
+        n = self._llama.llama_tokenize(self._vocab, data, len(data), ids, len(ids), True, True)
+        return list(ids[:n])
+
+    def close(self) -> None:
+        if self._context:
+            self._llama.llama_free(self._context)
+        if self._model:
+            self._llama.llama_model_free(self._model)
+        self._context = self._model = None
+
+    def _reserve(self, n_tokens: int) -> None:
+        """Makes room for a conversation of that length; one that outgrows its context is replayed in a larger."""
+        if n_tokens <= self._capacity:
+            return
+        if self._context:
+            self._llama.llama_free(self._context)
+        self._capacity = max(_FIRST_CONTEXT, 2 * self._capacity, n_tokens)
+        params = self._llama.llama_context_default_params()
+        params.n_ctx, params.n_batch, params.n_ubatch, params.n_seq_max = self._capacity, _BATCH, _BATCH, 1
+        params.n_threads = params.n_threads_batch = self._threads
+        params.flash_attn_type = 0
+        params.type_k = params.type_v = _GGML_F32
+        self._context = self._llama.llama_init_from_model(self._model, params)
+        if not self._context:
+            raise InputError(
+                f"{self._path}: llama.cpp makes no context of {self._capacity} tokens: {' '.join(_log_lines)}"
+            )
+        for start in range(0, len(self._seen), _BATCH):
+            self._decode(self._seen[start : start + _BATCH])
+
+    def _decode(self, ids: list[int]) -> Float32:
+        """Logits [n, V] of up to `_BATCH` tokens."""
+        n = len(ids)
+        tokens = (ctypes.c_int32 * n)(*ids)
+        wanted = (ctypes.c_int8 * n)(*[1] * n)
+        status = self._llama.llama_decode(self._context, _Batch(n, tokens, None, None, None, None, wanted))
+        if status != 0:
+            raise InputError(f"{self._path}: llama.cpp fails to run it (status {status}): {' '.join(_log_lines)}")
+        logits = self._llama.llama_get_logits(self._context)
+        return np.ctypeslib.as_array(logits, (n, self.n_vocab)).copy()

@@ -1,0 +1,81 @@
+"""Matrix products and table look-ups over stored matrices, float or packed.
+
+All activations between operators are one matrix [tokens, features], tokens = batch * sequence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ...convert.model.graph import Weight
+from .builder import MICROSOFT, GraphBuilder
+from .store import Matrix, WeightStore
+
+# Activations as int8 inside the kernel: without it CPU falls back to decode-then-multiply.
+_ACCURACY_LEVEL = 4
+
+
+def matmul(b: GraphBuilder, x: str, matrix: Matrix) -> str:
+    """x [T, n_cols] times the matrix, transposed: [T, n_rows]."""
+    if not matrix.is_packed:
+        return b.op("Gemm", x, matrix.parts[0], transB=1)
+    return b.op(
+        "MatMulNBits",
+        x,
+        *matrix.parts,
+        domain=MICROSOFT,
+        K=matrix.n_cols,
+        N=matrix.n_rows,
+        bits=4,
+        block_size=matrix.encoding.block,
+        accuracy_level=_ACCURACY_LEVEL,
+    )
+
+
+def linear(b: GraphBuilder, store: WeightStore, x: str, name: str, weights: Sequence[Weight]) -> list[str]:
+    """x [T, in] times each weight [out, in], transposed: one output [T, out] a weight.
+
+    Weights of one encoding are stored as one matrix called `name` and multiplied at once.
+    """
+    groups = store.groups(weights)
+    outputs: list[str] = []
+    for group in groups:
+        own_name = name if len(groups) == 1 else f"{name}.{group[0].role.value}"
+        y = matmul(b, x, store.add(own_name, group))
+        outputs += split(b, y, [w.view.n_rows for w in group])
+    return outputs
+
+
+def split(b: GraphBuilder, x: str, sizes: Sequence[int]) -> list[str]:
+    """Cuts the last axis into pieces of these sizes."""
+    if len(sizes) == 1:
+        return [x]
+    return list(b.ops("Split", x, b.ints(*sizes), outputs=[None] * len(sizes), axis=-1))
+
+
+def lookup(b: GraphBuilder, matrix: Matrix, ids: str) -> str:
+    """Rows [T, n_cols] of a stored matrix, as activations; ids is [T].
+
+    Packed rows are gathered packed and decoded with arithmetic that every execution provider has:
+    GatherBlockQuantized is missing from the WebAssembly build that Transformers.js loads.
+    """
+    if not matrix.is_packed:
+        return b.op("Gather", matrix.parts[0], ids, axis=0)
+    values, scales, zero_points = (b.op("Gather", part, ids, axis=0) for part in matrix.parts)
+    n_blocks = matrix.n_cols // matrix.encoding.block
+    codes = b.reshape(_nibbles(b, values), -1, n_blocks, matrix.encoding.block)
+    zero = b.slice(b.reshape(_nibbles(b, zero_points), -1, 2 * ((n_blocks + 1) // 2), 1), 0, n_blocks, 1)
+    scale = b.reshape(b.to_float32(scales), -1, n_blocks, 1)
+    decoded = b.op("Mul", b.op("Sub", codes, zero), scale)
+    return b.from_float32(b.reshape(decoded, -1, matrix.n_cols))
+
+
+def _nibbles(b: GraphBuilder, packed: str) -> str:
+    """uint8 [...] as float32 [..., 2]: low nibble, high nibble."""
+    from onnx import TensorProto
+
+    whole = b.cast(packed, TensorProto.FLOAT)
+    high = b.op("Floor", b.op("Mul", whole, b.scalar(1 / 16)))
+    low = b.op("Sub", whole, b.op("Mul", high, b.scalar(16)))
+    last = b.ints(-1)
+    return b.op("Concat", b.op("Unsqueeze", low, last), b.op("Unsqueeze", high, last), axis=-1)

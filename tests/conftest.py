@@ -1,0 +1,46 @@
+"""Fixtures for all tests: tiny random checkpoints, made once a session. Treat the folders as read-only."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from lfm_convert.convert.model.graph import WeightGraph
+from lfm_convert.convert.model.lfm2 import open_graph
+from support.checkpoints import dense_config, make_checkpoint, moe_config
+
+FIXTURES = Path(__file__).parent / "fixtures"
+
+
+@pytest.fixture(scope="session")
+def tiny_dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dense model: hidden 128, 4 layers (attention in 1 and 3), 512 tokens, bfloat16, tied head."""
+    return make_checkpoint(tmp_path_factory.mktemp("checkpoints") / "tiny-dense", dense_config())
+
+
+@pytest.fixture(scope="session")
+def tiny_moe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A mixture of experts: as tiny_dense, with 8 experts (4 at a time) after one dense layer."""
+    return make_checkpoint(tmp_path_factory.mktemp("checkpoints") / "tiny-moe", moe_config())
+
+
+@pytest.fixture(scope="session")
+def tiny_moe_sharded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """tiny_moe's weights in three shards with an index."""
+    return make_checkpoint(tmp_path_factory.mktemp("checkpoints") / "tiny-moe-sharded", moe_config(), shards=3)
+
+
+@pytest.fixture(scope="session")
+def dense_graph(tiny_dense: Path) -> WeightGraph:
+    return open_graph(tiny_dense)
+
+
+@pytest.fixture(scope="session")
+def moe_graph(tiny_moe: Path) -> WeightGraph:
+    return open_graph(tiny_moe)
+
+
+@pytest.fixture(scope="session")
+def published_configs() -> Path:
+    """Folder of published `config.json` files, one a model."""
+    return FIXTURES / "configs"

@@ -1,0 +1,23 @@
+"""Writes artifacts straight through a target, for tests that are not about publishing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lfm_convert.convert.model.graph import WeightGraph
+from lfm_convert.convert.stream import Execution
+from lfm_convert.targets.target import Artifact, get_target
+
+
+def write_artifact(graph: WeightGraph, target: str, quant: str, folder: Path, run: Execution | None = None) -> Artifact:
+    """Plans and writes one artifact with its shared files; returns what the manifest would say of it."""
+    chosen = get_target(target)
+    plan = chosen.plan(graph, quant)
+    folder.mkdir(parents=True, exist_ok=True)
+    chosen.write(plan, graph, folder, run or Execution(jobs=2))
+    for name, data in chosen.shared_files(graph, [plan]).items():
+        (folder / name).write_bytes(data)
+    files = tuple(folder / file.path for file in plan.files)
+    for file in plan.files:
+        assert (folder / file.path).stat().st_size == file.nbytes, f"{file.path}: planned {file.nbytes} bytes"
+    return Artifact(folder / plan.main_file, folder, target, plan.quant, plan.class_name, files)

@@ -1,0 +1,126 @@
+"""A target whose runtime is our own forward pass, so that the validator can be tested without any other.
+
+An artifact is a JSON file: the checkpoint it came from, and what is wrong with it. Worker processes
+import this module by name, with this folder's parent on PYTHONPATH.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lfm_convert.convert.errors import BackendError
+from lfm_convert.convert.model.forward import Forward, State
+from lfm_convert.convert.model.graph import Layer, Role, WeightGraph
+from lfm_convert.convert.model.lfm2 import open_graph
+from lfm_convert.convert.model.tensor import ArrayTensor
+from lfm_convert.targets.target import Artifact, Runner, Target
+
+FIND_TARGET = "support.fake_target:find_target"
+
+
+def make_artifact(folder: Path, checkpoint: Path, name: str = "model", class_name: str = "f32", **fault: Any) -> Artifact:
+    """An artifact on disk. `fault` is what `FakeRunner` and `FakeTarget.run` understand."""
+    path = folder / f"{name}.json"
+    path.write_text(json.dumps({"checkpoint": str(checkpoint), **fault}))
+    return Artifact(
+        path=path, folder=folder, target="fake", quant=name, class_name=class_name, files=(path,), entry={"a": [1]}
+    )
+
+
+def find_target(name: str) -> Target:
+    return FakeTarget()
+
+
+class FakeRunner(Runner):
+    """The forward pass, with one of these faults.
+
+    `noise`: deviation added to all logits; `swap`: exchanges w1 and w3 of layer 0; `nan_after`: a NaN in the
+    logits of every call after so many; `wide`: so many ids too many; `keep_state`: reset does nothing;
+    `forget_conv`: the convolutions start anew at every call; `crash_at`, `hang_at`: the call it happens in.
+    """
+
+    def __init__(self, fault: Mapping[str, Any]) -> None:
+        graph = open_graph(Path(fault["checkpoint"]))
+        self._forward = Forward(swap_weights(graph) if fault.get("swap") else graph)
+        self._fault = fault
+        self._calls = 0
+        self._state = State(1)
+
+    @property
+    def backend(self) -> str:
+        return "fake 1.0"
+
+    def reset(self) -> None:
+        if not self._fault.get("keep_state"):
+            self._state = State(1)
+
+    def extend(self, token_ids: Sequence[int]) -> np.ndarray:
+        self._calls += 1
+        self._break()
+        if self._fault.get("forget_conv"):
+            self._state.sequences[0].conv.clear()
+        logits = self._forward.extend(self._state, [list(token_ids)])[0]
+        noise = np.random.default_rng(self._calls).normal(size=logits.shape) * self._fault.get("noise", 0.0)
+        logits = logits + noise.astype(np.float32)
+        if self._calls > self._fault.get("nan_after", self._calls):
+            logits[-1, 3] = np.nan
+        return np.pad(logits, ((0, 0), (0, self._fault.get("wide", 0))))
+
+    def _break(self) -> None:
+        if self._calls == self._fault.get("crash_at"):
+            print("weights are on fire", file=sys.stderr, flush=True)
+            os.kill(os.getpid(), signal.SIGSEGV)
+        if self._calls == self._fault.get("hang_at"):
+            time.sleep(600)
+        if self._calls == self._fault.get("raise_at"):
+            raise RuntimeError("no kernel for this row")
+
+
+class FakeTarget(Target):
+    name = "fake"
+    title = "Fake"
+    extra = "fake"
+    policies = ()
+    default_quant = "f32"
+
+    def run(self, artifact: Artifact, *, threads: int) -> Runner:
+        fault = json.loads(artifact.path.read_text())
+        if "absent" in fault:
+            raise BackendError("the fake runtime is not installed: pip install fake")
+        return FakeRunner(fault)
+
+    def missing(self) -> str | None:
+        return None
+
+    def plan(self, graph: WeightGraph, quant: str) -> Any:
+        raise NotImplementedError
+
+    def write(self, *arguments: Any) -> None:
+        raise NotImplementedError
+
+    def shared_files(self, graph: WeightGraph, artifacts: Iterable[Any]) -> dict[str, bytes]:
+        raise NotImplementedError
+
+    def read(self, artifact: Artifact) -> dict[Any, Any]:
+        raise NotImplementedError
+
+
+def swap_weights(graph: WeightGraph) -> WeightGraph:
+    """The graph with gate and up projection of its first layer exchanged: same shapes, other model."""
+    first = graph.layers[0]
+    gate, up = first.weights[Role.FFN_GATE], first.weights[Role.FFN_UP]
+    swapped = {
+        **first.weights,
+        Role.FFN_GATE: replace(gate, view=ArrayTensor(gate.view.name, up.view.read())),
+        Role.FFN_UP: replace(up, view=ArrayTensor(up.view.name, gate.view.read())),
+    }
+    return replace(graph, layers=(Layer(0, first.operator, first.is_moe, swapped), *graph.layers[1:]))

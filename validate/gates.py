@@ -1,0 +1,143 @@
+"""Limits an artifact must keep, by quality class: a table of data and the judge that reads it.
+
+A class is what `Policy.class_name` says (f32, f16, q8, q6, q5, q4). The limits are absolute lines for a
+model nobody has measured yet; they catch what is broken, not what is a little worse than it could be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from ..convert.errors import UsageError
+from .metrics import Metrics
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What a class must keep.
+
+    Units: `kld_*` in nats at most; `same_top1` a fraction at least; `ppl_change` the distance of the perplexity
+    ratio from 1 at most; `max_abs_logit` in logits at most, where a class is meant to be exact. `cache_kld` is
+    the largest divergence between prefilling whole and step by step, and between before and after a reset.
+    """
+
+    kld_mean: float
+    kld_p999: float
+    same_top1: float
+    ppl_change: float
+    cache_kld: float
+    max_abs_logit: float | None = None
+    source: str
+
+
+@dataclass(frozen=True)
+class GateResult:
+    """One limit and what was measured. `at_least` tells which side of the limit passes."""
+
+    name: str
+    value: float
+    limit: float
+    passed: bool
+    at_least: bool = False
+
+    @property
+    def sentence(self) -> str:
+        """What was measured: `kld_mean is 0.31, limit at most 0.2`."""
+        if self.name == "finite":
+            return "the logits are finite" if self.passed else "the logits hold NaN or infinity"
+        return f"{self.name} is {self.value:.5g}, limit at {'least' if self.at_least else 'most'} {self.limit:.5g}"
+
+
+# The key is (class, whether the model is a mixture of experts). A small error can send a token to another
+# expert, so that a mixture is never held to less than its dense class.
+LIMITS: Mapping[tuple[str, bool], Limits] = {
+    ("f32", False): Limits(
+        kld_mean=1e-5, kld_p999=1e-3, same_top1=1.0, ppl_change=1e-4, cache_kld=1e-5, max_abs_logit=1e-3,
+        source="Optimum's 1e-5 and Liquid's allclose 1e-4 … 1e-3 on f32 logits",
+    ),
+    ("f32", True): Limits(
+        kld_mean=1e-5, kld_p999=1e-3, same_top1=1.0, ppl_change=1e-4, cache_kld=1e-5, max_abs_logit=1e-3,
+        source="as dense",
+    ),
+    ("f16", False): Limits(
+        kld_mean=0.005, kld_p999=0.1, same_top1=0.97, ppl_change=0.005, cache_kld=0.01,
+        source="Olive f16 execution 0.0008 … 0.004 (1.2B, 2.6B); f16 weights with f32 logits stay below 1e-4",
+    ),
+    ("f16", True): Limits(
+        kld_mean=0.03, kld_p999=1.0, same_top1=0.94, ppl_change=0.01, cache_kld=0.1,
+        source="Olive 8B-A1B f16: 0.0224, top-1 95.9 %",
+    ),
+    ("q8", False): Limits(
+        kld_mean=0.012, kld_p999=0.3, same_top1=0.94, ppl_change=0.005, cache_kld=0.05,
+        source="Q8_0 with 8-bit activations 0.0017 … 0.0084 (230M … 2.6B), ONNX int8 0.0017 … 0.009",
+    ),
+    ("q8", True): Limits(
+        kld_mean=0.03, kld_p999=3.0, same_top1=0.94, ppl_change=0.02, cache_kld=0.2,
+        source="ONNX int8 8B-A1B: 0.0086 (chat), 0.0256 (wikitext)",
+    ),
+    ("q6", False): Limits(
+        kld_mean=0.04, kld_p999=0.8, same_top1=0.93, ppl_change=0.01, cache_kld=0.05,
+        source="Llama-3 Q6_K 0.0055, times LFM2.5's 3 to 5: an estimate",
+    ),
+    ("q6", True): Limits(
+        kld_mean=0.06, kld_p999=3.5, same_top1=0.92, ppl_change=0.03, cache_kld=0.2,
+        source="between q8 and q4: an estimate",
+    ),
+    ("q5", False): Limits(
+        kld_mean=0.08, kld_p999=1.5, same_top1=0.88, ppl_change=0.03, cache_kld=0.05,
+        source="Llama-3 Q5_K_M 0.0108, times LFM2.5's 3 to 5: an estimate",
+    ),
+    ("q5", True): Limits(
+        kld_mean=0.12, kld_p999=4.5, same_top1=0.87, ppl_change=0.05, cache_kld=0.2,
+        source="between q8 and q4: an estimate",
+    ),
+    ("q4", False): Limits(
+        kld_mean=0.20, kld_p999=4.0, same_top1=0.78, ppl_change=0.12, cache_kld=0.1,
+        source="Q4_K_M 0.099 … 0.155 (230M, 1.2B, 2.6B), top-1 81 … 83 %; 350M needs its own line (0.48)",
+    ),
+    ("q4", True): Limits(
+        kld_mean=0.22, kld_p999=6.0, same_top1=0.78, ppl_change=0.12, cache_kld=0.3,
+        source="ONNX int4 8B-A1B: 0.085 (chat), 0.21 (wikitext)",
+    ),
+}  # fmt: skip
+
+
+def limits_of(class_name: str, *, is_moe: bool) -> Limits:
+    """The limits of a class. Raises UsageError for a class that has none."""
+    found = LIMITS.get((class_name, is_moe))
+    if found is None:
+        classes = ", ".join(dict.fromkeys(name for name, _ in LIMITS))
+        raise UsageError(f"no gates are stated for class '{class_name}': expected one of {classes}")
+    return found
+
+
+def judge(metrics: Metrics, class_name: str, *, is_moe: bool) -> list[GateResult]:
+    """Every gate of the class; of logits that are not finite, that one alone. NaN passes no gate."""
+    limits = limits_of(class_name, is_moe=is_moe)
+    finite = at_least("finite", float(metrics.finite), 1.0)
+    if not finite.passed:
+        return [finite]
+    gates = [
+        finite,
+        at_most("kld_mean", metrics.kld_mean, limits.kld_mean),
+        at_most("kld_p999", metrics.kld_p999, limits.kld_p999),
+        at_least("same_top1", metrics.same_top1, limits.same_top1),
+        at_most("ppl_change", abs(metrics.ppl_ratio - 1.0), limits.ppl_change),
+    ]
+    if limits.max_abs_logit is not None:
+        gates.append(at_most("max_abs_logit", metrics.max_abs_logit, limits.max_abs_logit))
+    return gates
+
+
+def at_most(name: str, value: float, limit: float) -> GateResult:
+    return GateResult(name, value, limit, value <= limit)
+
+
+def at_least(name: str, value: float, limit: float) -> GateResult:
+    return GateResult(name, value, limit, value >= limit, at_least=True)
+
+
+def verdict(gates: Sequence[GateResult]) -> str:
+    """`pass` or `fail`; no gates at all prove nothing, so they fail."""
+    return "pass" if gates and all(gate.passed for gate in gates) else "fail"

@@ -1,0 +1,136 @@
+"""What the validator asks of a worker process, and what the worker answers, as files of one folder.
+
+`job.json` goes in; `logits-00000.npy` … appear one by one, whole, as prompts are done; `outcome.json` ends it.
+Files survive whatever a runtime does to its process and to its standard output.
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..convert.model.dtypes import Float32
+from ..targets.target import Artifact
+from .metrics import json_safe
+
+# Where a worker finds targets by name, as "module:function"; plug-ins and tests have their own.
+FIND_TARGET = "lfm_convert.targets.target:get_target"
+
+_JOB = "job.json"
+_OUTCOME = "outcome.json"
+_PATHS = ("path", "folder")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One artifact to run. `cache_prompts` and `greedy_prompts` are indices into `prompts`."""
+
+    artifact: Artifact
+    find_target: str
+    threads: int
+    vocab_size: int
+    prompts: tuple[tuple[int, ...], ...]
+    cache_prompts: tuple[int, ...]
+    greedy_prompts: tuple[int, ...]
+    n_greedy: int
+    stop: tuple[int, ...]
+
+    def save(self, folder: Path) -> None:
+        artifact = _fields(self.artifact)
+        artifact |= {key: str(artifact[key]) for key in _PATHS}
+        artifact |= {"files": list(map(str, self.artifact.files)), "entry": dict(self.artifact.entry)}
+        (folder / _JOB).write_text(json.dumps({**_fields(self), "artifact": artifact}), encoding="utf-8")
+
+
+def _fields(item: Job | Artifact) -> dict[str, Any]:
+    return {field.name: getattr(item, field.name) for field in fields(item)}
+
+
+def load_job(folder: Path) -> Job:
+    """The job of a folder; written by us, so it is not checked."""
+    data = json.loads((folder / _JOB).read_text(encoding="utf-8"))
+    artifact = data["artifact"]
+    artifact |= {key: Path(artifact[key]) for key in _PATHS}
+    artifact["files"] = tuple(map(Path, artifact["files"]))
+    data["prompts"] = tuple(map(tuple, data["prompts"]))
+    for key in ("cache_prompts", "greedy_prompts", "stop"):
+        data[key] = tuple(data[key])
+    return Job(**{**data, "artifact": Artifact(**artifact)})
+
+
+class Status(enum.StrEnum):
+    """How a worker ended. `DISK` is a full temporary folder, which says nothing of the artifact."""
+
+    DONE = "done"
+    SKIPPED = "skipped"
+    FAILED = "failed"
+    DISK = "disk"
+
+
+@dataclass(frozen=True)
+class CacheCheck:
+    """Whether the caches change what the artifact says: step by step against whole, and after a reset.
+
+    Units: `*_max_abs` in logits, `*_kld` in nats, both the largest over all positions.
+    """
+
+    stepwise_max_abs: float
+    stepwise_kld: float
+    reset_max_abs: float
+    reset_kld: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """A worker's answer beside the logits. `greedy` holds the tokens of each greedy prompt."""
+
+    status: Status
+    message: str = ""
+    backend: str = ""
+    cache: CacheCheck | None = None
+    greedy: tuple[tuple[int, ...], ...] = ()
+
+    def save(self, folder: Path) -> None:
+        path = folder / _OUTCOME
+        path.with_suffix(".part").write_text(json.dumps(json_safe(asdict(self))), encoding="utf-8")
+        path.with_suffix(".part").replace(path)
+
+
+def load_outcome(folder: Path) -> Outcome | None:
+    """The outcome of a folder, or None if the worker never wrote one."""
+    path = folder / _OUTCOME
+    if not path.exists():
+        return None
+    data: dict[str, Any] = json.loads(path.read_bytes())
+    cache = data["cache"]
+    if cache is not None:
+        cache = CacheCheck(**{key: np.nan if value is None else value for key, value in cache.items()})
+    greedy = tuple(map(tuple, data["greedy"]))
+    return Outcome(**{**data, "status": Status(data["status"]), "cache": cache, "greedy": greedy})
+
+
+def save_logits(folder: Path, index: int, logits: Float32) -> None:
+    """Publishes the logits [n, V] of one prompt: under its name the file is always whole."""
+    path = folder / _logits_name(index)
+    with path.with_suffix(".part").open("wb") as file:
+        np.save(file, logits)
+    path.with_suffix(".part").replace(path)
+
+
+def take_logits(folder: Path, index: int) -> Float32 | None:
+    """The logits of a prompt, whose file is then gone; None if they are not there yet."""
+    path = folder / _logits_name(index)
+    if not path.exists():
+        return None
+    logits: Float32 = np.load(path)
+    path.unlink()
+    return logits
+
+
+def _logits_name(index: int) -> str:
+    return f"logits-{index:05d}.npy"

@@ -1,0 +1,208 @@
+"""How far an artifact's logits are from the reference's, teacher-forced: both see the same tokens.
+
+Source: llama.cpp `perplexity --kl-divergence` for the choice of numbers; here in float64 on float32
+logits without its 16-bit store, and with errors over prompts, since positions of one prompt are
+correlated and an error over positions is several times too small.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..convert.errors import InputError
+from ..convert.model.dtypes import Float32
+from .prompts import EncodedPrompt
+
+Float64 = NDArray[np.float64]
+
+# Elements of [rows, V] handled at a time: 32 MiB in float64.
+_BLOCK_ELEMENTS = 1 << 22
+_TOP = 5
+_N_WORST = 8
+
+
+@dataclass(frozen=True)
+class PromptScore:
+    """One prompt by position. Shapes: [n], and [n - 1] for `log_prob_loss`. Units: nats."""
+
+    id: str
+    kld: Float64
+    same_top1: NDArray[np.bool_]
+    top5_overlap: Float64
+    log_prob_loss: Float64
+    max_abs_logit: float
+    finite: bool
+
+
+@dataclass(frozen=True)
+class Worst:
+    """The position of a prompt where the artifact is furthest off. Units: nats."""
+
+    prompt: str
+    position: int
+    kld: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metrics:
+    """An artifact in numbers.
+
+    Units: `kld_*` in nats; `same_top1`, `top5_overlap` fractions; `ppl_ratio` is the artifact's perplexity
+    over the reference's; `max_abs_logit` in logits. NaN where the logits do not define a number.
+    """
+
+    n_prompts: int
+    n_positions: int
+    finite: bool
+    kld_mean: float
+    kld_se: float
+    kld_median: float
+    kld_p99: float
+    kld_p999: float
+    kld_max: float
+    same_top1: float
+    top5_overlap: float
+    ppl_ratio: float
+    max_abs_logit: float
+    worst: tuple[Worst, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """The metrics as JSON has them: numbers that are not finite are null."""
+        found: dict[str, Any] = json_safe(asdict(self))
+        return found
+
+
+def json_safe(value: Any) -> Any:
+    """The same value with null for NaN and infinity, which JSON does not have."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: json_safe(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_safe(item) for item in value]
+    return value
+
+
+def position_kld(reference: Float32, artifact: Float32) -> Float64:
+    """KL divergence of the artifact's distributions from the reference's. Shapes: both [n, V]; returns [n]."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        return _divergence(_log_softmax(reference), _log_softmax(artifact))
+
+
+def score_prompt(prompt: EncodedPrompt, reference: Float32, artifact: Float32) -> PromptScore:
+    """Compares two logit arrays [n, V] of a prompt's n tokens, some rows at a time.
+
+    Raises: InputError if they are not about the same tokens and vocabulary.
+    """
+    n, vocab_size = reference.shape
+    if artifact.shape != reference.shape or n != len(prompt.token_ids):
+        raise InputError(
+            f"prompt '{prompt.id}' of {len(prompt.token_ids)} tokens: logits {list(artifact.shape)} cannot be "
+            f"compared with {list(reference.shape)}"
+        )
+    step = max(1, _BLOCK_ELEMENTS // vocab_size)
+    following = np.asarray(prompt.token_ids[1:], np.int64)
+    blocks = [
+        _score_rows(prompt.id, reference[low : low + step], artifact[low : low + step], following[low : low + step])
+        for low in range(0, n, step)
+    ]
+    return PromptScore(
+        id=prompt.id,
+        kld=np.concatenate([b.kld for b in blocks]),
+        same_top1=np.concatenate([b.same_top1 for b in blocks]),
+        top5_overlap=np.concatenate([b.top5_overlap for b in blocks]),
+        log_prob_loss=np.concatenate([b.log_prob_loss for b in blocks]),
+        max_abs_logit=float(np.max([b.max_abs_logit for b in blocks])),
+        finite=all(b.finite for b in blocks),
+    )
+
+
+def _score_rows(prompt_id: str, reference: Float32, artifact: Float32, following: NDArray[np.int64]) -> PromptScore:
+    """One block of rows; `following` holds the next token of each, but for a prompt's last."""
+    rows = np.arange(len(reference))
+    chosen = artifact.argmax(axis=1)
+    with np.errstate(invalid="ignore", over="ignore"):
+        log_p, log_q = _log_softmax(reference), _log_softmax(artifact)
+        next_at = (rows[: len(following)], following)
+        return PromptScore(
+            id=prompt_id,
+            kld=_divergence(log_p, log_q),
+            # any of several tokens that tie for the reference's top is the same choice
+            same_top1=reference[rows, chosen] == reference.max(axis=1),
+            top5_overlap=_top_overlap(reference, artifact),
+            log_prob_loss=log_p[next_at] - log_q[next_at],
+            max_abs_logit=float(np.abs(reference - artifact).max()),
+            finite=bool(np.isfinite(artifact).all() and np.isfinite(reference).all()),
+        )
+
+
+def _divergence(log_p: Float64, log_q: Float64) -> Float64:
+    # rounding can leave a sum of -1e-17, which no divergence is
+    kld: Float64 = np.maximum(np.sum(np.exp(log_p) * (log_p - log_q), axis=1), 0.0)
+    return kld
+
+
+def _log_softmax(logits: Float32) -> Float64:
+    values = logits.astype(np.float64)
+    values -= values.max(axis=1, keepdims=True)
+    values -= np.log(np.exp(values).sum(axis=1, keepdims=True))
+    return values
+
+
+def _top_overlap(reference: Float32, artifact: Float32) -> Float64:
+    """The share of the reference's top tokens that are among the artifact's. Shape: [n]."""
+    k = min(_TOP, reference.shape[1])
+    first, second = (np.argpartition(-values, k - 1, axis=1)[:, :k] for values in (reference, artifact))
+    overlap: Float64 = (first[:, :, None] == second[:, None, :]).any(axis=2).mean(axis=1)
+    return overlap
+
+
+def summarize(scores: Sequence[PromptScore]) -> Metrics:
+    """The metrics of all prompts together: every position weighs the same."""
+    if not scores:
+        raise ValueError("metrics of zero prompts")
+    kld = np.concatenate([score.kld for score in scores])
+    loss = np.concatenate([score.log_prob_loss for score in scores])
+    worst = sorted((_worst(score) for score in scores), key=lambda w: -w.kld if w.kld == w.kld else -math.inf)
+    with np.errstate(invalid="ignore", over="ignore"):
+        median, p99, p999 = (float(q) for q in np.percentile(kld, (50, 99, 99.9)))
+        return Metrics(
+            n_prompts=len(scores),
+            n_positions=kld.size,
+            finite=all(score.finite for score in scores),
+            kld_mean=float(kld.mean()),
+            kld_se=_standard_error(scores, float(kld.mean())),
+            kld_median=median,
+            kld_p99=p99,
+            kld_p999=p999,
+            kld_max=float(kld.max()),
+            same_top1=float(np.concatenate([s.same_top1 for s in scores]).mean()),
+            top5_overlap=float(np.concatenate([s.top5_overlap for s in scores]).mean()),
+            ppl_ratio=float(np.exp(loss.mean())) if loss.size else math.nan,
+            max_abs_logit=float(np.max([s.max_abs_logit for s in scores])),
+            worst=tuple(worst[:_N_WORST]),
+        )
+
+
+def _worst(score: PromptScore) -> Worst:
+    position = int(score.kld.argmax())  # of a NaN, if there is one
+    return Worst(score.id, position, float(score.kld[position]))
+
+
+def _standard_error(scores: Sequence[PromptScore], mean: float) -> float:
+    """Of the mean over positions, with prompts as the independent draws; NaN for a single prompt.
+
+    Source: the linearised variance of a ratio estimator (Cochran, Sampling Techniques, §6.3).
+    """
+    n = len(scores)
+    if n < 2:
+        return math.nan
+    total = sum(score.kld.size for score in scores)
+    deviations = [score.kld.size / total * (float(score.kld.mean()) - mean) for score in scores]
+    return math.sqrt(n / (n - 1) * sum(d * d for d in deviations))

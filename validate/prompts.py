@@ -1,0 +1,181 @@
+"""The prompts that artifacts are compared on, and their token ids.
+
+A prompt set is JSON Lines: `{"id", "language", "kind"}` and one of `text`, `messages` (with `tools`
+if wanted) or `ids`. `prompts.jsonl` beside this file is the shared set; it holds no text of any
+calibration or benchmark set.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from ..convert.errors import Faults, InputError, UsageError
+from ..convert.model.assets import Assets
+from ..convert.model.chat import Message, render_chats
+from ..convert.model.tokenizer import Tokenizer
+
+# Fewer positions than this say nothing about the tail of a distribution.
+MIN_POSITIONS = 100
+
+_CONTENTS = ("text", "messages", "ids")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """One prompt: exactly one of `text`, `messages` and `ids` is given."""
+
+    id: str
+    language: str = ""
+    kind: str = ""
+    text: str | None = None
+    messages: tuple[Message, ...] = ()
+    tools: tuple[Mapping[str, Any], ...] = ()
+    ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class EncodedPrompt:
+    """A prompt as the model sees it."""
+
+    id: str
+    token_ids: tuple[int, ...]
+
+
+def load_prompts(path: Path | None = None) -> tuple[Prompt, ...]:
+    """The prompts of a file, or the shared set.
+
+    Raises: InputError naming the file and every bad line; UsageError if there is no prompt at all.
+    """
+    where = str(path) if path else "prompts.jsonl"
+    try:
+        text = (path or files(__package__) / "prompts.jsonl").read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{where}: cannot be read as UTF-8 text: {error}") from None
+    faults = Faults()
+    prompts: dict[str, Prompt] = {}
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            prompt = _parse(line)
+            if prompt.id in prompts:
+                raise ValueError(f"id '{prompt.id}' is used twice")
+            prompts[prompt.id] = prompt
+        except (ValueError, RecursionError) as error:
+            faults.add(f"line {number}: {error}")
+    faults.raise_if_any(where)
+    if not prompts:
+        raise UsageError(f"{where}: holds no prompt, so nothing could be compared")
+    return tuple(prompts.values())
+
+
+def _parse(line: str) -> Prompt:
+    """One line. Raises ValueError with what is wrong (JSON errors are ValueErrors, too)."""
+    row = json.loads(line)
+    if not isinstance(row, dict):
+        raise ValueError(f"expected a JSON object, found {type(row).__name__}")
+    given = [key for key in _CONTENTS if key in row]
+    if len(given) != 1:
+        raise ValueError(f"expected exactly one of {', '.join(_CONTENTS)}, found {' and '.join(given) or 'none'}")
+    if not isinstance(row.get("id"), str) or not row["id"]:
+        raise ValueError("'id' must be a non-empty string")
+    for key in ("language", "kind", "text"):
+        if not isinstance(row.get(key, ""), str):
+            raise ValueError(f"'{key}' must be a string")
+    _check_messages(row)
+    ids = row.get("ids", [0])
+    if not isinstance(ids, list) or not ids or any(type(i) is not int or i < 0 for i in ids):
+        raise ValueError("'ids' must be a non-empty list of token ids")
+    try:
+        json.dumps(row, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError:
+        raise ValueError("a string holds half a surrogate pair, which is not text") from None
+    return Prompt(
+        id=row["id"],
+        language=row.get("language", ""),
+        kind=row.get("kind", ""),
+        text=row.get("text"),
+        messages=tuple(row.get("messages", ())),
+        tools=tuple(row.get("tools", ())),
+        ids=tuple(row.get("ids", ())),
+    )
+
+
+def _check_messages(row: Mapping[str, Any]) -> None:
+    messages, tools = row.get("messages", [{"role": ""}]), row.get("tools", [])
+    if not isinstance(messages, list) or not messages:
+        raise ValueError("'messages' must be a non-empty list")
+    if not all(isinstance(m, dict) and isinstance(m.get("role"), str) for m in messages):
+        raise ValueError("every message must be an object with a 'role'")
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+        raise ValueError("'tools' must be a list of objects")
+    if tools and "messages" not in row:
+        raise ValueError("'tools' go with 'messages'")
+
+
+def encode_prompts(
+    prompts: Sequence[Prompt], tokenizer: Tokenizer | None, assets: Assets, *, vocab_size: int
+) -> tuple[EncodedPrompt, ...]:
+    """The token ids of prompts, as the checkpoint's own tokenizer and chat template give them.
+
+    Chats are encoded as the template renders them; it writes the BOS token itself, so none is added.
+    Without a template (a base model) their contents are encoded as one text.
+    Raises: InputError for a prompt that the checkpoint cannot encode; UsageError if the set is too
+    small to compare anything.
+    """
+    rendered = _render(prompts, assets)
+    encoded = tuple(EncodedPrompt(p.id, _encode(p, rendered.get(p.id), tokenizer)) for p in prompts)
+    faults = Faults()
+    for item in encoded:
+        if not item.token_ids:
+            faults.add(f"prompt '{item.id}' encodes to no token")
+        elif max(item.token_ids) >= vocab_size:
+            faults.add(f"prompt '{item.id}' holds id {max(item.token_ids)}: expected less than vocab_size {vocab_size}")
+    faults.raise_if_any("prompts")
+    n_positions = sum(len(item.token_ids) for item in encoded)
+    if n_positions < MIN_POSITIONS:
+        raise UsageError(
+            f"{len(encoded)} prompts score {n_positions} positions: expected at least {MIN_POSITIONS}, "
+            "since fewer prove nothing"
+        )
+    return encoded
+
+
+def _render(prompts: Sequence[Prompt], assets: Assets) -> dict[str, str]:
+    """The chats by id, as the template writes them; empty without a template."""
+    if assets.chat_template is None:
+        return {}
+    groups: dict[str, list[Prompt]] = {}  # one process renders all chats with the same tools
+    for prompt in prompts:
+        if prompt.messages:
+            groups.setdefault(json.dumps(prompt.tools), []).append(prompt)
+    found: dict[str, str] = {}
+    for group in groups.values():
+        conversations = [prompt.messages for prompt in group]
+        texts = render_chats(
+            assets.chat_template, conversations, bos_token=_bos_token(assets), tools=group[0].tools or None
+        )
+        found |= {prompt.id: text for prompt, text in zip(group, texts, strict=True)}
+    return found
+
+
+def _encode(prompt: Prompt, rendered: str | None, tokenizer: Tokenizer | None) -> tuple[int, ...]:
+    if prompt.ids:
+        return prompt.ids
+    if tokenizer is None:
+        raise InputError(f"prompt '{prompt.id}' is text, and the checkpoint has no tokenizer.json: give prompts as ids")
+    if rendered is not None:
+        return tuple(tokenizer.encode(rendered, special=False))
+    contents = "\n".join(str(message.get("content") or "") for message in prompt.messages)
+    return tuple(tokenizer.encode(contents if prompt.text is None else prompt.text))
+
+
+def _bos_token(assets: Assets) -> str:
+    """The BOS token's text: published either as a string or as an object with its `content`."""
+    found = assets.tokenizer_config.get("bos_token") or assets.special_tokens_map.get("bos_token") or ""
+    return str(found.get("content", "")) if isinstance(found, dict) else str(found)
