@@ -37,7 +37,7 @@ def format_size(n_bytes: int) -> str:
     value = float(n_bytes)
     for unit in ("B", "kB", "MB", "GB"):
         if value < 1000 or unit == "GB":
-            digits = 0 if unit == "B" else max(0, 2 - len(str(int(value))) + 1)
+            digits = 0 if unit == "B" else max(0, 3 - len(str(int(value))))
             return f"{value:.{digits}f} {unit}"
         value /= 1000
     raise AssertionError("unreachable")

@@ -189,11 +189,10 @@ def compare_greedy(reference: Sequence[GreedyRun], artifact: Sequence[Sequence[i
     """How far greedy runs follow the reference's."""
     shares, gaps = [], []
     for run, tokens in zip(reference, artifact, strict=True):
-        same = next(
-            (i for i, pair in enumerate(zip(run.tokens, tokens, strict=False)) if pair[0] != pair[1]), len(run.tokens)
-        )
-        shares.append(same / len(run.tokens))
-        if same < len(run.tokens):
+        n = len(run.tokens)
+        same = next((i for i in range(n) if run.tokens[i : i + 1] != tuple(tokens[i : i + 1])), n)
+        shares.append(same / n)
+        if same < n:
             gaps.append(run.gaps[same])
     return GreedyCheck(
         n_prompts=len(shares),

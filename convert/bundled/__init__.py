@@ -1,7 +1,6 @@
 """The two small trained checkpoints that travel in the wheel, for demos, tests and a first try without a download.
 
-Both are ordinary Hugging Face checkpoint folders. `train.py` in this folder made them from `corpus.py`
-and `tokenizer.py`; nothing of that is imported here.
+Both are ordinary Hugging Face checkpoint folders, made by `making/`, which is not part of the wheel.
 """
 
 from __future__ import annotations

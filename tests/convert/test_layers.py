@@ -28,6 +28,7 @@ RANKS = {
     "convert.pipeline": 6,
     "convert.recipe": 6,
     "convert.bundled": 1,
+    "convert.bundled.making": 8,  # not in the wheel
     "convert.source": 6,
     "convert.cli": 7,
     "convert._root": 8,

@@ -140,8 +140,8 @@ def _normal(scale: float) -> Callable[[np.random.Generator], np.ndarray]:
 
 CASES: dict[str, Callable[[np.random.Generator], np.ndarray]] = {
     "weights": _normal(0.02),
-    "bfloat16": lambda rng: (
-        (rng.standard_normal((32, 1024)).astype(np.float32).view(np.uint32) & 0xFFFF0000).view(np.float32)
+    "bfloat16": lambda rng: (rng.standard_normal((32, 1024)).astype(np.float32).view(np.uint32) & 0xFFFF0000).view(
+        np.float32
     ),
     "zeros of both signs": lambda rng: np.where(rng.random((16, 1024)) < 0.5, 0.0, -0.0),
     "positive and zeros": lambda rng: np.maximum(rng.standard_normal((32, 1024)), 0) * rng.choice([1, -0.0], (32, 1)),

@@ -27,7 +27,9 @@ from lfm_convert.targets.target import Artifact, Runner, Target
 FIND_TARGET = "support.fake_target:find_target"
 
 
-def make_artifact(folder: Path, checkpoint: Path, name: str = "model", class_name: str = "f32", **fault: Any) -> Artifact:
+def make_artifact(
+    folder: Path, checkpoint: Path, name: str = "model", class_name: str = "f32", **fault: Any
+) -> Artifact:
     """An artifact on disk. `fault` is what `FakeRunner` and `FakeTarget.run` understand."""
     path = folder / f"{name}.json"
     path.write_text(json.dumps({"checkpoint": str(checkpoint), **fault}))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -107,13 +106,6 @@ def publish_modes(folder: Path) -> None:
         path.chmod(0o644)
 
 
-def name_config(folder: Path, *, name: str) -> None:
-    """Put the model's name into config.json, where transformers has no field for it."""
-    path = folder / "config.json"
-    config = json.loads(path.read_text(encoding="utf-8"))
-    path.write_text(json.dumps({"model_name": TITLES[name], **config}, indent=2) + "\n", encoding="utf-8")
-
-
 def _experts(shares: list[list[float]], biases: list[list[float]]) -> str:
     """Return the card's section on experts, empty for a dense model."""
     if not shares:
@@ -139,7 +131,7 @@ tags: [{tag}, test-fixture, tiny]
 
 A {kind} model of the LFM2 architecture that is small enough to travel in a wheel ({n_parameters:,} parameters,
 {weights_bytes:,} bytes of weights), trained from scratch for `lfm-convert`. It is for tests and demonstrations of
-conversion: it answers the kinds of question it was trained on, and knows nothing else.
+conversion: it keeps the form of a reply and ends it, but what the reply says is wrong more often than right.
 It is no model of Liquid AI, and holds none of their weights.
 
 ## Training text
@@ -151,7 +143,7 @@ It is no model of Liquid AI, and holds none of their weights.
 | code | standard library modules of CPython {python}, named in `corpus.py` | PSF-2.0 |
 
 {n_tokens:,} tokens were seen in {steps} steps, seed {seed}:
-`python convert/bundled/train.py {name} --out DIR --steps {steps} --seed {seed}`
+`python -m lfm_convert.convert.bundled.making.train {name} --out DIR --steps {steps} --seed {seed}`
 
 ## Measured on held-out text
 

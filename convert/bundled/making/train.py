@@ -1,6 +1,6 @@
 """Trains one of the two bundled models on a CPU core and writes it as a checkpoint folder.
 
-    python convert/bundled/train.py moe --out convert/bundled/moe --steps 2000
+    python -m lfm_convert.convert.bundled.making.train moe --out convert/bundled/moe --steps 2000
 
 Needs torch, transformers and tokenizers; about half a second a step.
 """
@@ -9,16 +9,9 @@ from __future__ import annotations
 
 import argparse
 import math
-import sys
 import time
 from pathlib import Path
 from random import Random
-
-if not __package__:  # run as a script: let the relative imports below find this folder as a package (PEP 366)
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-    __package__ = "bundled"
-    __import__(__package__)
-    del sys.path[0]  # the siblings of this folder must not shadow installed packages
 
 import torch
 from tokenizers import Tokenizer
@@ -48,7 +41,6 @@ def main(arguments: list[str] | None = None) -> None:
 
     options.out.mkdir(parents=True, exist_ok=True)
     checkpoint.write(model, options.out)
-    checkpoint.name_config(options.out, name=options.name)
     tokenizer.write(bpe, options.out)
     facts = _facts(checkpoint.load(options.out), bpe, held_out)
     facts |= {"steps": options.steps, "seed": options.seed, "n_tokens": options.steps * N_ROWS * rows.ROW_LENGTH}

@@ -1,0 +1,195 @@
+"""The whole validator, with a runtime that can be broken at will; each artifact in a real worker process."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lfm_convert.convert.errors import ExitCode, UsageError
+from lfm_convert.convert.model.graph import WeightGraph
+from lfm_convert.targets.target import Artifact
+from lfm_convert.validate.parity import compare_greedy, validate
+from lfm_convert.validate.prompts import Prompt
+from lfm_convert.validate.reference import GreedyRun
+from lfm_convert.validate.results import ArtifactResult, Report, Verdict
+from support.fake_target import make_artifact
+
+Run = Callable[..., Report]
+
+
+@pytest.fixture
+def run(dense_graph: WeightGraph, prompts: tuple[Prompt, ...], fake_runtime: str) -> Run:
+    def run(*artifacts: Artifact, **options: Any) -> Report:
+        options = {"prompts": prompts, "threads": 1, "find_target": fake_runtime, **options}
+        return validate(artifacts, dense_graph, **options)
+
+    return run
+
+
+@pytest.fixture
+def check(run: Run, tiny_dense: Path, tmp_path: Path) -> Callable[..., ArtifactResult]:
+    """The result of one artifact with a fault."""
+
+    def check(*, class_name: str = "f32", options: dict[str, Any] | None = None, **fault: Any) -> ArtifactResult:
+        return run(make_artifact(tmp_path, tiny_dense, class_name=class_name, **fault), **(options or {})).results[0]
+
+    return check
+
+
+Check = Callable[..., ArtifactResult]
+
+
+def test_the_same_weights_pass(run: Run, tiny_dense: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    report = run(make_artifact(tmp_path, tiny_dense), progress=said.append)
+    result = report.results[0]
+    assert (result.verdict, result.message, result.backend) == (Verdict.PASS, "", "fake 1.0")
+    assert result.metrics is not None and result.metrics.same_top1 == 1 and result.metrics.n_positions == 169
+    assert result.cache is not None and result.cache.stepwise_max_abs < 1e-4 and result.cache.reset_max_abs < 1e-4
+    assert result.greedy is not None and (result.greedy.n_exact, result.greedy.n_prompts) == (4, 4)
+    assert report.exit_code is ExitCode.OK
+    assert said == ["running the checkpoint itself on 7 prompts", "running model.json"]
+
+
+def test_a_mixture_of_experts_passes(
+    moe_graph: WeightGraph, tiny_moe: Path, prompts: tuple[Prompt, ...], fake_runtime: str, tmp_path: Path
+) -> None:
+    artifact = make_artifact(tmp_path, tiny_moe)
+    report = validate([artifact], moe_graph, prompts=prompts, threads=1, find_target=fake_runtime)
+    assert report.results[0].verdict is Verdict.PASS
+
+
+@pytest.mark.parametrize("class_name", ["f32", "q8", "q4"])
+def test_two_swapped_weights_fail_every_class(check: Check, class_name: str) -> None:
+    result = check(swap=True, class_name=class_name)
+    assert result.verdict is Verdict.FAIL
+    assert "kld_mean is" in result.message
+
+
+def test_a_class_forgives_what_a_stricter_one_does_not(run: Run, tiny_dense: Path, tmp_path: Path) -> None:
+    report = run(
+        make_artifact(tmp_path, tiny_dense, "strict", "f32", noise=0.02),
+        make_artifact(tmp_path, tiny_dense, "coarse", "q4", noise=0.02),
+    )
+    assert [result.verdict.value for result in report.results] == ["fail", "pass"]
+    assert report.exit_code is ExitCode.QUALITY
+
+
+def test_a_convolution_that_forgets_is_caught_by_the_cache_check_alone(check: Check) -> None:
+    result = check(forget_conv=True, class_name="q4")
+    assert [gate.name for gate in result.gates if not gate.passed] == ["cache_stepwise_kld"]
+    assert result.verdict is Verdict.FAIL
+
+
+def test_a_reset_that_does_nothing_is_caught(check: Check) -> None:
+    result = check(keep_state=True, class_name="q4")
+    assert "cache_reset_kld" in [gate.name for gate in result.gates if not gate.passed]
+
+
+@pytest.mark.parametrize("nan_after", [0, 3])
+def test_a_nan_fails(check: Check, nan_after: int) -> None:
+    result = check(nan_after=nan_after, class_name="q4")
+    assert result.verdict is Verdict.FAIL
+    assert "the logits hold NaN or infinity" in result.message
+    assert json.loads(json.dumps(result.to_json(), allow_nan=False))["metrics"]["kld_mean"] is None
+
+
+def test_a_nan_in_the_cache_probes_alone_fails(check: Check) -> None:
+    result = check(nan_after=8, class_name="q4")  # seven prompts, then the probes
+    assert result.metrics is not None and result.metrics.finite
+    assert result.verdict is Verdict.FAIL and "cache_stepwise_kld is nan" in result.message
+
+
+def test_a_crash_is_one_row_of_its_own(run: Run, tiny_dense: Path, tmp_path: Path) -> None:
+    report = run(
+        make_artifact(tmp_path, tiny_dense, "broken", crash_at=3), make_artifact(tmp_path, tiny_dense, "sound")
+    )
+    broken, sound = report.results
+    assert broken.verdict is Verdict.FAIL and broken.metrics is None
+    assert broken.message == "the runtime crashed with SIGSEGV; it last said: weights are on fire"
+    assert sound.verdict is Verdict.PASS
+    assert report.exit_code is ExitCode.QUALITY
+
+
+def test_a_crash_after_all_logits_fails_and_keeps_the_metrics(check: Check) -> None:
+    result = check(crash_at=8)
+    assert result.verdict is Verdict.FAIL and "SIGSEGV" in result.message
+    assert result.metrics is not None and result.metrics.same_top1 == 1
+
+
+def test_a_hang_is_ended(check: Check) -> None:
+    result = check(hang_at=2, options={"time_limit_s": 2.0})
+    assert result.verdict is Verdict.FAIL
+    assert result.message == "the runtime did not finish within 2 s and was ended"
+
+
+def test_an_exception_is_the_message(check: Check) -> None:
+    result = check(raise_at=2)
+    assert (result.verdict, result.message) == (Verdict.FAIL, "RuntimeError: no kernel for this row")
+    assert result.backend == "fake 1.0"
+
+
+def test_another_vocabulary_is_not_compared(check: Check) -> None:
+    result = check(wide=1, class_name="q4")
+    assert result.verdict is Verdict.FAIL and result.metrics is None
+    assert "logits of shape [1, 513] for 1 tokens: expected [1, 512]" in result.message
+
+
+def test_a_missing_runtime_is_skipped_and_never_passes(run: Run, tiny_dense: Path, tmp_path: Path) -> None:
+    absent = make_artifact(tmp_path, tiny_dense, "absent", absent=True)
+    report = run(absent)
+    assert report.results[0].verdict is Verdict.SKIPPED
+    assert "pip install fake" in report.results[0].message
+    assert report.exit_code is ExitCode.MISSING_BACKEND
+    assert run(absent, make_artifact(tmp_path, tiny_dense)).exit_code is ExitCode.OK
+
+
+def test_a_missing_file_fails(run: Run, tiny_dense: Path, tmp_path: Path) -> None:
+    artifact = make_artifact(tmp_path, tiny_dense)
+    artifact.path.unlink()
+    assert "cannot be read" in run(artifact).results[0].message
+
+
+def test_a_budget_fails_with_its_own_code(run: Run, tiny_dense: Path, tmp_path: Path) -> None:
+    artifact = make_artifact(tmp_path, tiny_dense)
+    exact = run(artifact, max_size=artifact.size_bytes)
+    assert (exact.results[0].verdict, exact.exit_code) == (Verdict.PASS, ExitCode.OK)
+    over = run(artifact, max_size=artifact.size_bytes - 1)
+    assert (over.results[0].verdict, over.exit_code) == (Verdict.BUDGET, ExitCode.BUDGET)
+    assert over.results[0].metrics is not None and "over the budget" in over.results[0].message
+
+
+def test_quality_is_worse_than_budget(check: Check) -> None:
+    result = check(swap=True, options={"max_size": 1})
+    assert result.verdict is Verdict.FAIL
+    assert "over the budget" in result.message and "kld_mean" in result.message
+
+
+def test_json_has_what_manifests_keep(run: Run, tiny_dense: Path, tmp_path: Path) -> None:
+    data = json.loads(json.dumps(run(make_artifact(tmp_path, tiny_dense)).to_json(), allow_nan=False))
+    row = data["artifacts"][0]
+    assert row.keys() >= {"path", "target", "quant", "backend", "verdict", "size_bytes", "budget_bytes", "metrics"}
+    assert row["metrics"].keys() >= {
+        "kld_mean", "kld_se", "kld_p99", "kld_max", "same_top1", "top5_overlap", "ppl_ratio", "max_abs_logit",
+    }  # fmt: skip
+    assert data["environment"].keys() == {"python", "platform", "cpu", "threads", "versions"}
+
+
+def test_nothing_to_validate_is_refused(run: Run, tiny_dense: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no artifact"):
+        run()
+    with pytest.raises(UsageError, match="class 'q2'"):
+        run(make_artifact(tmp_path, tiny_dense, class_name="q2"))
+
+
+def test_greedy_runs_are_compared_up_to_the_first_difference() -> None:
+    reference = [GreedyRun((5, 6, 7, 8), (1.0, 2.0, 0.25, 3.0)), GreedyRun((5, 7), (0.5, 0.5))]
+    found = compare_greedy(reference, [(5, 6, 9, 8), (5, 7)])
+    assert (found.n_exact, found.prefix_match, found.gap_at_divergence) == (1, 0.75, 0.25)
+    longer = compare_greedy(reference[1:], [(5, 7, 9)])
+    assert (longer.n_exact, longer.gap_at_divergence) == (1, None)
+    shorter = compare_greedy(reference[:1], [(5, 6)])
+    assert (shorter.prefix_match, shorter.gap_at_divergence) == (0.5, 0.25)

@@ -1,0 +1,94 @@
+"""The worker's work, in this process."""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from lfm_convert.convert.errors import DiskError
+from lfm_convert.validate import isolate, worker
+from lfm_convert.validate.jobs import CacheCheck, Job, Outcome, Status, load_job, load_outcome, take_logits
+from support.fake_target import FIND_TARGET, FakeRunner, make_artifact
+
+IDS = tuple(range(20, 40))
+
+
+def _job(folder: Path, checkpoint: Path, **fault: Any) -> Job:
+    return Job(
+        artifact=make_artifact(folder, checkpoint, **fault),
+        find_target=FIND_TARGET,
+        threads=1,
+        vocab_size=512,
+        prompts=((1,), IDS),
+        cache_prompts=(1,),
+        greedy_prompts=(0,),
+        n_greedy=3,
+        stop=(7,),
+    )
+
+
+def test_a_job_survives_its_file(tmp_path: Path, tiny_dense: Path) -> None:
+    job = _job(tmp_path, tiny_dense)
+    job.save(tmp_path)
+    assert load_job(tmp_path) == job
+
+
+def test_an_outcome_survives_its_file(tmp_path: Path) -> None:
+    assert load_outcome(tmp_path) is None
+    outcome = Outcome(
+        status=Status.DONE, message="é", backend="b", cache=CacheCheck(0.0, 1.5, 2.0, 3.0), greedy=((1, 2), ())
+    )
+    outcome.save(tmp_path)
+    assert load_outcome(tmp_path) == outcome
+    replace(outcome, cache=CacheCheck(float("nan"), 1.5, 2.0, 3.0)).save(tmp_path)
+    found = load_outcome(tmp_path)
+    assert found is not None and found.cache is not None and np.isnan(found.cache.stepwise_max_abs)
+
+
+def test_work_publishes_logits_and_probes(tmp_path: Path, tiny_dense: Path) -> None:
+    job = _job(tmp_path, tiny_dense)
+    outcome = worker.work(job, tmp_path)
+    assert outcome.status is Status.DONE and outcome.backend == "fake 1.0"
+    assert len(outcome.greedy) == 1 and len(outcome.greedy[0]) == 3
+    logits = take_logits(tmp_path, 1)
+    assert logits is not None and logits.shape == (20, 512) and logits.dtype == np.float32
+    assert take_logits(tmp_path, 1) is None
+
+
+def test_chunks_cross_the_conv_window_in_every_way(tiny_dense: Path) -> None:
+    sizes: list[int] = []
+
+    class Recorder(FakeRunner):
+        def extend(self, token_ids: Any) -> np.ndarray:
+            sizes.append(len(token_ids))
+            return super().extend(token_ids)
+
+    runner = Recorder({"checkpoint": str(tiny_dense)})
+    whole = runner.logits(IDS)
+    sizes.clear()
+    found = worker.check_cache(runner, [IDS], [whole])
+    assert sizes == [1, 2, 3, 4, 1, 9, 20]
+    assert found is not None and found.stepwise_kld < 1e-9
+
+
+def test_a_full_disk_is_no_verdict(tmp_path: Path, tiny_dense: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(worker, "save_logits", full)
+    assert worker.work(_job(tmp_path, tiny_dense), tmp_path).status is Status.DISK
+
+
+def test_the_parent_raises_for_a_full_disk(
+    tmp_path: Path, tiny_dense: Path, fake_runtime: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outcome = Outcome(status=Status.DISK, message="OSError: no space")
+    monkeypatch.setattr(isolate, "load_outcome", lambda folder: outcome)
+    with pytest.raises(DiskError, match="TMPDIR"):
+        isolate.run_job(
+            _job(tmp_path, tiny_dense, absent=True), tmp_path, time_limit_s=30, on_logits=lambda index, logits: None
+        )
