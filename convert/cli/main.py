@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from ..._version import __version__
-from ..errors import DiskError, ExitCode, LfmConvertError
+from ..errors import ExitCode, LfmConvertError
 from ..files import disk_error
 from . import convert, doctor, inspect, plan, targets, validate
 
@@ -46,57 +46,71 @@ app.command("targets")(targets.targets)
 app.command("doctor")(doctor.doctor)
 
 
-@app.callback()
-def _root(
-    version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
-) -> None:
-    if version:
+def _print_version(wanted: bool) -> None:
+    if wanted:
         typer.echo(__version__)
         raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_print_version)
+    ] = False,
+) -> None:
+    """Options of the program itself."""
 
 
 class _Terminated(BaseException):
     """SIGTERM, raised where the program stands, so that temporary files are removed on the way out."""
 
 
-def run(arguments: list[str] | None = None) -> NoReturn:
-    """Runs the command line and exits with the code of docs/exit-codes.md."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    debug = "--debug" in arguments
+def run() -> NoReturn:
+    """The console script: runs the command line of this process and ends it with the exit code."""
     signal.signal(signal.SIGTERM, _on_terminate)
-    sys.exit(_run([a for a in arguments if a != "--debug"] or ["--help"], debug=debug))
+    sys.exit(main(sys.argv[1:]))
+
+
+def main(arguments: list[str]) -> int:
+    """Runs one command line; returns the exit code of docs/exit-codes.md. Failures are said on stderr."""
+    debug = "--debug" in arguments
+    try:
+        return _run([a for a in arguments if a != "--debug"] or ["--help"])
+    except BaseException as error:
+        code, sentence = _explain(error)
+        if debug:
+            traceback.print_exc()
+        if sentence:
+            print(f"lfm-convert: {sentence}", file=sys.stderr)
+        return code
 
 
 def _on_terminate(number: int, frame: FrameType | None) -> None:
     raise _Terminated
 
 
-def _run(arguments: list[str], *, debug: bool) -> int:
-    try:
-        return int(app(arguments, prog_name="lfm-convert", standalone_mode=False) or ExitCode.OK)
-    except LfmConvertError as error:
-        return _fail(str(error), error.exit_code, debug=debug)
-    except (KeyboardInterrupt, typer.Abort):
-        return _fail("interrupted; nothing was published", ExitCode.INTERRUPTED, debug=debug)
-    except _Terminated:
-        return _fail("terminated; nothing was published", ExitCode.TERMINATED, debug=debug)
-    except BrokenPipeError:
-        sys.stderr.close()  # the reader has gone: there is nobody to tell
-        return ExitCode.OK
-    except OSError as error:
-        return _fail(str(disk_error(error, Path(error.filename or "."))), DiskError.exit_code, debug=debug)
-    except Exception as error:
-        if hasattr(error, "format_message"):  # typer's usage errors: its copy of click has no public name
-            return _fail(error.format_message(), ExitCode.USAGE, debug=debug)
-        return _fail(
-            f"internal error: {type(error).__name__}: {error} (run again with --debug and report it)",
-            ExitCode.INTERNAL,
-            debug=debug,
-        )
-
-
-def _fail(sentence: str, code: int, *, debug: bool) -> int:
-    if debug:
-        traceback.print_exc()
-    print(f"lfm-convert: {sentence}", file=sys.stderr)
+def _run(arguments: list[str]) -> int:
+    code = int(app(arguments, prog_name="lfm-convert", standalone_mode=False) or ExitCode.OK)
+    if code == ExitCode.INTERRUPTED:  # typer turns Ctrl-C into a code
+        raise KeyboardInterrupt
     return code
+
+
+def _explain(error: BaseException) -> tuple[int, str]:
+    """Exit code and sentence of a failure."""
+    if isinstance(error, LfmConvertError):
+        return error.exit_code, str(error)
+    if isinstance(error, KeyboardInterrupt | typer.Abort):
+        return ExitCode.INTERRUPTED, "interrupted; nothing was published"
+    if isinstance(error, _Terminated):
+        return ExitCode.TERMINATED, "terminated; nothing was published"
+    if hasattr(error, "format_message"):  # typer's usage errors: its copy of click has no public name
+        return ExitCode.USAGE, error.format_message()
+    if isinstance(error, BrokenPipeError):
+        sys.stderr.close()  # the reader has gone: there is nobody to tell
+        return ExitCode.OK, ""
+    if isinstance(error, OSError):
+        return ExitCode.DISK, str(disk_error(error, Path(error.filename or ".")))
+    if not isinstance(error, Exception):
+        raise error
+    return ExitCode.INTERNAL, f"internal error: {type(error).__name__}: {error} (run again with --debug and report it)"

@@ -147,7 +147,7 @@ def load_library() -> ctypes.CDLL:
         found = installed_version() or "none"
         raise BackendError(f"running GGUF files needs xllamacpp {PINNED_VERSION}, found {found}: {_PIP}")
     folders = [Path(place) for place in spec.submodule_search_locations or ()]
-    paths = [path for folder in folders for form in ("*.so", "*.pyd") for path in folder.glob(f"xllamacpp{form}")]
+    paths = [path for folder in folders for path in folder.glob("xllamacpp*") if path.suffix in (".so", ".pyd")]
     if not paths:
         raise BackendError(f"xllamacpp is installed without its library: {_PIP} --force-reinstall")
     try:
@@ -172,6 +172,7 @@ class LlamaRunner(Runner):
         self._seen: list[int] = []
         self._context: int | None = None
         self._capacity = 0
+        _log_lines.clear()
         params = self._llama.llama_model_default_params()
         params.n_gpu_layers = 0
         self._model = self._llama.llama_model_load_from_file(str(path).encode(), params)
@@ -190,8 +191,9 @@ class LlamaRunner(Runner):
         if not ids or min(ids) < 0 or max(ids) >= self.n_vocab:
             raise UsageError(f"token ids must be one or more of 0 … {self.n_vocab - 1}")
         self._reserve(len(self._seen) + len(ids))
+        logits = np.concatenate([self._decode(ids[i : i + _BATCH]) for i in range(0, len(ids), _BATCH)])
         self._seen += ids
-        return np.concatenate([self._decode(ids[i : i + _BATCH]) for i in range(0, len(ids), _BATCH)])
+        return logits
 
     def reset(self) -> None:
         self._seen = []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -75,8 +74,7 @@ class GgufTarget(Target):
     def write(self, plan: Plan, graph: WeightGraph, folder: Path, run: Execution) -> None:
         with (folder / plan.main_file).open("wb") as file:
             file.write(plan.details)
-            file.flush()
-            os.truncate(file.fileno(), plan.total_bytes)
+            file.truncate(plan.total_bytes)
         write_tensors(plan.tensors, folder, run)
 
     def shared_files(self, graph: WeightGraph, artifacts: Iterable[Plan | Artifact]) -> dict[str, bytes]:

@@ -31,6 +31,9 @@ if TARGET.missing():
     pytest.skip("llama.cpp (xllamacpp) is not installed", allow_module_level=True)
 
 TOLERANCE = 1e-4
+# A trained router's chosen scores are small enough for the 1e-6 that transformers adds to their sum to show:
+# llama.cpp does not add it.
+TRAINED_TOLERANCE = 3e-4
 MODELS = {
     "dense": dense_config(),
     "dense, LFM2.5's spelling": dense_25_config(),
@@ -117,9 +120,9 @@ def test_token_ids_are_the_tokenizers(dense_graph: WeightGraph, write_quant: Any
 def test_bundled_models(write_quant: Any, name: str) -> None:
     graph = open_graph(bundled.path(name))
     assert graph.tokenizer is not None
-    ids = graph.tokenizer.encode("The harbour wakes before the town does.")
+    ids = graph.tokenizer.encode("The harbour wakes before the town does. " * 8)
     with running(write_quant(graph, "F32")) as llama:
-        assert np.abs(llama.logits(ids) - reference(graph, ids)).max() <= TOLERANCE
+        assert np.abs(llama.logits(ids) - reference(graph, ids)).max() <= TRAINED_TOLERANCE
         assert all(llama.tokenize(text) == graph.tokenizer.encode(text) for text in TEXTS)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lfm_convert.convert.errors import InputError
-from lfm_convert.convert.model.graph import Role, WeightGraph
+from lfm_convert.convert.model.graph import Role, Weight, WeightGraph
+from lfm_convert.convert.model.tensor import ArrayTensor
+from lfm_convert.convert.stream import Execution
 from lfm_convert.targets.gguf.header import (
     ALIGNMENT,
     TensorInfo,
+    ValueType,
     boolean,
     float32,
     header_bytes,
@@ -91,6 +95,25 @@ def test_quantized_weights_read_back_decoded(moe_graph: WeightGraph, write_quant
     assert np.array_equal(experts.rows(3, 700), expected[3:700])
 
 
+def test_bytes_do_not_depend_on_workers_and_ranges(moe_graph: WeightGraph, write_quant: Any, tmp_path: Path) -> None:
+    whole = write_quant(moe_graph, "Q4_0").path.read_bytes()
+    plan = TARGET.plan(moe_graph, "Q4_0")
+    TARGET.write(plan, moe_graph, tmp_path, Execution(jobs=3, range_bytes=5000))
+    assert (tmp_path / plan.main_file).read_bytes() == whole
+
+
+@pytest.mark.parametrize("quant", ["F16", "Q4_0"])
+def test_a_weight_beyond_float16_is_named(dense_graph: WeightGraph, write_quant: Any, quant: str) -> None:
+    layer = dense_graph.layers[1]
+    values = layer[Role.ATTN_Q].read()
+    values[7, 3] = 1e9
+    huge = Weight(Role.ATTN_Q, 1, ArrayTensor("model.layers.1.self_attn.q_proj.weight", values))
+    wrong = replace(layer, weights={**layer.weights, Role.ATTN_Q: huge})
+    layers = tuple(wrong if index == 1 else kept for index, kept in enumerate(dense_graph.layers))
+    with refused("model.layers.1.self_attn.q_proj.weight", quant, "wider encoding"):
+        write_quant(replace(dense_graph, layers=layers), quant)
+
+
 @pytest.mark.peers
 def test_gguf_py_reads_it(moe_graph: WeightGraph, write_quant: Any) -> None:
     gguf = pytest.importorskip("gguf")
@@ -99,7 +122,8 @@ def test_gguf_py_reads_it(moe_graph: WeightGraph, write_quant: Any) -> None:
     pairs = metadata(moe_graph, stored_weights(moe_graph).values(), "Q8_0", quantized=True)
     assert [key for key in reader.fields if not key.startswith("GGUF.")] == [pair.key for pair in pairs]
     for pair in pairs:
-        assert reader.fields[pair.key].contents() == pytest.approx(pair.value) if pair.item is None else pair.value
+        value = reader.fields[pair.key].contents()
+        assert value == (pytest.approx(pair.value) if pair.type is ValueType.FLOAT32 else pair.value)
     planned = TARGET.plan(moe_graph, "Q8_0").tensors
     assert [t.name for t in reader.tensors] == [t.name for t in planned]
     for theirs, ours in zip(reader.tensors, planned, strict=True):
