@@ -37,14 +37,17 @@ format: .venv/.dev
 bench: .venv/.dev  ## speed and memory, against the peers, as ratios in one run
 	$(BIN)/python benchmarks/convert_memory.py
 
+# setuptools warns at length about every mapped folder of an editable install.
+PIP := PYTHONWARNINGS=ignore $(BIN)/pip install --quiet --disable-pip-version-check
+
 # The environments. The demo needs no torch; the tests do, as the reference of the reference.
 .venv/.demo: requirements/demo.lock pyproject.toml | .venv/bin/python
-	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements/demo.lock
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	$(PIP) -r requirements/demo.lock
+	$(PIP) --no-deps --no-build-isolation -e .
 	@touch $@
 
 .venv/.dev: requirements/dev.lock .venv/.demo
-	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements/dev.lock
+	$(PIP) -r requirements/dev.lock
 	@touch $@
 
 .venv/bin/python:

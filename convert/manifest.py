@@ -1,6 +1,6 @@
 """`lfm-convert.json`: what lies in a folder, from which checkpoint, how it was made, and its verdict.
 
-The schema is described in docs/manifest.md. It holds no time and no absolute path, so that the same
+The schema is described in docs/exit-codes.md. It holds no time and no absolute path, so that the same
 run gives the same bytes.
 """
 
@@ -92,13 +92,14 @@ def file_entries(folder: Path, paths: Sequence[Path], *, jobs: int) -> list[dict
     ]
 
 
-def describe_artifact(plan: Plan, staging: Path, *, jobs: int) -> Entry:
+def describe_artifact(plan: Plan, staging: Path, *, options: Mapping[str, Any], jobs: int) -> Entry:
     """The manifest's entry for a plan that was just written into `staging`."""
     planned = plan.to_json()
     return {
         "target": plan.target,
         "quant": plan.quant,
         "class": plan.class_name,
+        "options": dict(options),
         "main_file": plan.main_file,
         "files": file_entries(staging, [staging / file.path for file in plan.files], jobs=jobs),
         "tensor_bytes": plan.tensor_bytes,

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..targets.target import Artifact, Target, get_target
 from .errors import Faults, InputError, UsageError
-from .files import recover, staged
+from .files import hash_files, recover, staged
 from .manifest import MANIFEST_FILE, Entry, Manifest, describe_artifact, describe_source, load_manifest
 from .model.graph import WeightGraph
 from .model.lfm2 import open_graph
@@ -20,9 +20,9 @@ from .stream import DEFAULT_RANGE_BYTES, Execution
 from .units import format_size
 
 if TYPE_CHECKING:
-    from ..validate.parity import Report
+    from ..validate.results import Report
 
-_LEAST_BUDGET_BYTES = 64 << 20
+_LEAST_BUDGET_BYTES = 32 << 20
 
 
 @dataclass(frozen=True)
@@ -63,13 +63,19 @@ def open_model(
     return graph
 
 
-def plan(model: str | WeightGraph | None, *, target: str, quant: str | Sequence[str]) -> tuple[Plan, ...]:
+def plan(
+    model: str | WeightGraph | None,
+    *,
+    target: str,
+    quant: str | Sequence[str],
+    options: Mapping[str, Any] | None = None,
+) -> tuple[Plan, ...]:
     """What `convert` would write, one plan a quant. Works from a folder that holds only config.json.
 
     Raises: UsageError for an unknown target or quant, or a model the format cannot express.
     """
     graph = model if isinstance(model, WeightGraph) else open_model(model, weights=False)
-    chosen = get_target(target)
+    chosen = get_target(target).with_options(options or {})
     return tuple(chosen.plan(graph, name) for name in _quants(chosen, quant))
 
 
@@ -79,6 +85,7 @@ def convert(
     target: str,
     quant: str | Sequence[str] | None = None,
     out: Path | str | None = None,
+    options: Mapping[str, Any] | None = None,
     strict: bool = False,
     overwrite: bool = False,
     jobs: int | None = None,
@@ -90,13 +97,14 @@ def convert(
 ) -> Converted:
     """Writes the artifacts of one target, then runs each and compares it with the checkpoint.
 
-    `max_memory`, `max_size` and `range_bytes` are bytes; `jobs` defaults to the number of cores.
+    `max_memory`, `max_size` and `range_bytes` are bytes; `jobs` defaults to the number of cores; `options` are the
+    target's own, such as `{"refine": True}`.
     Raises: any LfmConvertError; whatever happens, existing artifacts stay whole.
     """
     progress = progress or Progress()
     jobs = jobs or os.cpu_count() or 1
     budget = _budget(max_memory)
-    chosen = get_target(target)
+    chosen = get_target(target).with_options(options or {})
     quants = _quants(chosen, quant or chosen.default_quant)
     graph = model if isinstance(model, WeightGraph) else open_model(model, progress=progress)
     folder = Path(out) if out is not None else Path(f"{graph.name}-{chosen.name.upper()}")
@@ -140,7 +148,7 @@ def validate(
     graph = reference if isinstance(reference, WeightGraph) else open_model(reference, progress=progress)
     found: list[Artifact] = []
     for each in artifacts:
-        found += [each] if isinstance(each, Artifact) else find_artifacts(Path(each))
+        found += [each] if isinstance(each, Artifact) else _verified(find_artifacts(Path(each)))
     return compare(
         found,
         graph,
@@ -203,6 +211,18 @@ def _artifact(folder: Path, entry: Entry) -> Artifact:
     )
 
 
+def _verified(artifacts: list[Artifact]) -> list[Artifact]:
+    """The artifacts, after their files were found to be, by hash, those the manifest was written for."""
+    faults = Faults()
+    for artifact in artifacts:
+        hashes = hash_files(artifact.files, jobs=os.cpu_count() or 1)
+        for file, entry, found in zip(artifact.files, artifact.entry["files"], hashes, strict=True):
+            if found != entry["sha256"]:
+                faults.add(f"'{file}' has sha256 {found[:12]}…: expected {entry['sha256'][:12]}…")
+    faults.raise_if_any("not the files that were converted")
+    return artifacts
+
+
 def _quants(target: Target, quant: str | Sequence[str]) -> list[str]:
     """The policies' own names, once each; `all` is every quant of the target."""
     if quant == "all":
@@ -258,7 +278,7 @@ def _write(
             (staging.folder / name).write_bytes(data)
         if graph.checkpoint is not None:
             graph.checkpoint.check_unchanged()
-        entries = [describe_artifact(each, staging.folder, jobs=run.jobs) for each in plans]
+        entries = [describe_artifact(each, staging.folder, options=target.options, jobs=run.jobs) for each in plans]
         manifest = base.with_entries(entries)
         (staging.folder / MANIFEST_FILE).write_text(manifest.dumps(), encoding="utf-8")
         staging.publish(remove=_obsolete(folder, entries))

@@ -12,8 +12,8 @@ from .model.graph import Role
 from .model.tensor import TensorView
 
 # What a streaming writer holds beside its byte budget: libraries, headers, encode scratch.
-BASE_MEMORY_BYTES = 200_000_000
-DEFAULT_BUDGET_BYTES = 256 << 20
+BASE_MEMORY_BYTES = 120_000_000
+DEFAULT_BUDGET_BYTES = 128 << 20
 
 
 @dataclass(frozen=True)

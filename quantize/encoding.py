@@ -12,7 +12,7 @@ import importlib
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,8 +47,8 @@ class Encoding(ABC):
     """
 
     name: str
-    block: ClassVar[int] = 1
-    class_name: ClassVar[str]
+    block: int = 1
+    class_name: str
 
     def refusal(self, n_cols: int) -> str | None:
         """Why rows of this length cannot be encoded, or None."""
@@ -76,7 +76,7 @@ class Encoding(ABC):
         return sum(part.row_nbytes for part in self.parts(n_cols))
 
 
-_MODULES = ("floats", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q6_k", "int4")
+_MODULES = ("floats", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q6_k", "int4", "mlx_affine", "mlx_fp", "et_int")
 
 
 @cache

@@ -5,10 +5,10 @@ from __future__ import annotations
 import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from ..convert.errors import UsageError
 from ..convert.model.dtypes import Float32
@@ -40,6 +40,11 @@ class Artifact:
     @property
     def size_bytes(self) -> int:
         return sum(file.stat().st_size for file in self.files)
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """What its target was configured with."""
+        return dict(self.entry.get("options", {}))
 
 
 class Runner(ABC):
@@ -81,6 +86,24 @@ class Target(ABC):
         """Raises UsageError listing the valid quants."""
         return find_policy(self.policies, quant, target=self.name)
 
+    def with_options(self, options: Mapping[str, Any]) -> Self:
+        """The same target, configured: an option is a field of the target's class.
+
+        Raises: UsageError for an option that this target does not have.
+        """
+        known: set[str] = {field.name for field in fields(self)} if is_dataclass(self) else set()
+        unknown = sorted(set(options) - known)
+        if unknown:
+            raise UsageError(f"target {self.name} has no option --{unknown[0].replace('_', '-')}")
+        return replace(self, **options) if options else self  # type: ignore[type-var]
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What was configured: the fields that differ from a plain target, as the manifest keeps them."""
+        if not is_dataclass(self):
+            return {}
+        return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
+
     @abstractmethod
     def plan(self, graph: WeightGraph, quant: str) -> Plan:
         """All files, tensors and bytes; reads no weight. Raises UsageError for what cannot be expressed."""
@@ -106,7 +129,7 @@ class Target(ABC):
         """What must be installed before `run` works, as a pip line; None if it works now."""
 
 
-_TARGETS = {"gguf": "gguf.target", "onnx": "onnx.target"}
+_TARGETS = {"gguf": "gguf.target", "onnx": "onnx.target", "mlx": "mlx.target"}
 
 
 @cache

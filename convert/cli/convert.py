@@ -9,7 +9,7 @@ import typer
 
 from .. import pipeline
 from ..units import format_size, parse_size
-from .console import Json, Model, Offline, Revision, Target, output, print_json, watched
+from .console import Json, Model, Offline, Refine, Revision, Target, given, output, print_json, watched
 
 
 def convert(
@@ -24,6 +24,7 @@ def convert(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder to write; default: ./MODEL-TARGET.", show_default=False)
     ] = None,
+    refine: Refine = False,
     strict: Annotated[bool, typer.Option("--strict", help="Refuse encodings other than the quant names.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace artifacts that are there already.")] = False,
     jobs: Annotated[
@@ -48,6 +49,7 @@ def convert(
             target=target,
             quant=quant,
             out=out,
+            options=given(refine=refine),
             strict=strict,
             overwrite=overwrite,
             jobs=jobs,

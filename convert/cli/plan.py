@@ -10,7 +10,7 @@ from rich.table import Table
 from .. import pipeline
 from ..plans import Plan
 from ..units import format_size
-from .console import Json, Model, Offline, Revision, Target, output, print_json, watched
+from .console import Json, Model, Offline, Refine, Revision, Target, given, output, print_json, watched
 
 
 def plan(
@@ -19,6 +19,7 @@ def plan(
     quant: Annotated[
         str | None, typer.Option("--quant", "-q", help="Quants, comma-separated; default: all.", show_default=False)
     ] = None,
+    refine: Refine = False,
     strict: Annotated[bool, typer.Option("--strict", help="Fail if a tensor would fall back.")] = False,
     revision: Revision = None,
     offline: Offline = False,
@@ -27,7 +28,7 @@ def plan(
     """Say what would be written, to the byte, without reading a weight; config.json is enough."""
     with watched() as progress:
         graph = pipeline.open_model(model, revision=revision, offline=offline, weights=False, progress=progress)
-    plans = pipeline.plan(graph, target=target, quant=quant or "all")
+    plans = pipeline.plan(graph, target=target, quant=quant or "all", options=given(refine=refine))
     for each in plans:
         if strict:
             each.refuse_fallbacks()
@@ -42,8 +43,8 @@ def plan(
             output.print(
                 f"{each.quant}: '{fallback.tensor}' as {fallback.used} instead of {fallback.wanted}: {fallback.reason}"
             )
-        for note in each.notes:
-            output.print(f"{each.quant}: {note}")
+    for note in dict.fromkeys(note for each in plans for note in each.notes):
+        output.print(note)
     return 0
 
 

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import Faults, InputError
-from .safetensors import SafetensorsFile
-from .tensor import TensorView
+from .safetensors import MappedTensor, SafetensorsFile
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -49,9 +48,9 @@ class Checkpoint:
         if total_size not in (None, n_bytes):
             self.notes.append(f"{INDEX_FILE} gives total_size {total_size}, the shards hold {n_bytes} bytes")
 
-    def _collect(self, index: dict[str, str] | None) -> dict[str, TensorView]:
+    def _collect(self, index: dict[str, str] | None) -> dict[str, MappedTensor]:
         faults = Faults()
-        found: dict[str, TensorView] = {}
+        found: dict[str, MappedTensor] = {}
         home: dict[str, str] = {}
         for file in self.files:
             for name, tensor in file.tensors.items():

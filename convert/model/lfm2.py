@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from ..errors import Faults
 from .assets import Assets, read_assets
 from .checkpoint import Checkpoint
 from .config import ModelConfig, Operator, load_config
-from .dtypes import WEIGHT_DTYPES
+from .dtypes import WEIGHT_DTYPES, DType
 from .graph import EXPERTS, Layer, Role, Weight, WeightGraph
 from .tensor import DeclaredTensor, ReshapedTensor, Shape, SlicedTensor, StackedTensor, TensorView
 from .tokenizer import Tokenizer, read_tokenizer
@@ -55,6 +56,7 @@ _LAYER_NAMES = {
 # The form transformers holds in memory: gate rows, then up rows, of all experts in one tensor.
 _FUSED_GATE_UP = "feed_forward.experts.gate_up_proj"
 _FUSED_DOWN = "feed_forward.experts.down_proj"
+_CONFIG_DTYPES = {"bfloat16": DType.BF16, "float16": DType.F16, "float32": DType.F32}
 # Buffers that older checkpoints carry and the config fully determines.
 _DERIVED_SUFFIXES = (".rotary_emb.inv_freq", ".pos_emb.inv_freq")
 
@@ -148,7 +150,7 @@ def open_graph(folder: Path, *, name: str | None = None, weights: bool = True) -
     assets = read_assets(folder)
     name = name or _model_name(folder)
     if not weights:
-        return _assemble(name, folder, config, _declared_views, tokenizer, assets, None, config.notes)
+        return _assemble(name, folder, config, partial(_declared_view, config), tokenizer, assets, None, config.notes)
     checkpoint = Checkpoint(folder)
     config = settle_head(config, checkpoint)
     views, notes = bind(config, checkpoint)
@@ -166,8 +168,10 @@ def _model_name(folder: Path) -> str:
     return folder.name or "model"
 
 
-def _declared_views(slot: Slot) -> TensorView:
-    return DeclaredTensor(slot.name, slot.shape)
+def _declared_view(config: ModelConfig, slot: Slot) -> TensorView:
+    """As checkpoints are saved: all in the config's type, but for the expert biases."""
+    dtype = _CONFIG_DTYPES.get(config.dtype, DType.BF16)
+    return DeclaredTensor(slot.name, slot.shape, DType.F32 if slot.role is Role.EXPERT_BIAS else dtype)
 
 
 def _assemble(

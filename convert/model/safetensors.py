@@ -52,9 +52,7 @@ class SafetensorsFile:
         except OSError as error:
             raise InputError(f"{path}: cannot be read: {error.strerror}") from None
         self.size = size
-        self.tensors: dict[str, TensorView] = {
-            name: MappedTensor(self, name, entry, data_start) for name, entry in entries.items()
-        }
+        self.tensors = {name: MappedTensor(self, name, entry, data_start) for name, entry in entries.items()}
 
     def view(self, start: int, stop: int) -> memoryview:
         return memoryview(self._map)[start:stop]
@@ -69,12 +67,13 @@ class SafetensorsFile:
 
 
 class MappedTensor(TensorView):
-    """A tensor of a mapped safetensors file."""
+    """A tensor of a mapped safetensors file. `offset` is that of its bytes from the file's start."""
 
     def __init__(self, file: SafetensorsFile, name: str, entry: _Entry, data_start: int) -> None:
         super().__init__(name, entry.dtype, entry.shape)
         self._file = file
-        self._offset = data_start + entry.begin
+        self.path = file.path
+        self.offset = data_start + entry.begin
 
     def _rows(self, start: int, stop: int) -> Float32:
         if self.dtype not in WEIGHT_DTYPES:
@@ -82,7 +81,7 @@ class MappedTensor(TensorView):
                 f"{self._file.path}: tensor '{self.name}' is {self.dtype.value}: expected F32, F16 or BF16"
             )
         row_bytes = self.n_cols * self.dtype.itemsize
-        first, last = self._offset + start * row_bytes, self._offset + stop * row_bytes
+        first, last = self.offset + start * row_bytes, self.offset + stop * row_bytes
         bits = stored(self._file.view(first, last), self.dtype)
         bad = first_not_finite(bits, self.dtype)
         if bad is not None:

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from lfm_convert.convert import convert, plan
+from lfm_convert.convert import convert, plan, validate
 from lfm_convert.convert.errors import InputError, UsageError
 from lfm_convert.convert.pipeline import find_artifacts
 from support.checkpoints import make_checkpoint, moe_config
@@ -115,6 +115,16 @@ def test_damaged_artifact_is_named(tiny_moe: Path, tmp_path: Path, damage, sente
     damage(tmp_path / "out" / "onnx" / "model_q4.onnx_data")
     with pytest.raises(InputError, match=sentence):
         find_artifacts(tmp_path / "out" / "onnx" / "model_q4.onnx")
+
+
+def test_a_flipped_bit_is_found_before_anything_runs(tiny_moe: Path, tmp_path: Path) -> None:
+    convert(str(tiny_moe), target="onnx", quant="q4", out=tmp_path / "out", validate_after=False)
+    data = tmp_path / "out" / "onnx" / "model_q4.onnx_data"
+    content = bytearray(data.read_bytes())
+    content[1000] ^= 1
+    data.write_bytes(content)
+    with pytest.raises(InputError, match=r"model_q4\.onnx_data' has sha256"):
+        validate([tmp_path / "out"], reference=str(tiny_moe))
 
 
 def test_manifest_cannot_point_outside(tiny_moe: Path, tmp_path: Path) -> None:

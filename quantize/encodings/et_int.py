@@ -1,0 +1,166 @@
+"""Symmetric integers as ExecuTorch holds them: XNNPACK's linear weights and the quantized embedding table.
+
+| encoding      | values, row of K elements              | scales                    | read by                        |
+|---------------|----------------------------------------|---------------------------|--------------------------------|
+| et_int4_g32   | uint8 [K/2], even element in the low nibble  | bfloat16 [K/32]     | XNNPACK `qbint4`               |
+| et_int8       | int8 [K]                               | float32 [1]               | XNNPACK `qcint8`               |
+| et_embed4_g32 | uint8 [K/2], even element in the high nibble | float16 [K/32]      | `quantized_decomposed::embedding_4bit` |
+| et_embed8     | int8 [K]                               | float32 [1]               | `quantized_decomposed::embedding_byte` |
+
+A nibble holds code + 8; value = code * scale. XNNPACK demands scales that are positive and not subnormal.
+Source: executorch `backends/xnnpack/operators/node_visitor.py`, `kernels/quantized/cpu/op_embedding4b.cpp`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...convert.errors import InputError
+from ...convert.model.dtypes import Float32, to_bfloat16
+from ..encoding import Bytes, Encoding, Part
+
+_GROUP = 32
+# Largest magnitude of a group over its scale. 7 and 8 put the extreme on the last code of its side; the
+# others trade a clipped extreme for a finer grid.
+_RATIOS = (6.5, 7.0, 7.5, 8.0, 8.5, 9.0)
+_LEAST_SCALE = np.float32(2.0**-126)
+
+
+@dataclass(frozen=True)
+class _ScaleType:
+    """How scales are stored. bfloat16 has no numpy type: its bits are kept as uint16."""
+
+    dtype: np.dtype[np.generic]
+    is_bfloat16: bool = False
+
+    def store(self, scales: Float32) -> Bytes:
+        if self.is_bfloat16:
+            return to_bfloat16(scales)
+        with np.errstate(over="ignore"):
+            return scales.astype(self.dtype)
+
+    def load(self, stored: Bytes) -> Float32:
+        if self.is_bfloat16:
+            return (stored.astype(np.uint32) << 16).view(np.float32)
+        return stored.astype(np.float32)
+
+    def rounded(self, scales: Float32) -> Float32:
+        """What a runtime reads back; the least positive normal number where that is nothing."""
+        least = max(_LEAST_SCALE, np.float32(0 if self.is_bfloat16 else np.finfo(self.dtype).tiny))
+        return np.maximum(self.load(self.store(scales)), least)
+
+
+_BFLOAT16 = _ScaleType(np.dtype("<u2"), is_bfloat16=True)
+_FLOAT16 = _ScaleType(np.dtype("<f2"))
+_FLOAT32 = _ScaleType(np.dtype("<f4"))
+
+
+class GroupInt4(Encoding):
+    """4-bit codes in groups of 32; the scale that leaves the least squared error among those tried.
+
+    Every candidate is rounded to its stored width before it is judged, so that the codes are the nearest
+    on the grid a runtime will use.
+    """
+
+    block = _GROUP
+    class_name = "q4"
+
+    def __init__(self, name: str, scales: _ScaleType, *, even_high: bool) -> None:
+        self.name = name
+        self._scales = scales
+        self._shifts = (4, 0) if even_high else (0, 4)
+
+    def parts(self, n_cols: int) -> tuple[Part, ...]:
+        return (
+            Part("values", np.dtype("u1"), (n_cols // 2,)),
+            Part("scales", self._scales.dtype, (n_cols // _GROUP,)),
+        )
+
+    def encode(self, rows: Float32, importance: Float32 | None = None) -> tuple[Bytes, ...]:
+        n, n_cols = rows.shape
+        groups = rows.reshape(n, n_cols // _GROUP, _GROUP)
+        weights = None if importance is None else importance.reshape(n_cols // _GROUP, _GROUP)
+        scales = self._search(groups, weights)
+        codes = _codes(groups, scales).astype(np.int8).reshape(n, n_cols)
+        stored = self._scales.store(scales[..., 0])
+        return self._pack(codes), _finite(stored, self._scales, self.name)
+
+    def decode(self, *parts: Bytes) -> Float32:
+        values, scales = parts
+        n, n_groups = scales.shape
+        codes = self._unpack(values).reshape(n, n_groups, _GROUP).astype(np.float32)
+        decoded: Float32 = codes * self._scales.load(scales)[..., None]
+        return decoded.reshape(n, n_groups * _GROUP)
+
+    def _search(self, groups: Float32, weights: Float32 | None) -> Float32:
+        """The best scale of each group: [n, groups, 1]."""
+        largest = np.abs(groups).max(axis=-1, keepdims=True)
+        best = np.ones_like(largest)
+        least = np.full_like(largest, np.inf)
+        for ratio in _RATIOS:
+            scales = np.where(largest > 0, self._scales.rounded(largest / np.float32(ratio)), np.float32(1))
+            error = _codes(groups, scales)
+            error *= scales
+            error -= groups
+            error *= error
+            if weights is not None:
+                error *= weights
+            total = error.sum(axis=-1, keepdims=True)
+            better = total < least
+            best[better], least[better] = scales[better], total[better]
+        return best
+
+    def _pack(self, codes: NDArray[np.int8]) -> Bytes:
+        nibbles = (codes + 8).astype(np.uint8)
+        even, odd = self._shifts
+        return np.asarray((nibbles[:, 0::2] << even) | (nibbles[:, 1::2] << odd), np.uint8)
+
+    def _unpack(self, packed: Bytes) -> NDArray[np.int8]:
+        pairs = np.stack([(packed >> shift) & 15 for shift in self._shifts], axis=-1)
+        return pairs.astype(np.int8) - np.int8(8)
+
+
+class RowInt8(Encoding):
+    """8-bit codes with one float32 scale a row."""
+
+    class_name = "q8"
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def parts(self, n_cols: int) -> tuple[Part, ...]:
+        return Part("values", np.dtype("i1"), (n_cols,)), Part("scales", _FLOAT32.dtype, (1,))
+
+    def encode(self, rows: Float32, importance: Float32 | None = None) -> tuple[Bytes, ...]:
+        largest = np.abs(rows).max(axis=1, keepdims=True)
+        scales = np.where(largest > 0, np.maximum(largest / np.float32(127), _LEAST_SCALE), np.float32(1))
+        codes = np.clip(np.rint(rows / scales), -127, 127)
+        return codes.astype(np.int8), scales.astype(np.float32)
+
+    def decode(self, *parts: Bytes) -> Float32:
+        values, scales = parts
+        decoded: Float32 = values.astype(np.float32) * scales
+        return decoded
+
+
+def _codes(groups: Float32, scales: Float32) -> Float32:
+    codes = groups / scales
+    np.rint(codes, out=codes)
+    return np.clip(codes, -8, 7, out=codes)
+
+
+def _finite(stored: Bytes, kind: _ScaleType, name: str) -> Bytes:
+    if not np.isfinite(kind.load(stored)).all():
+        raise InputError(f"a scale of {name} is beyond what its width can hold: choose a wider encoding")
+    return stored
+
+
+ENCODINGS: tuple[Encoding, ...] = (
+    GroupInt4("et_int4_g32", _BFLOAT16, even_high=False),
+    RowInt8("et_int8"),
+    GroupInt4("et_embed4_g32", _FLOAT16, even_high=True),
+    RowInt8("et_embed8"),
+)

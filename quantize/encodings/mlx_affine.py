@@ -1,0 +1,114 @@
+"""MLX's affine formats: unsigned codes with a scale and a bias a group.
+
+| part   | row of K elements, b bits, groups of g | content                                        |
+|--------|----------------------------------------|------------------------------------------------|
+| weight | uint32 [K·b/32]                        | codes, a little-endian bit stream              |
+| scales | the checkpoint's float type [K/g]      | may be negative                                |
+| biases | the same [K/g]                         | the value of code 0                            |
+
+value = code · scale + bias.
+Source: MLX `mlx/backend/cpu/quantized.cpp`, `quantize` (the CPU's rounding: its GPU kernels differ in ties).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from ...convert.model.dtypes import Float32
+from ..encoding import Bytes
+from .mlx_pack import FLOATS, Codes, GroupEncoding
+
+BITS = (2, 3, 4, 5, 6, 8)
+GROUPS = (32, 64, 128)
+
+_LEAST_SCALE = np.float32(1e-7)
+# Shares of the range that `refined` starts its search from: clipping a little pays at few bits.
+_SHARES = (1.0, 0.95, 0.9, 0.85, 0.8)
+_ROUNDS = 2
+
+
+class Affine(GroupEncoding):
+    """One edge of each group's range is met exactly, and zero is a code."""
+
+    def __init__(self, bits: int, group: int, dtype: str, *, refined: bool) -> None:
+        stem = f"affine{bits}_g{group}"
+        super().__init__(stem, mode="affine", bits=bits, group=group, dtype=dtype, refined=refined)
+        self.class_name = f"q{bits}"
+        self._top = np.float32(2**bits - 1)
+
+    def _parameters(self) -> tuple[tuple[str, np.dtype[np.generic]], ...]:
+        return (("scales", self.floats.numpy_dtype), ("biases", self.floats.numpy_dtype))
+
+    def _fit(self, groups: Float32) -> tuple[Bytes, ...]:
+        scale, bias = self._range(groups)
+        # MLX rounds codes with the scale it has not rounded yet
+        return (self._codes(groups, scale, bias), *self._store(scale, bias))
+
+    def _range(self, groups: Float32) -> tuple[Float32, Float32]:
+        high, low = groups.max(axis=0), groups.min(axis=0)
+        low_is_edge = np.abs(low) > np.abs(high)
+        scale = np.maximum((high - low) / self._top, _LEAST_SCALE)
+        scale = np.where(low_is_edge, scale, -scale)
+        edge = np.where(low_is_edge, low, high)
+        steps = np.rint(edge / scale)
+        met = steps != 0
+        scale = np.where(met, edge / np.where(met, steps, 1), scale)
+        return scale, np.where(met, edge, np.float32(0))
+
+    def _codes(self, groups: Float32, scale: Float32, bias: Float32) -> Codes:
+        steps = groups - bias
+        steps /= scale
+        np.rint(steps, out=steps)
+        np.clip(steps, 0, self._top, out=steps)
+        return steps.astype(np.uint8)
+
+    def _store(self, *values: Float32) -> tuple[Bytes, ...]:
+        return tuple(self.floats.encode(each)[0] for each in values)
+
+    def _refine(self, groups: Float32, weights: Float32 | None) -> tuple[Bytes, ...]:
+        return self._best(groups, weights, self._fit(groups), self._candidates(groups, weights))
+
+    def _candidates(self, groups: Float32, weights: Float32 | None) -> Iterator[tuple[Bytes, ...]]:
+        """Codes nearest on stored grids: MLX's own, narrower ones, and least-squares fits to their codes."""
+        whole_scale, whole_bias = self._range(groups)
+        for share in _SHARES:
+            scale = whole_scale * np.float32(share)
+            bias = whole_bias + (whole_scale - scale) * (self._top / 2)
+            for round_ in range(_ROUNDS + 1):
+                stored = self._store(scale, bias)
+                scale, bias = (self.floats.decode(each) for each in stored)
+                codes = self._codes(groups, np.where(scale == 0, _LEAST_SCALE, scale), bias)
+                yield (codes, *stored)
+                if round_ < _ROUNDS:
+                    scale, bias = _least_squares(codes.astype(np.float32), groups, weights, scale, bias)
+
+    def _values(self, codes: Codes, *parameters: Bytes) -> Float32:
+        scale, bias = (self.floats.decode(each) for each in parameters)
+        return codes * scale + bias
+
+
+def _least_squares(
+    codes: Float32, groups: Float32, weights: Float32 | None, scale: Float32, bias: Float32
+) -> tuple[Float32, Float32]:
+    """Scale and bias [n] that bring given codes closest; those given where all codes of a group are equal."""
+    weights = np.ones((1, 1), np.float32) if weights is None else weights
+    total = np.broadcast_to(weights, codes.shape).sum(axis=0)
+    total = np.where(total > 0, total, 1)
+    mean_code, mean_value = (weights * codes).sum(axis=0) / total, (weights * groups).sum(axis=0) / total
+    away = codes - mean_code
+    spread = (weights * away * away).sum(axis=0)
+    solvable = spread > 0
+    slope = (weights * away * (groups - mean_value)).sum(axis=0) / np.where(solvable, spread, 1)
+    scale = np.where(solvable, slope, scale).astype(np.float32)
+    return scale, np.where(solvable, mean_value - scale * mean_code, bias).astype(np.float32)
+
+
+ENCODINGS = tuple(
+    Affine(bits, group, dtype, refined=refined)
+    for bits in BITS
+    for group in GROUPS
+    for dtype in FLOATS
+    for refined in (False, True)
+)

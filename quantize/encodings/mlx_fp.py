@@ -1,0 +1,156 @@
+"""MLX's floating-point formats: tiny floats with one scale a group.
+
+| part   | mxfp4            | mxfp8            | nvfp4            | content (row of K elements)            |
+|--------|------------------|------------------|------------------|----------------------------------------|
+| weight | uint32 [K/8]     | uint32 [K/4]     | uint32 [K/8]     | E2M1 or E4M3 codes, first element lowest |
+| scales | uint8 [K/32]     | uint8 [K/32]     | uint8 [K/16]     | E8M0 (2^(s-127)), or E4M3 in nvfp4     |
+
+value = element · scale. E2M1: sign, 2 exponent bits (bias 1), 1 mantissa bit; E4M3: sign, 4 (bias 7), 3.
+Source: OCP Microscaling Formats 1.0; MLX `mlx/ops.cpp`, `fp_quantize` (block scales rounded up since 0.32).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from ...convert.model.dtypes import Float32
+from ..encoding import Bytes
+from .mlx_pack import FLOATS, Codes, GroupEncoding
+
+
+@dataclass(frozen=True)
+class _Element:
+    """A float of one byte or less without infinities. `ties_to_even` is false where MLX rounds ties to zero."""
+
+    bits: int
+    mantissa: int
+    bias: int
+    largest: float
+    ties_to_even: bool
+
+    def magnitudes(self, values: Float32) -> Codes:
+        """Codes of the nearest elements to |values|, without sign; what is too large becomes the largest."""
+        size = np.minimum(np.abs(values), np.float32(self.largest))
+        drop = 23 - self.mantissa
+        bits = size.view(np.uint32)
+        half = np.uint32((1 << (drop - 1)) - 1)
+        odd = (bits >> drop) & np.uint32(1) if self.ties_to_even else np.uint32(0)
+        normal = ((bits + (half + odd)) >> drop) - np.uint32((127 - self.bias) << self.mantissa)
+        least = np.float32(2.0 ** (1 - self.bias))
+        steps = size * np.float32(2.0**self.mantissa / least)
+        subnormal = np.rint(steps) if self.ties_to_even else np.ceil(steps - np.float32(0.5))
+        return np.where(size < least, subnormal.astype(np.uint8), normal.astype(np.uint8))
+
+    @cached_property
+    def table(self) -> Float32:
+        """The value of every code."""
+        codes = np.arange(1 << self.bits)
+        size = codes & ((1 << (self.bits - 1)) - 1)
+        exponent, mantissa = size >> self.mantissa, size & ((1 << self.mantissa) - 1)
+        significand = (mantissa + np.where(exponent > 0, 1 << self.mantissa, 0)) / (1 << self.mantissa)
+        values = significand * 2.0 ** (np.maximum(exponent, 1) - self.bias)
+        return np.where(codes == size, values, -values).astype(np.float32)
+
+
+_E2M1 = _Element(bits=4, mantissa=1, bias=1, largest=6.0, ties_to_even=False)
+_E4M3 = _Element(bits=8, mantissa=3, bias=7, largest=448.0, ties_to_even=True)
+
+
+class _TinyFloat(GroupEncoding):
+    """Elements of one kind with one byte of scale a group. `_tries` are the steps `refined` searches around it."""
+
+    def __init__(self, mode: str, class_name: str, element: _Element, group: int, dtype: str, *, refined: bool) -> None:
+        super().__init__(mode, mode=mode, bits=element.bits, group=group, dtype=dtype, refined=refined)
+        self.class_name = class_name
+        self._element = element
+
+    def _parameters(self) -> tuple[tuple[str, np.dtype[np.generic]], ...]:
+        return (("scales", np.dtype("u1")),)
+
+    def _fit(self, groups: Float32) -> tuple[Bytes, ...]:
+        wanted = np.abs(groups).max(axis=0) / np.float32(self._element.largest)
+        scales = self._scales(self._round(wanted))  # MLX computes in the checkpoint's type
+        return self._codes(groups, scales), scales
+
+    def _round(self, values: Float32) -> Float32:
+        return self.floats.decode(*self.floats.encode(values))
+
+    def _codes(self, groups: Float32, scales: Codes) -> Codes:
+        factors = self._factors(scales)
+        values = groups / np.where(factors > 0, factors, np.float32(np.inf))
+        return self._signed(self._round(values))
+
+    def _signed(self, values: Float32) -> Codes:
+        codes = self._element.magnitudes(values)
+        negative = np.signbit(values)
+        if not self._element.ties_to_even:
+            negative &= codes > 0  # MLX finds E2M1 codes by distance, where the first zero is as near as the second
+        codes |= negative.astype(np.uint8) << np.uint8(self.bits - 1)
+        return codes
+
+    def _refine(self, groups: Float32, weights: Float32 | None) -> tuple[Bytes, ...]:
+        first = self._fit(groups)
+        return self._best(groups, weights, first, self._candidates(groups, first[1]))
+
+    def _candidates(self, groups: Float32, scales: Codes) -> Iterator[tuple[Bytes, ...]]:
+        for step in self._tries:
+            tried = np.clip(scales.astype(np.int16) + step, 1, self._largest_scale).astype(np.uint8)
+            yield self._codes(groups, tried), tried
+
+    def _values(self, codes: Codes, *parameters: Bytes) -> Float32:
+        values: Float32 = self._element.table[codes] * self._factors(parameters[0])
+        return values
+
+    _tries: tuple[int, ...]
+    _largest_scale: int
+
+    def _scales(self, wanted: Float32) -> Codes:
+        raise NotImplementedError
+
+    def _factors(self, scales: Codes) -> Float32:
+        raise NotImplementedError
+
+
+class MicroScaling(_TinyFloat):
+    """OCP MX: the scale is a power of two, rounded up so that the largest element is never cut."""
+
+    _tries = (-1, 1)
+    _largest_scale = 253
+
+    def _scales(self, wanted: Float32) -> Codes:
+        exponents = (wanted.view(np.uint32) + np.uint32(0x7F_FFFF)) >> np.uint32(23)
+        # no scale for a group that is zero, or too close to it for a normal float32
+        return np.where(wanted < np.finfo(np.float32).tiny, 127, exponents).astype(np.uint8)
+
+    def _factors(self, scales: Codes) -> Float32:
+        return np.ldexp(np.float32(1), scales.astype(np.int32) - 127)
+
+
+class NvFp4(_TinyFloat):
+    """NVIDIA's: the scale is an E4M3 float; MLX writes no second scale for the whole tensor."""
+
+    _tries = (-4, -3, -2, -1, 1, 2, 3, 4)
+    _largest_scale = 126
+
+    def _scales(self, wanted: Float32) -> Codes:
+        return _E4M3.magnitudes(wanted)
+
+    def _factors(self, scales: Codes) -> Float32:
+        return _E4M3.table[scales]
+
+
+def _encodings(dtype: str, *, refined: bool) -> tuple[_TinyFloat, ...]:
+    return (
+        MicroScaling("mxfp4", "q4", _E2M1, 32, dtype, refined=refined),
+        MicroScaling("mxfp8", "q8", _E4M3, 32, dtype, refined=refined),
+        NvFp4("nvfp4", "q4", _E2M1, 16, dtype, refined=refined),
+    )
+
+
+ENCODINGS = tuple(
+    encoding for dtype in FLOATS for refined in (False, True) for encoding in _encodings(dtype, refined=refined)
+)
