@@ -167,7 +167,8 @@ def record(report: Report) -> None:
         if manifest is None:
             continue
         name = result.artifact.path.relative_to(result.artifact.folder).as_posix()
-        entries = [{**e, "validation": result.to_json()} for e in manifest.artifacts if e["main_file"] == name]
+        found = {key: value for key, value in result.to_json().items() if key != "path"}
+        entries = [{**e, "validation": found} for e in manifest.artifacts if e["main_file"] == name]
         manifest.with_entries(entries).save()
 
 
