@@ -16,14 +16,17 @@ import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from .errors import DiskError
+from .progress import SILENT, Progress
 from .units import format_size
 
 _COMMIT = "commit.json"
+_HASHED_AT_ONCE = 1 << 20
 _SPARE_BYTES = 16 << 20  # headers, manifest and file-system overhead beside the planned bytes
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -88,10 +91,11 @@ def disk_error(error: OSError, where: Path) -> DiskError:
     return DiskError(f"{error.filename or where}: {error.strerror or error}")
 
 
-def hash_files(paths: Sequence[Path], *, jobs: int) -> list[str]:
+def hash_files(paths: Sequence[Path], *, jobs: int, progress: Progress = SILENT) -> list[str]:
     """sha256 of each file, hexadecimal, reading `jobs` files at a time."""
+    progress.start("hashing", sum(path.stat().st_size for path in paths), "bytes")
     with ThreadPoolExecutor(max(1, jobs)) as pool:
-        return list(pool.map(_sha256, paths))
+        return list(pool.map(partial(_sha256, progress=progress), paths))
 
 
 def replace_text(path: Path, text: str) -> None:
@@ -106,9 +110,13 @@ def replace_text(path: Path, text: str) -> None:
         raise disk_error(error, path) from error
 
 
-def _sha256(path: Path) -> str:
+def _sha256(path: Path, *, progress: Progress) -> str:
+    digest = hashlib.sha256()
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while piece := file.read(_HASHED_AT_ONCE):
+            digest.update(piece)
+            progress.advance(len(piece))
+    return digest.hexdigest()
 
 
 def _staging_folder(destination: Path) -> Path:

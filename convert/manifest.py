@@ -22,6 +22,7 @@ from .model.config import CONFIG_FILE
 from .model.graph import WeightGraph
 from .model.tokenizer import TOKENIZER_FILE
 from .plans import Plan
+from .progress import Progress
 
 MANIFEST_FILE = "lfm-convert.json"
 SCHEMA_VERSION = 1
@@ -70,7 +71,7 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def describe_source(graph: WeightGraph, *, jobs: int) -> dict[str, Any]:
+def describe_source(graph: WeightGraph, *, jobs: int, progress: Progress) -> dict[str, Any]:
     """The checkpoint as the manifest names it: every file that decides the artifact, with its hash."""
     paths = [graph.folder / CONFIG_FILE]
     paths += [stamp.path for stamp in graph.checkpoint.stamps] if graph.checkpoint else []
@@ -79,20 +80,20 @@ def describe_source(graph: WeightGraph, *, jobs: int) -> dict[str, Any]:
         "name": graph.name,
         "model_type": graph.config.model_type,
         "parameters": graph.n_parameters,
-        "files": file_entries(graph.folder, paths, jobs=jobs),
+        "files": file_entries(graph.folder, paths, jobs=jobs, progress=progress),
     }
 
 
-def file_entries(folder: Path, paths: Sequence[Path], *, jobs: int) -> list[dict[str, Any]]:
+def file_entries(folder: Path, paths: Sequence[Path], *, jobs: int, progress: Progress) -> list[dict[str, Any]]:
     """path (relative, forward slashes), bytes and sha256 of each file."""
-    hashes = hash_files(paths, jobs=jobs)
+    hashes = hash_files(paths, jobs=jobs, progress=progress)
     return [
         {"path": path.relative_to(folder).as_posix(), "bytes": path.stat().st_size, "sha256": digest}
         for path, digest in zip(paths, hashes, strict=True)
     ]
 
 
-def describe_artifact(plan: Plan, staging: Path, *, options: Mapping[str, Any], jobs: int) -> Entry:
+def describe_artifact(plan: Plan, staging: Path, *, options: Mapping[str, Any], jobs: int, progress: Progress) -> Entry:
     """The manifest's entry for a plan that was just written into `staging`."""
     planned = plan.to_json()
     return {
@@ -101,7 +102,7 @@ def describe_artifact(plan: Plan, staging: Path, *, options: Mapping[str, Any], 
         "class": plan.class_name,
         "options": dict(options),
         "main_file": plan.main_file,
-        "files": file_entries(staging, [staging / file.path for file in plan.files], jobs=jobs),
+        "files": file_entries(staging, [staging / file.path for file in plan.files], jobs=jobs, progress=progress),
         "tensor_bytes": plan.tensor_bytes,
         "tensors": planned["tensors"],
         "fallbacks": planned["fallbacks"],

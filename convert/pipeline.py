@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ from .manifest import MANIFEST_FILE, Entry, Manifest, describe_artifact, describ
 from .model.graph import WeightGraph
 from .model.lfm2 import open_graph
 from .plans import BASE_MEMORY_BYTES, DEFAULT_BUDGET_BYTES, Plan
+from .progress import SILENT, Progress
 from .source import find_model
 from .stream import DEFAULT_RANGE_BYTES, Execution
 from .units import format_size
@@ -23,15 +24,6 @@ if TYPE_CHECKING:
     from ..validate.results import Report
 
 _LEAST_BUDGET_BYTES = 32 << 20
-
-
-@dataclass(frozen=True)
-class Progress:
-    """What a caller may watch. Units: source bytes; `note` gets sentences worth a line."""
-
-    start: Callable[[str, int], None] = lambda label, total_bytes: None
-    advance: Callable[[int], None] = lambda n_bytes: None
-    note: Callable[[str], None] = lambda sentence: None
 
 
 @dataclass(frozen=True)
@@ -50,10 +42,9 @@ def open_model(
     revision: str | None = None,
     offline: bool = False,
     weights: bool = True,
-    progress: Progress | None = None,
+    progress: Progress = SILENT,
 ) -> WeightGraph:
     """The weight graph of a folder, a hub id, or the default model; see `find_model`, `open_graph`."""
-    progress = progress or Progress()
     source = find_model(model, revision=revision, offline=offline)
     if source.note:
         progress.note(source.note)
@@ -93,7 +84,7 @@ def convert(
     validate_after: bool = True,
     max_size: int | None = None,
     range_bytes: int = DEFAULT_RANGE_BYTES,
-    progress: Progress | None = None,
+    progress: Progress = SILENT,
 ) -> Converted:
     """Writes the artifacts of one target, then runs each and compares it with the checkpoint.
 
@@ -101,7 +92,6 @@ def convert(
     target's own, such as `{"refine": True}`.
     Raises: any LfmConvertError; whatever happens, existing artifacts stay whole.
     """
-    progress = progress or Progress()
     jobs = jobs or os.cpu_count() or 1
     budget = _budget(max_memory)
     chosen = get_target(target).with_options(options or {})
@@ -115,7 +105,7 @@ def convert(
             each.refuse_fallbacks()
         for fallback in each.fallbacks:
             progress.note(f"{each.quant}: '{fallback.tensor}' stored as {fallback.used}: {fallback.reason}")
-    base = _base_manifest(folder, graph, plans, overwrite=overwrite, jobs=jobs)
+    base = _base_manifest(folder, graph, plans, overwrite=overwrite, jobs=jobs, progress=progress)
     run = Execution(jobs=jobs, budget_bytes=budget, range_bytes=range_bytes, progress=progress.advance)
     _write(chosen, graph, plans, folder, base, run, progress)
     artifacts = tuple(find_artifacts(folder, only={p.main_file for p in plans}))
@@ -134,7 +124,7 @@ def validate(
     max_size: int | None = None,
     threads: int | None = None,
     time_limit_s: float = 1800,
-    progress: Progress | None = None,
+    progress: Progress = SILENT,
 ) -> Report:
     """Runs artifacts in their runtimes and compares them with the checkpoint.
 
@@ -144,11 +134,10 @@ def validate(
     from ..validate.parity import validate as compare
     from ..validate.prompts import load_prompts
 
-    progress = progress or Progress()
     graph = reference if isinstance(reference, WeightGraph) else open_model(reference, progress=progress)
     found: list[Artifact] = []
     for each in artifacts:
-        found += [each] if isinstance(each, Artifact) else _verified(find_artifacts(Path(each)))
+        found += [each] if isinstance(each, Artifact) else _verified(find_artifacts(Path(each)), progress)
     return compare(
         found,
         graph,
@@ -156,7 +145,7 @@ def validate(
         max_size=max_size,
         threads=threads or os.cpu_count() or 1,
         time_limit_s=time_limit_s,
-        progress=progress.note,
+        progress=progress,
     )
 
 
@@ -212,11 +201,11 @@ def _artifact(folder: Path, entry: Entry) -> Artifact:
     )
 
 
-def _verified(artifacts: list[Artifact]) -> list[Artifact]:
+def _verified(artifacts: list[Artifact], progress: Progress) -> list[Artifact]:
     """The artifacts, after their files were found to be, by hash, those the manifest was written for."""
     faults = Faults()
     for artifact in artifacts:
-        hashes = hash_files(artifact.files, jobs=os.cpu_count() or 1)
+        hashes = hash_files(artifact.files, jobs=os.cpu_count() or 1, progress=progress)
         for file, entry, found in zip(artifact.files, artifact.entry["files"], hashes, strict=True):
             if found != entry["sha256"]:
                 faults.add(f"'{file}' has sha256 {found[:12]}…: expected {entry['sha256'][:12]}…")
@@ -242,7 +231,9 @@ def _budget(max_memory: int | None) -> int:
     return max_memory - BASE_MEMORY_BYTES
 
 
-def _base_manifest(folder: Path, graph: WeightGraph, plans: Sequence[Plan], *, overwrite: bool, jobs: int) -> Manifest:
+def _base_manifest(
+    folder: Path, graph: WeightGraph, plans: Sequence[Plan], *, overwrite: bool, jobs: int, progress: Progress
+) -> Manifest:
     """The folder's manifest as it will be kept, with this checkpoint as its source.
 
     Raises: UsageError if an artifact is there already, or those that stay are another checkpoint's.
@@ -252,7 +243,7 @@ def _base_manifest(folder: Path, graph: WeightGraph, plans: Sequence[Plan], *, o
     if taken and not overwrite:
         raise UsageError(f"{folder / taken[0]}: already exists; --overwrite replaces it")
     old = load_manifest(folder)
-    source = describe_source(graph, jobs=jobs)
+    source = describe_source(graph, jobs=jobs, progress=progress)
     kept = [e for e in old.artifacts if e["main_file"] not in new] if old else []
     if old and kept and old.source["files"] != source["files"]:
         raise UsageError(
@@ -272,14 +263,17 @@ def _write(
 ) -> None:
     with staged(folder, need_bytes=sum(plan.total_bytes for plan in plans)) as staging:
         for each in plans:
-            progress.start(f"{target.name} {each.quant}", sum(t.view.nbytes for t in each.tensors))
+            progress.start(f"{target.name} {each.quant}", sum(t.view.nbytes for t in each.tensors), "bytes")
             target.write(each, graph, staging.folder, run)
         kept = [_artifact(folder, entry) for entry in base.artifacts if entry["target"] == target.name]
         for name, data in target.shared_files(graph, [*kept, *plans]).items():
             (staging.folder / name).write_bytes(data)
         if graph.checkpoint is not None:
             graph.checkpoint.check_unchanged()
-        entries = [describe_artifact(each, staging.folder, options=target.options, jobs=run.jobs) for each in plans]
+        entries = [
+            describe_artifact(each, staging.folder, options=target.options, jobs=run.jobs, progress=progress)
+            for each in plans
+        ]
         manifest = base.with_entries(entries)
         (staging.folder / MANIFEST_FILE).write_text(manifest.dumps(), encoding="utf-8")
         staging.publish(remove=_obsolete(folder, entries))

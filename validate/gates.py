@@ -1,6 +1,6 @@
 """Limits an artifact must keep, by quality class: a table of data and the judge that reads it.
 
-A class is what `Policy.class_name` says (f32, f16, q8, q6, q5, q4). The limits are absolute lines for a
+A class is what `Policy.class_name` says (f32, f16, q8, q6, q5, q4, q3). The limits are absolute lines for a
 model nobody has measured yet; they catch what is broken, not what is a little worse than it could be.
 """
 
@@ -99,6 +99,14 @@ LIMITS: Mapping[tuple[str, bool], Limits] = {
     ("q4", True): Limits(
         kld_mean=0.22, kld_p999=6.0, same_top1=0.78, ppl_change=0.12, cache_kld=0.3,
         source="ONNX int4 8B-A1B: 0.085 (chat), 0.21 (wikitext)",
+    ),
+    ("q3", False): Limits(
+        kld_mean=0.60, kld_p999=8.0, same_top1=0.60, ppl_change=0.40, cache_kld=0.1,
+        source="MLX 3-bit of the bundled model 0.29: an estimate",
+    ),
+    ("q3", True): Limits(
+        kld_mean=0.70, kld_p999=9.0, same_top1=0.58, ppl_change=0.40, cache_kld=0.3,
+        source="MLX 3-bit of the bundled model 0.35: an estimate",
     ),
 }  # fmt: skip
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..convert.errors import UsageError
 from ..convert.model.dtypes import Float32
 from ..convert.model.graph import WeightGraph
+from ..convert.progress import SILENT, Progress
 from ..convert.units import format_size
 from ..targets.target import Artifact
 from .gates import GateResult, at_most, judge, limits_of, verdict
@@ -35,12 +36,12 @@ def validate(
     threads: int,
     time_limit_s: float = 1800.0,
     max_size: int | None = None,
-    progress: Callable[[str], None] | None = None,
+    progress: Progress = SILENT,
     find_target: str = FIND_TARGET,
 ) -> Report:
     """Runs every artifact in a process of its own and compares it with the graph's own logits.
 
-    `progress` gets a sentence before each long step. `max_size` is the budget of each artifact in bytes, `time_limit_s` what each may take. The logits of one
+    `max_size` is the budget of each artifact in bytes, `time_limit_s` what each may take. The logits of one
     artifact and of the reference lie in the temporary folder meanwhile: tokens x vocabulary x 4 bytes each.
     Raises: UsageError or InputError for prompts or artifacts that cannot be compared; DiskError for a full
     temporary folder. What is wrong with an artifact is in its result.
@@ -60,7 +61,7 @@ def validate(
             threads=threads,
             time_limit_s=time_limit_s,
             max_size=max_size,
-            progress=progress or (lambda sentence: None),
+            progress=progress,
             find_target=find_target,
         )
         reference = session.reference()
@@ -87,19 +88,20 @@ class _Session:
     threads: int
     time_limit_s: float
     max_size: int | None
-    progress: Callable[[str], None]
+    progress: Progress
     find_target: str
 
     def reference(self) -> Reference:
         folder = self.folder / "reference"
         folder.mkdir()
-        self.progress(f"running the checkpoint itself on {len(self.prompts)} prompts")
+        self._start(f"running the checkpoint itself on {len(self.prompts)} prompts")
         return compute_reference(
             self.graph,
             self.prompts,
             folder,
             greedy_prompts=self.greedy_prompts,
             n_greedy=_N_GREEDY_TOKENS,
+            progress=self.progress,
         )
 
     def check(self, artifact: Artifact, reference: Reference) -> ArtifactResult:
@@ -112,12 +114,17 @@ class _Session:
 
         def score(index: int, logits: Float32) -> None:
             scores.append(score_prompt(self.prompts[index], reference.logits(index), logits))
+            self.progress.advance(1)
 
-        self.progress(f"running {artifact.path.name}")
+        self._start(f"running {artifact.path.name}")
         with tempfile.TemporaryDirectory(dir=self.folder) as name:
             outcome = run_job(self._job(artifact), Path(name), time_limit_s=self.time_limit_s, on_logits=score)
         greedy = compare_greedy(reference.greedy, outcome.greedy) if outcome.greedy else None
         return self._result(artifact, size_bytes, outcome, scores, greedy)
+
+    def _start(self, sentence: str) -> None:
+        self.progress.note(sentence)
+        self.progress.start(sentence, len(self.prompts), "prompts")
 
     def _job(self, artifact: Artifact) -> Job:
         return Job(

@@ -12,6 +12,7 @@ from ..convert.errors import DiskError, InputError
 from ..convert.model.dtypes import Float32
 from ..convert.model.forward import Forward
 from ..convert.model.graph import WeightGraph
+from ..convert.progress import SILENT, Progress
 from .prompts import EncodedPrompt
 
 # Logits of one batch in memory; the weights of a large model are streamed once a batch.
@@ -46,6 +47,7 @@ def compute_reference(
     *,
     greedy_prompts: Sequence[int],
     n_greedy: int,
+    progress: Progress = SILENT,
 ) -> Reference:
     """Runs the graph on every prompt and stores the logits in an existing folder.
 
@@ -63,6 +65,7 @@ def compute_reference(
                 raise DiskError(
                     f"{folder}: cannot hold the reference: {error}; set TMPDIR to a folder with more room"
                 ) from None
+            progress.advance(1)
     chosen = [prompts[i].token_ids for i in greedy_prompts]
     return Reference(folder, greedy_runs(forward, chosen, n=n_greedy, stop=graph.config.eos_token_ids))
 

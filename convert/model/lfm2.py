@@ -56,6 +56,7 @@ _LAYER_NAMES = {
 # The form transformers holds in memory: gate rows, then up rows, of all experts in one tensor.
 _FUSED_GATE_UP = "feed_forward.experts.gate_up_proj"
 _FUSED_DOWN = "feed_forward.experts.down_proj"
+# What a checkpoint's tensors are in, where only its config is at hand.
 _CONFIG_DTYPES = {"bfloat16": DType.BF16, "float16": DType.F16, "float32": DType.F32}
 # Buffers that older checkpoints carry and the config fully determines.
 _DERIVED_SUFFIXES = (".rotary_emb.inv_freq", ".pos_emb.inv_freq")
@@ -270,7 +271,7 @@ class _Binder:
         n, out_size, in_size = slot.shape
         if slot.role is Role.EXPERT_DOWN:
             return self._take(prefix + _FUSED_DOWN, slot.shape)
-        fused = self._left.get(prefix + _FUSED_GATE_UP)
+        fused: TensorView | None = self._left.get(prefix + _FUSED_GATE_UP)
         if slot.role is Role.EXPERT_UP:  # the last of the two readers takes it off the list
             fused = self._take(prefix + _FUSED_GATE_UP, (n, 2 * out_size, in_size))
         if fused is None or fused.shape != (n, 2 * out_size, in_size):

@@ -17,6 +17,7 @@ HEAVY = ("torch", "onnx", "onnxruntime", "mlx", "coremltools", "transformers")
 RANKS = {
     "convert.errors": 0,
     "convert.units": 0,
+    "convert.progress": 0,
     "convert.model": 1,
     "quantize": 2,
     "convert.plans": 3,

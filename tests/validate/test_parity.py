@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from lfm_convert.convert.errors import ExitCode, UsageError
 from lfm_convert.convert.model.graph import WeightGraph
+from lfm_convert.convert.progress import Progress
 from lfm_convert.targets.target import Artifact
 from lfm_convert.validate.parity import compare_greedy, validate
 from lfm_convert.validate.prompts import Prompt
@@ -44,7 +45,7 @@ Check = Callable[..., ArtifactResult]
 
 def test_the_same_weights_pass(run: Run, tiny_dense: Path, tmp_path: Path) -> None:
     said: list[str] = []
-    report = run(make_artifact(tmp_path, tiny_dense), progress=said.append)
+    report = run(make_artifact(tmp_path, tiny_dense), progress=Progress(note=said.append))
     result = report.results[0]
     assert (result.verdict, result.message, result.backend) == (Verdict.PASS, "", "fake 1.0")
     assert result.metrics is not None and result.metrics.same_top1 == 1 and result.metrics.n_positions == 169
