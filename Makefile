@@ -2,27 +2,42 @@
 PYTHON ?= python3
 BIN := .venv/bin
 # Targets whose packages are small; TARGETS=all adds those that bring gigabytes.
-LIGHT := gguf onnx
+LIGHT := gguf onnx mlx
+HEAVY := executorch
 TARGETS ?= $(LIGHT)
+CHOSEN := $(if $(filter all,$(TARGETS)),$(LIGHT) $(HEAVY),$(TARGETS))
+# What the demo shows of each; `lfm-convert targets` lists every quant.
+QUANTS.gguf := F32,F16,Q8_0,Q6_K,Q5_K_M,Q4_K_M,Q4_0
+QUANTS.onnx := fp32,fp16,q8,q4,q4f16
+QUANTS.mlx := bf16,8bit,4bit,mxfp4
+QUANTS.executorch := fp32,8da4w
 OUT ?= demo-out
 MODEL ?= bundled:moe
 JOBS := 2
+# What `make clients` installs, each in a folder of its own: runtimes that cannot share one environment.
+CLIENTS := ort-1.30.0 ort-1.24.3 genai-0.18.0 tfjs-4.3.1 tfjs-4.0.1 browser
 
-.PHONY: demo test slow check format bench lock clean
+.PHONY: demo test slow clients check format bench lock clean
 
-demo: .venv/.demo  ## convert the bundled model to every light target, run each artifact, write the report
-	@set -e; for target in $(if $(filter all,$(TARGETS)),$(LIGHT),$(TARGETS)); do \
-	  $(BIN)/lfm-convert $(MODEL) --target $$target --quant all --out $(OUT)/$$target --overwrite --no-validate; \
-	  made="$$made $(OUT)/$$target"; \
-	done; \
-	$(BIN)/lfm-convert validate $$made --reference $(MODEL) --html $(OUT)/report.html --json $(OUT)/report.json
+# convert the bundled model to every light target, run each artifact, write the report
+demo: $(if $(filter $(HEAVY),$(CHOSEN)),.venv/.dev,.venv/.demo)
+	$(foreach target,$(CHOSEN),$(call convert,$(target)))
+	$(BIN)/lfm-convert validate $(CHOSEN:%=$(OUT)/%) --reference $(MODEL) --html $(OUT)/report.html --json $(OUT)/report.json
 	@echo "report: $(OUT)/report.html"
+
+define convert
+	$(BIN)/lfm-convert $(MODEL) --target $(1) --quant $(QUANTS.$(1)) --out $(OUT)/$(1) --overwrite --no-validate
+
+endef
 
 test: .venv/.dev  ## everything that runs in minutes
 	$(BIN)/pytest -n $(JOBS) -m "not slow"
 
 slow: .venv/.dev  ## what takes long: full-size shapes
 	$(BIN)/pytest -m slow
+
+clients: .venv/.dev $(CLIENTS:%=.clients/%/.done)  ## ONNX folders in every client; BROWSER=--browser adds Chromium
+	$(BIN)/python tests/clients/table.py $(BROWSER)
 
 check: .venv/.dev  ## format, lint, types, tests
 	$(BIN)/ruff format --check .
@@ -52,6 +67,27 @@ PIP := PYTHONWARNINGS=ignore $(BIN)/pip install --quiet --disable-pip-version-ch
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
+
+.clients/ort-%/.done:
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install --quiet onnxruntime==$* transformers==5.23.0
+	@touch $@
+
+# onnx, onnx-ir, torch and transformers are for its builder, the peer of the benchmarks.
+.clients/genai-%/.done:
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install --quiet onnxruntime-genai==$* onnxruntime==1.31.1 onnx onnx-ir torch==2.13.0 transformers==5.23.0
+	@touch $@
+
+# Without its install script onnxruntime-node uses the CPU library that its package brings.
+.clients/tfjs-%/.done:
+	npm install --prefix $(@D) --ignore-scripts --no-audit --no-fund @huggingface/transformers@$*
+	@touch $@
+
+# Chromium itself comes from the system: apt-get install --no-install-recommends chromium-headless-shell
+.clients/browser/.done:
+	npm install --prefix $(@D) --ignore-scripts --no-audit --no-fund puppeteer-core@24.43.1
+	@touch $@
 
 lock:  ## resolve the exact versions anew
 	$(PYTHON) -m venv .venv-lock

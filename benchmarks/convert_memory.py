@@ -61,10 +61,10 @@ def convert(checkpoint: Path, case: str, out: Path, jobs: int) -> dict:
     return found
 
 
-def measure(command: list) -> dict:
+def measure(command: list, *, stderr: int | None = None) -> dict:
     """Peak RSS and CPU seconds of a process, as the kernel counted them."""
     began = time.monotonic()
-    child = subprocess.Popen([str(part) for part in command], stdout=subprocess.DEVNULL)
+    child = subprocess.Popen([str(part) for part in command], stdout=subprocess.DEVNULL, stderr=stderr)
     _, status, usage = os.wait4(child.pid, 0)
     if status:
         raise SystemExit(f"{' '.join(map(str, command))}: failed with {status}")

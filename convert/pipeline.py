@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -120,7 +120,10 @@ def validate(
     artifacts: Sequence[Artifact | Path | str],
     *,
     reference: str | WeightGraph | None,
+    suite: str = "standard",
     prompts: Path | None = None,
+    text: Path | None = None,
+    n_chunks: int | None = None,
     max_size: int | None = None,
     threads: int | None = None,
     time_limit_s: float = 1800,
@@ -128,11 +131,12 @@ def validate(
 ) -> Report:
     """Runs artifacts in their runtimes and compares them with the checkpoint.
 
-    A path may be an artifact's file, or a folder: then all artifacts of its manifest are meant.
+    A path may be an artifact's file, or a folder: then all artifacts of its manifest are meant. `suite`, `prompts`
+    and `text` choose what they are run on, see `choose_prompts`.
     Raises: InputError for a file that is not what its manifest says.
     """
     from ..validate.parity import validate as compare
-    from ..validate.prompts import load_prompts
+    from ..validate.suites import choose_prompts
 
     graph = reference if isinstance(reference, WeightGraph) else open_model(reference, progress=progress)
     found: list[Artifact] = []
@@ -141,7 +145,7 @@ def validate(
     return compare(
         found,
         graph,
-        prompts=load_prompts(prompts),
+        prompts=choose_prompts(graph.tokenizer, suite=suite, prompts=prompts, text=text, n_chunks=n_chunks),
         max_size=max_size,
         threads=threads or os.cpu_count() or 1,
         time_limit_s=time_limit_s,
@@ -162,19 +166,26 @@ def record(report: Report) -> None:
 
 
 def find_artifacts(path: Path, *, only: set[str] | None = None) -> list[Artifact]:
-    """The artifacts of a folder's manifest, or the one whose main file `path` is.
+    """The artifacts that lie in a folder, or the one whose main file `path` is; `only` names main files.
 
+    The manifest is that of the folder or of the nearest folder above it.
     Raises: InputError if there is no manifest, or a file is missing or has another size than recorded.
     """
-    folder = path if path.is_dir() else next((p for p in path.parents if (p / MANIFEST_FILE).is_file()), path.parent)
+    recover(path)
+    above = [path, *path.absolute().parents]
+    folder = next((p for p in above if (p / MANIFEST_FILE).is_file()), path)
     recover(folder)
     if not path.exists():
         raise InputError(f"{path}: not found")
     manifest = load_manifest(folder)
     if manifest is None:
-        raise InputError(f"{folder}: no {MANIFEST_FILE} here; lfm-convert writes one beside every artifact")
-    wanted = only if path.is_dir() else {path.relative_to(folder).as_posix()}
-    entries = [e for e in manifest.artifacts if wanted is None or e["main_file"] in wanted]
+        raise InputError(f"{path}: no {MANIFEST_FILE} here or above; lfm-convert writes one beside every artifact")
+    entries = [
+        entry
+        for entry in manifest.artifacts
+        if (folder / entry["main_file"]).absolute().is_relative_to(path.absolute())
+        and (only is None or entry["main_file"] in only)
+    ]
     if not entries:
         raise InputError(f"{path}: not an artifact of {folder / MANIFEST_FILE}")
     return [_artifact(folder, entry) for entry in entries]
@@ -185,7 +196,9 @@ def _artifact(folder: Path, entry: Entry) -> Artifact:
     for file in entry["files"]:
         path = folder / file["path"]
         size = path.stat().st_size if path.is_file() else None
-        if size is None:
+        if not path.resolve().is_relative_to(folder.resolve()):
+            faults.add(f"'{file['path']}' is a link to {path.resolve()}, outside the folder")
+        elif size is None:
             faults.add(f"'{file['path']}' is missing")
         elif size != file["bytes"]:
             faults.add(f"'{file['path']}' has {size} bytes: expected {file['bytes']}")
@@ -262,9 +275,14 @@ def _write(
     progress: Progress,
 ) -> None:
     with staged(folder, need_bytes=sum(plan.total_bytes for plan in plans)) as staging:
+        written = []
         for each in plans:
             progress.start(f"{target.name} {each.quant}", sum(t.view.nbytes for t in each.tensors), "bytes")
-            target.write(each, graph, staging.folder, run)
+            notes: list[str] = []
+            target.write(each, graph, staging.folder, replace(run, note=notes.append))
+            for note in notes:
+                progress.note(f"{each.quant}: {note}")
+            written.append(replace(each, notes=(*each.notes, *notes)))
         kept = [_artifact(folder, entry) for entry in base.artifacts if entry["target"] == target.name]
         for name, data in target.shared_files(graph, [*kept, *plans]).items():
             (staging.folder / name).write_bytes(data)
@@ -272,7 +290,7 @@ def _write(
             graph.checkpoint.check_unchanged()
         entries = [
             describe_artifact(each, staging.folder, options=target.options, jobs=run.jobs, progress=progress)
-            for each in plans
+            for each in written
         ]
         manifest = base.with_entries(entries)
         (staging.folder / MANIFEST_FILE).write_text(manifest.dumps(), encoding="utf-8")

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..quantize.encoding import Encoding
 from .errors import UsageError
+from .model.dtypes import Float32
 from .model.graph import Role
 from .model.tensor import TensorView
 
@@ -28,7 +29,8 @@ class Placement:
 class TensorPlan:
     """One stored tensor: what it is called there, how it is encoded, where each part lies.
 
-    `role` is None for a constant that the config determines, such as a rotary table.
+    `role` is None for a constant that the config determines, such as a rotary table. `importance` [slices, n_cols]
+    weighs the columns of each of that many equal runs of rows, such as the experts of a stack.
     """
 
     name: str
@@ -38,6 +40,12 @@ class TensorPlan:
     encoding: Encoding
     view: TensorView = field(repr=False)
     placements: tuple[Placement, ...]
+    importance: Float32 | None = field(default=None, repr=False)
+
+    @property
+    def rows_per_slice(self) -> int:
+        """Rows that share their importance."""
+        return self.view.n_rows // (1 if self.importance is None else len(self.importance))
 
     @property
     def nbytes(self) -> int:

@@ -30,12 +30,16 @@ _SCRATCH_FACTOR = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Execution:
-    """How a plan is carried out. Units: bytes; `progress` is called with source bytes done."""
+    """How a plan is carried out. Units: bytes; `progress` is called with source bytes done.
+
+    `note` gets what only the weights could tell, a sentence each, for the manifest.
+    """
 
     jobs: int = 1
     budget_bytes: int = DEFAULT_BUDGET_BYTES
     range_bytes: int = DEFAULT_RANGE_BYTES
     progress: Callable[[int], None] = lambda n_bytes: None
+    note: Callable[[str], None] = lambda sentence: None
     cancelled: threading.Event | None = None
 
 
@@ -94,8 +98,9 @@ class _Budget:
 def _ranges(tensors: Sequence[TensorPlan], range_bytes: int) -> Iterator[_Range]:
     for tensor in tensors:
         step = max(1, range_bytes // (4 * tensor.view.n_cols))
-        for start in range(0, tensor.view.n_rows, step):
-            yield _Range(tensor, start, min(start + step, tensor.view.n_rows))
+        for first in range(0, tensor.view.n_rows, tensor.rows_per_slice):
+            for start in range(first, first + tensor.rows_per_slice, step):
+                yield _Range(tensor, start, min(start + step, first + tensor.rows_per_slice))
 
 
 def _cost(piece: _Range) -> int:
@@ -129,10 +134,12 @@ def _write_range(piece: _Range, files: dict[str, int], run: Execution, budget: _
 
 
 def _encode(piece: _Range, rows: Float32) -> tuple[Bytes, ...]:
+    tensor = piece.tensor
+    importance = None if tensor.importance is None else tensor.importance[piece.start // tensor.rows_per_slice]
     try:
-        return piece.tensor.encoding.encode(rows)
+        return tensor.encoding.encode(rows, importance)
     except InputError as error:
-        name, encoding = piece.tensor.view.name, piece.tensor.encoding.name
+        name, encoding = tensor.view.name, tensor.encoding.name
         raise InputError(f"tensor '{name}' rows {piece.start}:{piece.stop} do not fit {encoding}: {error}") from None
 
 

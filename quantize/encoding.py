@@ -76,7 +76,10 @@ class Encoding(ABC):
         return sum(part.row_nbytes for part in self.parts(n_cols))
 
 
-_MODULES = ("floats", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q6_k", "int4", "mlx_affine", "mlx_fp", "et_int")
+_MODULES = (
+    "floats", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "iq4_nl", "iq4_xs", "mxfp4",
+    "int_block", "mlx_affine", "mlx_fp", "et_int",
+)  # fmt: skip
 
 
 @cache

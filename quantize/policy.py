@@ -17,13 +17,16 @@ from .encoding import Encoding, get_encoding
 
 @dataclass(frozen=True)
 class Rule:
-    """Weights of these roles (all, if None) get this encoding."""
+    """Weights of these roles in these layers (all, if None) get this encoding."""
 
     encoding: str
     roles: frozenset[Role] | None = None
+    layers: frozenset[int] | None = None
 
     def matches(self, weight: Weight) -> bool:
-        return self.roles is None or weight.role in self.roles
+        return (self.roles is None or weight.role in self.roles) and (
+            self.layers is None or weight.layer in self.layers
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from ..convert.errors import UsageError
+from ..convert.model.config import CONFIG_FILE
 from ..convert.model.dtypes import Float32
 from ..convert.model.graph import Role, WeightGraph
 from ..convert.model.tensor import TensorView
@@ -36,6 +37,11 @@ class Artifact:
     class_name: str
     files: tuple[Path, ...]
     entry: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def label(self) -> str:
+        """What reports call it: its main file, or the folder of one whose name is always the same."""
+        return self.path.parent.name if self.path.name == CONFIG_FILE else self.path.name
 
     @property
     def size_bytes(self) -> int:
@@ -68,19 +74,27 @@ class Runner(ABC):
         self.reset()
         return self.extend(token_ids)
 
+    def tokenize(self, text: str) -> list[int] | None:
+        """Ids of a text by the runtime's own tokenizer, BOS first; None if it takes ids only."""
+        return None
+
     def close(self) -> None:
         """Releases the runtime."""
         return
 
 
 class Target(ABC):
-    """A runtime's format. `extra` is the pip extra that brings what `run` needs."""
+    """A runtime's format. `extra` is the pip extra that brings what `run` needs.
+
+    `runs_in_float32` says that runners multiply quantised weights by float32 activations, not by 8-bit ones.
+    """
 
     name: ClassVar[str]
     title: ClassVar[str]
     extra: ClassVar[str]
     policies: ClassVar[Sequence[Policy]]
     default_quant: ClassVar[str]
+    runs_in_float32: ClassVar[bool] = False
 
     def policy(self, quant: str) -> Policy:
         """Raises UsageError listing the valid quants."""
@@ -129,7 +143,7 @@ class Target(ABC):
         """What must be installed before `run` works, as a pip line; None if it works now."""
 
 
-_TARGETS = {"gguf": "gguf.target", "onnx": "onnx.target", "mlx": "mlx.target"}
+_TARGETS = {"gguf": "gguf.target", "onnx": "onnx.target", "mlx": "mlx.target", "executorch": "executorch.target"}
 
 
 @cache

@@ -96,7 +96,7 @@ def draw(results: Sequence[ArtifactResult]) -> Chart | None:
     labels = [_shorten(f"{result.artifact.target} {result.artifact.quant}") for result, _ in shown]
     boxes = place_labels(marks, labels)
     points = tuple(
-        Point(x, y, result.verdict.value, label, f"{result.artifact.path.name}: {kld:.3g} nats", box)
+        Point(x, y, result.verdict.value, label, f"{result.artifact.label}: {kld:.3g} nats", box)
         for (result, kld), (x, y), label, box in zip(shown, marks, labels, boxes, strict=True)
     )
     x_ticks = [Tick(_scale(size, low, high, _LEFT, _RIGHT), format_size(int(size))) for size in _sizes(low, high)]

@@ -6,11 +6,22 @@ model nobody has measured yet; they catch what is broken, not what is a little w
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ..convert.errors import UsageError
 from .metrics import Metrics
+
+
+class Part(enum.StrEnum):
+    """What a gate is about, in the order in which a failure is best read."""
+
+    TOKENIZER = "tokenizer"
+    WEIGHTS = "weights"
+    EXECUTION = "execution"
+    CACHE = "cache"
+    QUALITY = "quality"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +31,7 @@ class Limits:
     Units: `kld_*` in nats at most; `same_top1` a fraction at least; `ppl_change` the distance of the perplexity
     ratio from 1 at most; `max_abs_logit` in logits at most, where a class is meant to be exact. `cache_kld` is
     the largest divergence between prefilling whole and step by step, and between before and after a reset.
+    `weight_rms` is the relative error of the worst tensor at most.
     """
 
     kld_mean: float
@@ -27,85 +39,92 @@ class Limits:
     same_top1: float
     ppl_change: float
     cache_kld: float
+    weight_rms: float
     max_abs_logit: float | None = None
     source: str
 
 
 @dataclass(frozen=True)
 class GateResult:
-    """One limit and what was measured. `at_least` tells which side of the limit passes."""
+    """One limit and what was measured. `at_least` tells which side passes; `where` names what was worst."""
 
     name: str
     value: float
     limit: float
     passed: bool
     at_least: bool = False
+    part: Part = Part.QUALITY
+    where: str = ""
 
     @property
     def sentence(self) -> str:
         """What was measured: `kld_mean is 0.31, limit at most 0.2`."""
         if self.name == "finite":
             return "the logits are finite" if self.passed else "the logits hold NaN or infinity"
-        return f"{self.name} is {self.value:.5g}, limit at {'least' if self.at_least else 'most'} {self.limit:.5g}"
+        side = "least" if self.at_least else "most"
+        place = f" ({self.where})" if self.where else ""
+        return f"{self.name} is {self.value:.5g}{place}, limit at {side} {self.limit:.5g}"
 
 
 # The key is (class, whether the model is a mixture of experts). A small error can send a token to another
 # expert, so that a mixture is never held to less than its dense class.
 LIMITS: Mapping[tuple[str, bool], Limits] = {
     ("f32", False): Limits(
-        kld_mean=1e-5, kld_p999=1e-3, same_top1=1.0, ppl_change=1e-4, cache_kld=1e-5, max_abs_logit=1e-3,
+        kld_mean=1e-5, kld_p999=1e-3, same_top1=1.0, ppl_change=1e-4, cache_kld=1e-5, weight_rms=1e-6,
+        max_abs_logit=1e-3,
         source="Optimum's 1e-5 and Liquid's allclose 1e-4 … 1e-3 on f32 logits",
     ),
     ("f32", True): Limits(
-        kld_mean=1e-5, kld_p999=1e-3, same_top1=1.0, ppl_change=1e-4, cache_kld=1e-5, max_abs_logit=1e-3,
+        kld_mean=1e-5, kld_p999=1e-3, same_top1=1.0, ppl_change=1e-4, cache_kld=1e-5, weight_rms=1e-6,
+        max_abs_logit=1e-3,
         source="as dense",
     ),
     ("f16", False): Limits(
-        kld_mean=0.005, kld_p999=0.1, same_top1=0.97, ppl_change=0.005, cache_kld=0.01,
+        kld_mean=0.005, kld_p999=0.1, same_top1=0.97, ppl_change=0.005, cache_kld=0.01, weight_rms=0.005,
         source="Olive f16 execution 0.0008 … 0.004 (1.2B, 2.6B); f16 weights with f32 logits stay below 1e-4",
     ),
     ("f16", True): Limits(
-        kld_mean=0.03, kld_p999=1.0, same_top1=0.94, ppl_change=0.01, cache_kld=0.1,
+        kld_mean=0.03, kld_p999=1.0, same_top1=0.94, ppl_change=0.01, cache_kld=0.1, weight_rms=0.005,
         source="Olive 8B-A1B f16: 0.0224, top-1 95.9 %",
     ),
     ("q8", False): Limits(
-        kld_mean=0.012, kld_p999=0.3, same_top1=0.94, ppl_change=0.005, cache_kld=0.05,
+        kld_mean=0.012, kld_p999=0.3, same_top1=0.94, ppl_change=0.005, cache_kld=0.05, weight_rms=0.04,
         source="Q8_0 with 8-bit activations 0.0017 … 0.0084 (230M … 2.6B), ONNX int8 0.0017 … 0.009",
     ),
     ("q8", True): Limits(
-        kld_mean=0.03, kld_p999=3.0, same_top1=0.94, ppl_change=0.02, cache_kld=0.2,
+        kld_mean=0.03, kld_p999=3.0, same_top1=0.94, ppl_change=0.02, cache_kld=0.2, weight_rms=0.04,
         source="ONNX int8 8B-A1B: 0.0086 (chat), 0.0256 (wikitext)",
     ),
     ("q6", False): Limits(
-        kld_mean=0.04, kld_p999=0.8, same_top1=0.93, ppl_change=0.01, cache_kld=0.05,
+        kld_mean=0.04, kld_p999=0.8, same_top1=0.93, ppl_change=0.01, cache_kld=0.05, weight_rms=0.05,
         source="Llama-3 Q6_K 0.0055, times LFM2.5's 3 to 5: an estimate",
     ),
     ("q6", True): Limits(
-        kld_mean=0.06, kld_p999=3.5, same_top1=0.92, ppl_change=0.03, cache_kld=0.2,
+        kld_mean=0.06, kld_p999=3.5, same_top1=0.92, ppl_change=0.03, cache_kld=0.2, weight_rms=0.05,
         source="between q8 and q4: an estimate",
     ),
     ("q5", False): Limits(
-        kld_mean=0.08, kld_p999=1.5, same_top1=0.88, ppl_change=0.03, cache_kld=0.05,
+        kld_mean=0.08, kld_p999=1.5, same_top1=0.88, ppl_change=0.03, cache_kld=0.05, weight_rms=0.09,
         source="Llama-3 Q5_K_M 0.0108, times LFM2.5's 3 to 5: an estimate",
     ),
     ("q5", True): Limits(
-        kld_mean=0.12, kld_p999=4.5, same_top1=0.87, ppl_change=0.05, cache_kld=0.2,
+        kld_mean=0.12, kld_p999=4.5, same_top1=0.87, ppl_change=0.05, cache_kld=0.2, weight_rms=0.09,
         source="between q8 and q4: an estimate",
     ),
     ("q4", False): Limits(
-        kld_mean=0.20, kld_p999=4.0, same_top1=0.78, ppl_change=0.12, cache_kld=0.1,
+        kld_mean=0.20, kld_p999=4.0, same_top1=0.78, ppl_change=0.12, cache_kld=0.1, weight_rms=0.2,
         source="Q4_K_M 0.099 … 0.155 (230M, 1.2B, 2.6B), top-1 81 … 83 %; 350M needs its own line (0.48)",
     ),
     ("q4", True): Limits(
-        kld_mean=0.22, kld_p999=6.0, same_top1=0.78, ppl_change=0.12, cache_kld=0.3,
+        kld_mean=0.22, kld_p999=6.0, same_top1=0.78, ppl_change=0.12, cache_kld=0.3, weight_rms=0.2,
         source="ONNX int4 8B-A1B: 0.085 (chat), 0.21 (wikitext)",
     ),
     ("q3", False): Limits(
-        kld_mean=0.60, kld_p999=8.0, same_top1=0.60, ppl_change=0.40, cache_kld=0.1,
+        kld_mean=0.60, kld_p999=8.0, same_top1=0.60, ppl_change=0.40, cache_kld=0.1, weight_rms=0.35,
         source="MLX 3-bit of the bundled model 0.29: an estimate",
     ),
     ("q3", True): Limits(
-        kld_mean=0.70, kld_p999=9.0, same_top1=0.58, ppl_change=0.40, cache_kld=0.3,
+        kld_mean=0.70, kld_p999=9.0, same_top1=0.58, ppl_change=0.40, cache_kld=0.3, weight_rms=0.35,
         source="MLX 3-bit of the bundled model 0.35: an estimate",
     ),
 }  # fmt: skip
@@ -138,14 +157,20 @@ def judge(metrics: Metrics, class_name: str, *, is_moe: bool) -> list[GateResult
     return gates
 
 
-def at_most(name: str, value: float, limit: float) -> GateResult:
-    return GateResult(name, value, limit, value <= limit)
+def at_most(name: str, value: float, limit: float, part: Part = Part.QUALITY, where: str = "") -> GateResult:
+    return GateResult(name, value, limit, value <= limit, part=part, where=where)
 
 
-def at_least(name: str, value: float, limit: float) -> GateResult:
-    return GateResult(name, value, limit, value >= limit, at_least=True)
+def at_least(name: str, value: float, limit: float, part: Part = Part.QUALITY, where: str = "") -> GateResult:
+    return GateResult(name, value, limit, value >= limit, at_least=True, part=part, where=where)
 
 
 def verdict(gates: Sequence[GateResult]) -> str:
     """`pass` or `fail`; no gates at all prove nothing, so they fail."""
     return "pass" if gates and all(gate.passed for gate in gates) else "fail"
+
+
+def part_verdicts(gates: Sequence[GateResult]) -> dict[str, str]:
+    """The verdict of each part that was looked at."""
+    parts = {part: [gate for gate in gates if gate.part is part] for part in Part}
+    return {part.value: verdict(found) for part, found in parts.items() if found}

@@ -7,6 +7,7 @@ Files survive whatever a runtime does to its process and to its standard output.
 from __future__ import annotations
 
 import enum
+import importlib
 import json
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -15,11 +16,14 @@ from typing import Any
 import numpy as np
 
 from ..convert.model.dtypes import Float32
-from ..targets.target import Artifact
+from ..targets.target import Artifact, Target
 from .metrics import json_safe
 
 # Where a worker finds targets by name, as "module:function"; plug-ins and tests have their own.
 FIND_TARGET = "lfm_convert.targets.target:get_target"
+
+# Chunks of the cache check around the batch size that runtimes like, for a prompt that is longer than all of them.
+LONG_CHUNKS = (511, 512, 513)
 
 _JOB = "job.json"
 _OUTCOME = "outcome.json"
@@ -28,7 +32,9 @@ _PATHS = ("path", "folder")
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One artifact to run. `cache_prompts` and `greedy_prompts` are indices into `prompts`."""
+    """One artifact to run. `cache_prompts` and `greedy_prompts` are indices into `prompts`; `texts` are for its
+    tokenizer.
+    """
 
     artifact: Artifact
     find_target: str
@@ -39,6 +45,7 @@ class Job:
     greedy_prompts: tuple[int, ...]
     n_greedy: int
     stop: tuple[int, ...]
+    texts: tuple[str, ...] = ()
 
     def save(self, folder: Path) -> None:
         artifact = _fields(self.artifact)
@@ -58,9 +65,16 @@ def load_job(folder: Path) -> Job:
     artifact |= {key: Path(artifact[key]) for key in _PATHS}
     artifact["files"] = tuple(map(Path, artifact["files"]))
     data["prompts"] = tuple(map(tuple, data["prompts"]))
-    for key in ("cache_prompts", "greedy_prompts", "stop"):
+    for key in ("cache_prompts", "greedy_prompts", "stop", "texts"):
         data[key] = tuple(data[key])
     return Job(**{**data, "artifact": Artifact(**artifact)})
+
+
+def resolve_target(find_target: str, name: str) -> Target:
+    """The target of that name, by a `module:function` such as `FIND_TARGET`."""
+    module, function = find_target.split(":")
+    found: Target = getattr(importlib.import_module(module), function)(name)
+    return found
 
 
 class Status(enum.StrEnum):
@@ -87,13 +101,18 @@ class CacheCheck:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """A worker's answer beside the logits. `greedy` holds the tokens of each greedy prompt."""
+    """A worker's answer beside the logits.
+
+    `greedy` holds the tokens of each greedy prompt, `encoded` the ids of each of the job's texts; None if the
+    artifact takes ids only.
+    """
 
     status: Status
     message: str = ""
     backend: str = ""
     cache: CacheCheck | None = None
     greedy: tuple[tuple[int, ...], ...] = ()
+    encoded: tuple[tuple[int, ...], ...] | None = None
 
     def save(self, folder: Path) -> None:
         path = folder / _OUTCOME
@@ -111,7 +130,8 @@ def load_outcome(folder: Path) -> Outcome | None:
     if cache is not None:
         cache = CacheCheck(**{key: np.nan if value is None else value for key, value in cache.items()})
     greedy = tuple(map(tuple, data["greedy"]))
-    return Outcome(**{**data, "status": Status(data["status"]), "cache": cache, "greedy": greedy})
+    encoded = None if data["encoded"] is None else tuple(map(tuple, data["encoded"]))
+    return Outcome(**{**data, "status": Status(data["status"]), "cache": cache, "greedy": greedy, "encoded": encoded})
 
 
 def save_logits(folder: Path, index: int, logits: Float32) -> None:

@@ -25,36 +25,63 @@ Float64 = NDArray[np.float64]
 _BLOCK_ELEMENTS = 1 << 22
 _TOP = 5
 _N_WORST = 8
+# Bins of the distribution of divergences, half a decade each: 1e-12 … 100 nats.
+BIN_EXPONENTS = tuple(e / 2 for e in range(-24, 5))
 
 
 @dataclass(frozen=True)
 class PromptScore:
-    """One prompt by position. Shapes: [n], and [n - 1] for `log_prob_loss`. Units: nats."""
+    """One prompt by scored position, of which `first` is the first.
+
+    Shapes: [n]; [2, n] for `top`, the likeliest token of the reference and of the artifact; [n - 1] for `log_prob_loss` and `prob_change` if the last position has no next token.
+    Units: nats; `prob_change` is the next token's probability, the artifact's less the reference's.
+    """
 
     id: str
     kld: Float64
     same_top1: NDArray[np.bool_]
     top5_overlap: Float64
     log_prob_loss: Float64
+    prob_change: Float64
+    top: NDArray[np.int64]
     max_abs_logit: float
     finite: bool
+    first: int = 0
 
 
 @dataclass(frozen=True)
 class Worst:
-    """The position of a prompt where the artifact is furthest off. Units: nats."""
+    """The position of a prompt where the artifact is furthest off. Units: nats.
+
+    `token` was read there; `reference_top` and `artifact_top` are what each would have said next.
+    """
 
     prompt: str
     position: int
+    token: int
     kld: float
+    reference_top: int = -1
+    artifact_top: int = -1
+
+
+@dataclass(frozen=True)
+class PromptMean:
+    """One prompt in a few numbers, for paired comparison with another run. Units: nats; a fraction."""
+
+    prompt: str
+    n_positions: int
+    kld_mean: float
+    same_top1: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class Metrics:
     """An artifact in numbers.
 
-    Units: `kld_*` in nats; `same_top1`, `top5_overlap` fractions; `ppl_ratio` is the artifact's perplexity
-    over the reference's; `max_abs_logit` in logits. NaN where the logits do not define a number.
+    Units: `kld_*` in nats; `same_top1`, `top5_overlap`, `prob_change_*` fractions; `ppl_ratio` is the artifact's
+    perplexity over the reference's; `max_abs_logit` in logits. `*_se` are standard errors over prompts.
+    `distribution` counts positions by `BIN_EXPONENTS`: below the first, between each two, above the last.
+    NaN where the logits do not define a number.
     """
 
     n_prompts: int
@@ -67,10 +94,16 @@ class Metrics:
     kld_p999: float
     kld_max: float
     same_top1: float
+    same_top1_se: float
     top5_overlap: float
     ppl_ratio: float
+    ppl_ratio_se: float
+    prob_change_mean: float
+    prob_change_rms: float
     max_abs_logit: float
     worst: tuple[Worst, ...]
+    distribution: tuple[int, ...] = ()
+    prompts: tuple[PromptMean, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The metrics as JSON has them: numbers that are not finite are null."""
@@ -96,7 +129,7 @@ def position_kld(reference: Float32, artifact: Float32) -> Float64:
 
 
 def score_prompt(prompt: EncodedPrompt, reference: Float32, artifact: Float32) -> PromptScore:
-    """Compares two logit arrays [n, V] of a prompt's n tokens, some rows at a time.
+    """Compares two logit arrays [n, V] of a prompt's n tokens at its scored positions, some rows at a time.
 
     Raises: InputError if they are not about the same tokens and vocabulary.
     """
@@ -107,10 +140,12 @@ def score_prompt(prompt: EncodedPrompt, reference: Float32, artifact: Float32) -
             f"compared with {list(reference.shape)}"
         )
     step = max(1, _BLOCK_ELEMENTS // vocab_size)
-    following = np.asarray(prompt.token_ids[1:], np.int64)
+    first, last = prompt.scored or (0, n)
+    following = np.asarray(prompt.token_ids[1 : last + 1], np.int64)
     blocks = [
-        _score_rows(prompt.id, reference[low : low + step], artifact[low : low + step], following[low : low + step])
-        for low in range(0, n, step)
+        _score_rows(prompt.id, reference[low:high], artifact[low:high], following[low:high])
+        for low in range(first, last, step)
+        for high in [min(low + step, last)]
     ]
     return PromptScore(
         id=prompt.id,
@@ -118,8 +153,11 @@ def score_prompt(prompt: EncodedPrompt, reference: Float32, artifact: Float32) -
         same_top1=np.concatenate([b.same_top1 for b in blocks]),
         top5_overlap=np.concatenate([b.top5_overlap for b in blocks]),
         log_prob_loss=np.concatenate([b.log_prob_loss for b in blocks]),
+        prob_change=np.concatenate([b.prob_change for b in blocks]),
+        top=np.concatenate([b.top for b in blocks], axis=1),
         max_abs_logit=float(np.max([b.max_abs_logit for b in blocks])),
         finite=all(b.finite for b in blocks),
+        first=first,
     )
 
 
@@ -137,6 +175,8 @@ def _score_rows(prompt_id: str, reference: Float32, artifact: Float32, following
             same_top1=reference[rows, chosen] == reference.max(axis=1),
             top5_overlap=_top_overlap(reference, artifact),
             log_prob_loss=log_p[next_at] - log_q[next_at],
+            prob_change=np.exp(log_q[next_at]) - np.exp(log_p[next_at]),
+            top=np.stack([reference.argmax(axis=1), chosen]),
             max_abs_logit=float(np.abs(reference - artifact).max()),
             finite=bool(np.isfinite(artifact).all() and np.isfinite(reference).all()),
         )
@@ -163,46 +203,76 @@ def _top_overlap(reference: Float32, artifact: Float32) -> Float64:
     return overlap
 
 
-def summarize(scores: Sequence[PromptScore]) -> Metrics:
-    """The metrics of all prompts together: every position weighs the same."""
+def summarize(scores: Sequence[PromptScore], prompts: Sequence[EncodedPrompt] = ()) -> Metrics:
+    """The metrics of all prompts together: every position weighs the same.
+
+    `prompts` are those that were scored, in the same order, for the tokens that `worst` names.
+    """
     if not scores:
         raise ValueError("metrics of zero prompts")
     kld = np.concatenate([score.kld for score in scores])
-    loss = np.concatenate([score.log_prob_loss for score in scores])
-    worst = sorted((_worst(score) for score in scores), key=lambda w: -w.kld if w.kld == w.kld else -math.inf)
+    change = np.concatenate([score.prob_change for score in scores])
     with np.errstate(invalid="ignore", over="ignore"):
         median, p99, p999 = (float(q) for q in np.percentile(kld, (50, 99, 99.9)))
+        loss, loss_se = mean_and_error([score.log_prob_loss for score in scores])
+        kld_mean, kld_se = mean_and_error([score.kld for score in scores])
+        same, same_se = mean_and_error([score.same_top1 for score in scores])
         return Metrics(
             n_prompts=len(scores),
             n_positions=kld.size,
             finite=all(score.finite for score in scores),
-            kld_mean=float(kld.mean()),
-            kld_se=_standard_error(scores, float(kld.mean())),
+            kld_mean=kld_mean,
+            kld_se=kld_se,
             kld_median=median,
             kld_p99=p99,
             kld_p999=p999,
             kld_max=float(kld.max()),
-            same_top1=float(np.concatenate([s.same_top1 for s in scores]).mean()),
+            same_top1=same,
+            same_top1_se=same_se,
             top5_overlap=float(np.concatenate([s.top5_overlap for s in scores]).mean()),
-            ppl_ratio=float(np.exp(loss.mean())) if loss.size else math.nan,
+            ppl_ratio=float(np.exp(loss)),
+            ppl_ratio_se=float(np.exp(loss) * loss_se),
+            prob_change_mean=float(change.mean()) if change.size else math.nan,
+            prob_change_rms=float(np.sqrt((change**2).mean())) if change.size else math.nan,
             max_abs_logit=float(np.max([s.max_abs_logit for s in scores])),
-            worst=tuple(worst[:_N_WORST]),
+            worst=_worst(scores, prompts),
+            distribution=_distribution(kld),
+            prompts=tuple(PromptMean(s.id, s.kld.size, float(s.kld.mean()), float(s.same_top1.mean())) for s in scores),
         )
 
 
-def _worst(score: PromptScore) -> Worst:
-    position = int(score.kld.argmax())  # of a NaN, if there is one
-    return Worst(score.id, position, float(score.kld[position]))
+def _worst(scores: Sequence[PromptScore], prompts: Sequence[EncodedPrompt]) -> tuple[Worst, ...]:
+    tokens = {prompt.id: prompt.token_ids for prompt in prompts}
+    found = []
+    for score in scores:
+        at = int(score.kld.argmax())  # of a NaN, if there is one
+        position = score.first + at
+        token = tokens[score.id][position] if score.id in tokens else -1
+        first, second = score.top[:, at].tolist()
+        found.append(Worst(score.id, position, token, float(score.kld[at]), first, second))
+    found.sort(key=lambda worst: -worst.kld if worst.kld == worst.kld else -math.inf)
+    return tuple(found[:_N_WORST])
 
 
-def _standard_error(scores: Sequence[PromptScore], mean: float) -> float:
-    """Of the mean over positions, with prompts as the independent draws; NaN for a single prompt.
+def _distribution(kld: Float64) -> tuple[int, ...]:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        bins = np.searchsorted(BIN_EXPONENTS, np.log10(kld[np.isfinite(kld)]), side="right")
+    return tuple(np.bincount(bins, minlength=len(BIN_EXPONENTS) + 1).tolist())
 
+
+def mean_and_error(groups: Sequence[NDArray[Any]]) -> tuple[float, float]:
+    """Mean over all values, and its standard error with the groups (prompts) as the independent draws.
+
+    NaN for no values; the error of a single group is NaN.
     Source: the linearised variance of a ratio estimator (Cochran, Sampling Techniques, §6.3).
     """
-    n = len(scores)
+    filled = [group for group in groups if group.size]
+    total = sum(group.size for group in filled)
+    if not total:
+        return math.nan, math.nan
+    mean = float(np.concatenate(filled).mean())
+    n = len(filled)
     if n < 2:
-        return math.nan
-    total = sum(score.kld.size for score in scores)
-    deviations = [score.kld.size / total * (float(score.kld.mean()) - mean) for score in scores]
-    return math.sqrt(n / (n - 1) * sum(d * d for d in deviations))
+        return mean, math.nan
+    deviations = [group.size / total * (float(group.mean()) - mean) for group in filled]
+    return mean, math.sqrt(n / (n - 1) * sum(d * d for d in deviations))

@@ -27,7 +27,7 @@ _CONTENTS = ("text", "messages", "ids")
 
 @dataclass(frozen=True, kw_only=True)
 class Prompt:
-    """One prompt: exactly one of `text`, `messages` and `ids` is given."""
+    """One prompt: exactly one of `text`, `messages` and `ids` is given; `scored` as in `EncodedPrompt`."""
 
     id: str
     language: str = ""
@@ -36,14 +36,26 @@ class Prompt:
     messages: tuple[Message, ...] = ()
     tools: tuple[Mapping[str, Any], ...] = ()
     ids: tuple[int, ...] = ()
+    scored: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
 class EncodedPrompt:
-    """A prompt as the model sees it."""
+    """A prompt as the model sees it.
+
+    `scored` is the range of positions that count, all if None. `text` is what the tokenizer was given, BOS left
+    to it; None for a prompt of ids.
+    """
 
     id: str
     token_ids: tuple[int, ...]
+    scored: tuple[int, int] | None = None
+    text: str | None = None
+
+    @property
+    def n_scored(self) -> int:
+        first, last = self.scored or (0, len(self.token_ids))
+        return last - first
 
 
 def load_prompts(path: Path | None = None) -> tuple[Prompt, ...]:
@@ -129,7 +141,14 @@ def encode_prompts(
     small to compare anything.
     """
     rendered = _render(prompts, assets)
-    encoded = tuple(EncodedPrompt(p.id, _encode(p, rendered.get(p.id), tokenizer)) for p in prompts)
+    bos = _bos_token(assets)
+    encoded = tuple(_encode(p, rendered.get(p.id), tokenizer, bos=bos) for p in prompts)
+    check_encoded(encoded, vocab_size=vocab_size)
+    return encoded
+
+
+def check_encoded(encoded: Sequence[EncodedPrompt], *, vocab_size: int) -> None:
+    """Raises: InputError for ids that the model does not have; UsageError for too few positions."""
     faults = Faults()
     for item in encoded:
         if not item.token_ids:
@@ -137,13 +156,12 @@ def encode_prompts(
         elif max(item.token_ids) >= vocab_size:
             faults.add(f"prompt '{item.id}' holds id {max(item.token_ids)}: expected less than vocab_size {vocab_size}")
     faults.raise_if_any("prompts")
-    n_positions = sum(len(item.token_ids) for item in encoded)
+    n_positions = sum(item.n_scored for item in encoded)
     if n_positions < MIN_POSITIONS:
         raise UsageError(
             f"{len(encoded)} prompts score {n_positions} positions: expected at least {MIN_POSITIONS}, "
             "since fewer prove nothing"
         )
-    return encoded
 
 
 def _render(prompts: Sequence[Prompt], assets: Assets) -> dict[str, str]:
@@ -164,15 +182,17 @@ def _render(prompts: Sequence[Prompt], assets: Assets) -> dict[str, str]:
     return found
 
 
-def _encode(prompt: Prompt, rendered: str | None, tokenizer: Tokenizer | None) -> tuple[int, ...]:
+def _encode(prompt: Prompt, rendered: str | None, tokenizer: Tokenizer | None, *, bos: str) -> EncodedPrompt:
     if prompt.ids:
-        return prompt.ids
+        return EncodedPrompt(prompt.id, prompt.ids, prompt.scored)
     if tokenizer is None:
         raise InputError(f"prompt '{prompt.id}' is text, and the checkpoint has no tokenizer.json: give prompts as ids")
     if rendered is not None:
-        return tuple(tokenizer.encode(rendered, special=False))
+        ids = tuple(tokenizer.encode(rendered, special=False))
+        return EncodedPrompt(prompt.id, ids, text=rendered.removeprefix(bos))
     contents = "\n".join(str(message.get("content") or "") for message in prompt.messages)
-    return tuple(tokenizer.encode(contents if prompt.text is None else prompt.text))
+    text = contents if prompt.text is None else prompt.text
+    return EncodedPrompt(prompt.id, tuple(tokenizer.encode(text)), text=text)
 
 
 def _bos_token(assets: Assets) -> str:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 from ..convert.files import replace_text
 from ..convert.units import format_size
 from .chart import draw
+from .gates import part_verdicts
+from .localize import Location
 from .results import ArtifactResult, Report
 
 if TYPE_CHECKING:
@@ -29,8 +31,14 @@ def write_html(report: Report, path: Path) -> None:
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
     environment.globals |= {"number": number, "percent": percent, "ratio": ratio, "size": format_size}
+    environment.globals |= {"parts": part_verdicts, "recovered": _recovered}
     template = environment.from_string((files(__package__) / "report.html.j2").read_text(encoding="utf-8"))
     replace_text(path, template.render(report=report, chart=draw(report.results)))
+
+
+def _recovered(location: Location) -> dict[int | None, float]:
+    """The share of the divergence that goes away with each layer that was put back."""
+    return {recovery.layer: recovery.share for recovery in location.recoveries}
 
 
 def number(value: float | None) -> str:
@@ -71,7 +79,7 @@ def print_table(report: Report, console: Console) -> None:
             console.print(Text(_aligned(row, widths)), soft_wrap=True)
     for result in report.results:
         if result.message:
-            line = f"{result.artifact.path.name}: {result.verdict.value}: {result.message}"
+            line = f"{result.artifact.label}: {result.verdict.value}: {result.message}"
             console.print(Text(line), soft_wrap=True)
 
 
@@ -90,4 +98,4 @@ def _cells(result: ArtifactResult) -> tuple[str, ...]:
     if metrics is not None:
         divergence = number(metrics.kld_mean), number(metrics.kld_p999)
         measured = (*divergence, percent(metrics.same_top1), ratio(metrics.ppl_ratio))
-    return (artifact.path.name, artifact.target, artifact.quant, format_size(result.size_bytes), *measured)
+    return (artifact.label, artifact.target, artifact.quant, format_size(result.size_bytes), *measured)

@@ -5,19 +5,25 @@ from __future__ import annotations
 import enum
 import platform
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from ..convert.errors import ExitCode
 from ..targets.target import Artifact
-from .gates import GateResult
+from .gates import GateResult, part_verdicts
 from .jobs import CacheCheck
-from .metrics import Metrics, json_safe
+from .localize import Location
+from .metrics import Metrics, PromptScore, json_safe
+from .weights import TensorError
 
+# Of docs/report.schema.json; a field that is added leaves it as it is.
+SCHEMA_VERSION = 1
 # What the numbers depend on; those that are not installed are left out.
-_PACKAGES = ("lfm-convert", "numpy", "tokenizers", "onnxruntime", "xllamacpp")
+_PACKAGES = ("lfm-convert", "numpy", "tokenizers", "onnxruntime", "xllamacpp", "mlx", "mlx-lm")
+# Tensors that a report names.
+_N_TENSORS = 8
 
 
 class Verdict(enum.StrEnum):
@@ -44,16 +50,39 @@ class GreedyCheck:
     gap_at_divergence: float | None
 
 
+@dataclass(frozen=True)
+class Excerpt:
+    """One of the worst positions as text: what was read, and what checkpoint and artifact would say next."""
+
+    prompt: str
+    position: int
+    before: str
+    reference: str
+    artifact: str
+    kld: float
+
+
 @dataclass(frozen=True, kw_only=True)
 class ArtifactResult:
-    """One artifact: how it did and why. `metrics`, `cache` and `greedy` are None if it did not get that far."""
+    """One artifact: how it did and why. What it did not get to is None or empty.
+
+    `metrics` compare it with the checkpoint, `execution` with the forward of its own `weights`, whose errors are
+    worst first. `location` and `mistake` say where a failure comes from. `run_bytes` estimates what running takes.
+    """
 
     artifact: Artifact
     backend: str
     verdict: Verdict
     size_bytes: int
     budget_bytes: int | None
+    run_bytes: int | None = None
     metrics: Metrics | None = None
+    execution: Metrics | None = None
+    weights: tuple[TensorError, ...] = ()
+    location: Location | None = None
+    mistake: str = ""
+    excerpts: tuple[Excerpt, ...] = ()
+    scores: tuple[PromptScore, ...] = field(default=(), repr=False)
     gates: tuple[GateResult, ...] = ()
     cache: CacheCheck | None = None
     greedy: GreedyCheck | None = None
@@ -70,7 +99,14 @@ class ArtifactResult:
             "verdict": self.verdict.value,
             "size_bytes": self.size_bytes,
             "budget_bytes": self.budget_bytes,
+            "run_bytes": self.run_bytes,
+            "verdicts": part_verdicts(self.gates),
             "metrics": self.metrics.to_json() if self.metrics else None,
+            "execution": self.execution.to_json() if self.execution else None,
+            "weights": [json_safe(asdict(error)) for error in self.weights[:_N_TENSORS]],
+            "location": json_safe(asdict(self.location)) if self.location else None,
+            "mistake": self.mistake,
+            "excerpts": [json_safe(asdict(excerpt)) for excerpt in self.excerpts],
             "gates": [json_safe(asdict(gate)) for gate in self.gates],
             "cache": json_safe(asdict(self.cache)) if self.cache else None,
             "greedy": json_safe(asdict(self.greedy)) if self.greedy else None,
@@ -98,6 +134,7 @@ class Report:
 
     def to_json(self) -> dict[str, Any]:
         return {
+            "schema": SCHEMA_VERSION,
             "model": self.model,
             "artifacts": [result.to_json() for result in self.results],
             "environment": self.environment,

@@ -6,7 +6,6 @@ A runtime that crashes, hangs or eats all memory takes this process down and not
 from __future__ import annotations
 
 import errno
-import importlib
 import os
 import sys
 import threading
@@ -19,8 +18,9 @@ import numpy as np
 
 from ..convert.errors import BackendError, InputError, LfmConvertError
 from ..convert.model.dtypes import Float32
-from ..targets.target import Runner, Target
-from .jobs import CacheCheck, Job, Outcome, Status, load_job, save_logits
+from ..convert.model.tokenizer import TOKENIZER_FILE, Tokenizer
+from ..targets.target import Artifact, Runner
+from .jobs import LONG_CHUNKS, CacheCheck, Job, Outcome, Status, load_job, resolve_target, save_logits
 from .metrics import position_kld
 
 # Chunks that cross the window of a short convolution in every way; the rest of the prompt follows whole.
@@ -44,7 +44,7 @@ def work(job: Job, folder: Path) -> Outcome:
     """Logits of every prompt into the folder, then the cache and greedy probes."""
     backend = ""
     try:
-        target = _find_target(job)
+        target = resolve_target(job.find_target, job.artifact.target)
         missing = target.missing()
         if missing is not None:
             return Outcome(status=Status.SKIPPED, message=missing)
@@ -53,7 +53,8 @@ def work(job: Job, folder: Path) -> Outcome:
             kept = _run_prompts(runner, job, folder)
             cache = check_cache(runner, [job.prompts[i] for i in job.cache_prompts], kept)
             greedy = tuple(_generate(runner, job.prompts[i], n=job.n_greedy, stop=job.stop) for i in job.greedy_prompts)
-            return Outcome(status=Status.DONE, backend=backend, cache=cache, greedy=greedy)
+            encoded = _tokenize(runner, job.artifact, job.texts)
+            return Outcome(status=Status.DONE, backend=backend, cache=cache, greedy=greedy, encoded=encoded)
     except BackendError as error:
         return Outcome(status=Status.SKIPPED, backend=backend, message=str(error))
     except LfmConvertError as error:
@@ -63,12 +64,6 @@ def work(job: Job, folder: Path) -> Outcome:
         full = isinstance(error, OSError) and error.errno == errno.ENOSPC
         message = f"{type(error).__name__}: {error}"
         return Outcome(status=Status.DISK if full else Status.FAILED, backend=backend, message=message)
-
-
-def _find_target(job: Job) -> Target:
-    module, function = job.find_target.split(":")
-    target: Target = getattr(importlib.import_module(module), function)(job.artifact.target)
-    return target
 
 
 def _run_prompts(runner: Runner, job: Job, folder: Path) -> list[Float32]:
@@ -109,7 +104,8 @@ def check_cache(runner: Runner, prompts: Sequence[Sequence[int]], whole: Sequenc
 def _in_chunks(runner: Runner, token_ids: Sequence[int]) -> Float32:
     runner.reset()
     pieces, low = [], 0
-    for size in (*_CHUNKS, len(token_ids)):
+    sizes = LONG_CHUNKS if len(token_ids) > sum(LONG_CHUNKS) else _CHUNKS
+    for size in (*sizes, len(token_ids)):
         if chunk := token_ids[low : low + size]:
             pieces.append(runner.extend(chunk))
         low += size
@@ -130,6 +126,18 @@ def _generate(runner: Runner, prompt: Sequence[int], *, n: int, stop: Sequence[i
         if out[-1] in stop or len(out) == n:
             return tuple(out)
         logits = runner.extend(out[-1:])
+
+
+def _tokenize(runner: Runner, artifact: Artifact, texts: Sequence[str]) -> tuple[tuple[int, ...], ...] | None:
+    """Ids of texts by the runtime's tokenizer, or by the one that lies beside the artifact; None without either."""
+    found = [runner.tokenize(text) for text in texts]
+    if None in found:
+        path = artifact.folder / TOKENIZER_FILE
+        if not path.is_file():
+            return None
+        tokenizer = Tokenizer(path)
+        found = [tokenizer.encode(text) for text in texts]
+    return tuple(tuple(ids or ()) for ids in found)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,20 @@ Target = Annotated[str, typer.Option("--target", "-t", help="Runtime to write fo
 Refine = Annotated[
     bool, typer.Option("--refine", help="Search for a lower error in the same format and size; takes longer.")
 ]
+Context = Annotated[
+    int | None,
+    typer.Option(
+        "--context", help="Positions the caches hold, where the file fixes them; default: 4096.", show_default=False
+    ),
+]
+OnnxMoe = Annotated[
+    str | None,
+    typer.Option(
+        "--onnx-moe",
+        help="Experts in ONNX: unrolled (any runtime) or qmoe (ONNX Runtime 1.31 on CPU).",
+        show_default=False,
+    ),
+]
 Revision = Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit of a hub model.")]
 Offline = Annotated[bool, typer.Option("--offline", help="Never ask the hub; use its local cache.")]
 Model = Annotated[

@@ -9,7 +9,31 @@ import typer
 
 from .. import pipeline
 from ..units import format_size, parse_size
-from .console import Json, Model, Offline, Refine, Revision, Target, given, output, print_json, watched
+from .console import (
+    Context,
+    Json,
+    Model,
+    Offline,
+    OnnxMoe,
+    Refine,
+    Revision,
+    Target,
+    given,
+    output,
+    print_json,
+    watched,
+)
+from .gguf_options import (
+    Imatrix,
+    Metadata,
+    OutputTensorType,
+    Pre,
+    Pure,
+    SplitMaxSize,
+    TensorType,
+    TokenEmbeddingType,
+    gguf_options,
+)
 
 
 def convert(
@@ -25,6 +49,16 @@ def convert(
         Path | None, typer.Option("--out", "-o", help="Folder to write; default: ./MODEL-TARGET.", show_default=False)
     ] = None,
     refine: Refine = False,
+    onnx_moe: OnnxMoe = None,
+    context: Context = None,
+    imatrix: Imatrix = None,
+    pure: Pure = False,
+    token_embedding_type: TokenEmbeddingType = None,
+    output_tensor_type: OutputTensorType = None,
+    tensor_type: TensorType = None,
+    metadata: Metadata = None,
+    pre: Pre = None,
+    split_max_size: SplitMaxSize = None,
     strict: Annotated[bool, typer.Option("--strict", help="Refuse encodings other than the quant names.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace artifacts that are there already.")] = False,
     jobs: Annotated[
@@ -42,6 +76,21 @@ def convert(
     as_json: Json = False,
 ) -> int:
     """Write the artifacts of one target, then run each and compare it with the checkpoint."""
+    options = given(
+        refine=refine,
+        onnx_moe=onnx_moe,
+        context=context,
+        **gguf_options(
+            imatrix=imatrix,
+            pure=pure,
+            token_embedding_type=token_embedding_type,
+            output_tensor_type=output_tensor_type,
+            tensor_type=tensor_type,
+            metadata=metadata,
+            pre=pre,
+            split_max_size=split_max_size,
+        ),
+    )
     with watched() as progress:
         graph = pipeline.open_model(model, revision=revision, offline=offline, progress=progress)
         done = pipeline.convert(
@@ -49,7 +98,7 @@ def convert(
             target=target,
             quant=quant,
             out=out,
-            options=given(refine=refine),
+            options=options,
             strict=strict,
             overwrite=overwrite,
             jobs=jobs,

@@ -21,13 +21,18 @@ from .console import Json, output, print_json
 
 def inspect(
     path: Annotated[
-        Path, typer.Argument(help="Checkpoint folder, artifact file, or folder of artifacts.", show_default=False)
+        Path,
+        typer.Argument(help="Checkpoint folder, GGUF or artifact file, or folder of artifacts.", show_default=False),
     ],
     as_json: Json = False,
 ) -> int:
     """Show what a checkpoint or an artifact holds."""
     if not path.exists():
         raise InputError(f"{path}: not found")
+    if path.suffix == ".gguf" and path.is_file():
+        found = _gguf(path)
+        print_json(found) if as_json else _show(found)
+        return 0
     is_checkpoint = path.is_dir() and load_manifest(path) is None
     if is_checkpoint and not (path / CONFIG_FILE).is_file():
         raise InputError(f"{path}: holds neither {CONFIG_FILE} nor lfm-convert.json")
@@ -65,6 +70,25 @@ def _checkpoint(graph: WeightGraph) -> dict[str, Any]:
     }
 
 
+def _gguf(path: Path) -> dict[str, Any]:
+    """Any GGUF file, of ours or not: metadata with lists as their length, and tensors and bytes by type."""
+    from ...targets.gguf.reader import read_gguf, tensor_nbytes
+
+    file = read_gguf(path)
+    types: dict[str, list[int]] = {}
+    for tensor in file.tensors:
+        types.setdefault(tensor.encoding, []).append(tensor_nbytes(tensor))
+    return {
+        "kind": "gguf",
+        "size_bytes": path.stat().st_size,
+        "tensors": len(file.tensors),
+        "types": [{"type": name, "tensors": len(sizes), "bytes": sum(sizes)} for name, sizes in types.items()],
+        "metadata": {
+            key: f"{len(value)} items" if isinstance(value, list) else value for key, value in file.metadata.items()
+        },
+    }
+
+
 def _artifacts(path: Path) -> dict[str, Any]:
     rows = []
     for artifact in pipeline.find_artifacts(path):
@@ -88,7 +112,13 @@ def _artifacts(path: Path) -> dict[str, Any]:
 
 def _show(found: dict[str, Any]) -> None:
     table = Table(box=None, pad_edge=False, show_header=found["kind"] == "artifacts")
-    if found["kind"] == "checkpoint":
+    if found["kind"] == "gguf":
+        table.add_row("tensors", str(found["tensors"]))
+        for each in found["types"]:
+            table.add_row(each["type"], f"{each['tensors']} tensors, {format_size(each['bytes'])}")
+        for key, value in found["metadata"].items():
+            table.add_row(key, str(value).partition("\n")[0][:120])
+    elif found["kind"] == "checkpoint":
         for key, value in found.items():
             if key == "roles":
                 value = "\n".join(f"{r['role']} {r['dtype']} {r['parameters']:,}" for r in value)

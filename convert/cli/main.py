@@ -15,7 +15,7 @@ from typer.core import TyperGroup
 from ..._version import __version__
 from ..errors import ExitCode, LfmConvertError
 from ..files import disk_error
-from . import convert, doctor, inspect, plan, targets, validate
+from . import calibrate, compare, convert, doctor, inspect, plan, targets, validate
 
 _DEFAULT_COMMAND = "convert"
 _OWN_OPTIONS = {"--help", "-h", "--version"}
@@ -41,6 +41,8 @@ app = typer.Typer(
 app.command("convert")(convert.convert)
 app.command("plan")(plan.plan)
 app.command("validate")(validate.validate)
+app.command("compare")(compare.compare)
+app.command("calibrate")(calibrate.calibrate)
 app.command("inspect")(inspect.inspect)
 app.command("targets")(targets.targets)
 app.command("doctor")(doctor.doctor)

@@ -10,7 +10,31 @@ from rich.table import Table
 from .. import pipeline
 from ..plans import Plan
 from ..units import format_size
-from .console import Json, Model, Offline, Refine, Revision, Target, given, output, print_json, watched
+from .console import (
+    Context,
+    Json,
+    Model,
+    Offline,
+    OnnxMoe,
+    Refine,
+    Revision,
+    Target,
+    given,
+    output,
+    print_json,
+    watched,
+)
+from .gguf_options import (
+    Imatrix,
+    Metadata,
+    OutputTensorType,
+    Pre,
+    Pure,
+    SplitMaxSize,
+    TensorType,
+    TokenEmbeddingType,
+    gguf_options,
+)
 
 
 def plan(
@@ -20,15 +44,40 @@ def plan(
         str | None, typer.Option("--quant", "-q", help="Quants, comma-separated; default: all.", show_default=False)
     ] = None,
     refine: Refine = False,
+    onnx_moe: OnnxMoe = None,
+    context: Context = None,
+    imatrix: Imatrix = None,
+    pure: Pure = False,
+    token_embedding_type: TokenEmbeddingType = None,
+    output_tensor_type: OutputTensorType = None,
+    tensor_type: TensorType = None,
+    metadata: Metadata = None,
+    pre: Pre = None,
+    split_max_size: SplitMaxSize = None,
     strict: Annotated[bool, typer.Option("--strict", help="Fail if a tensor would fall back.")] = False,
     revision: Revision = None,
     offline: Offline = False,
     as_json: Json = False,
 ) -> int:
     """Say what would be written, to the byte, without reading a weight; config.json is enough."""
+    options = given(
+        refine=refine,
+        onnx_moe=onnx_moe,
+        context=context,
+        **gguf_options(
+            imatrix=imatrix,
+            pure=pure,
+            token_embedding_type=token_embedding_type,
+            output_tensor_type=output_tensor_type,
+            tensor_type=tensor_type,
+            metadata=metadata,
+            pre=pre,
+            split_max_size=split_max_size,
+        ),
+    )
     with watched() as progress:
         graph = pipeline.open_model(model, revision=revision, offline=offline, weights=False, progress=progress)
-    plans = pipeline.plan(graph, target=target, quant=quant or "all", options=given(refine=refine))
+    plans = pipeline.plan(graph, target=target, quant=quant or "all", options=options)
     for each in plans:
         if strict:
             each.refuse_fallbacks()

@@ -9,7 +9,7 @@ Source: transformers `modeling_lfm2.py`, `modeling_lfm2_moe.py`; Su et al. 2021 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -22,6 +22,8 @@ from .tensor import TensorView
 
 _HEAD_BLOCK_BYTES = 64 << 20
 _SCORE_ELEMENTS = 1 << 24
+# Queries scored at a time: keys after the block's last are not even multiplied, which saves up to half.
+_QUERY_ROWS = 128
 
 
 @dataclass
@@ -92,9 +94,33 @@ class Forward:
 
         Raises: UsageError for an id outside the vocabulary or an empty sequence.
         """
-        hidden = self._run_layers(state, tokens)
-        logits = self._linear(hidden, self.graph.head)
-        return _split(logits, [len(t) for t in tokens])
+        lengths = self._check(state, tokens)
+        hidden = self._embed(np.concatenate([np.asarray(t, np.int64) for t in tokens]))
+        for layer in self.graph.layers:
+            hidden = self.run_layer(layer, hidden, state, lengths)
+        for sequence, n in zip(state.sequences, lengths, strict=True):
+            sequence.length += n
+        logits = self._linear(self._finish(hidden), self.graph.head)
+        return _split(logits, lengths)
+
+    def trace(self, prompts: Sequence[Sequence[int]]) -> Iterator[Float32]:
+        """The residual stream [tokens, H] of prompts laid end to end: embedded, then after each layer."""
+        state = State(len(prompts))
+        lengths = self._check(state, prompts)
+        hidden = self._embed(np.concatenate([np.asarray(t, np.int64) for t in prompts]))
+        yield hidden
+        for layer in self.graph.layers:
+            hidden = self.run_layer(layer, hidden, state, lengths)
+            yield hidden
+
+    def run_layer(self, layer: Layer, hidden: Float32, state: State, lengths: Sequence[int]) -> Float32:
+        """One block on the residual stream [tokens, H] of sequences of these lengths."""
+        normed = self._norm(hidden, layer[Role.OPERATOR_NORM])
+        mix = self._short_conv if layer.operator is Operator.SHORT_CONV else self._attention
+        hidden = hidden + mix(layer, normed, state, lengths)
+        normed = self._norm(hidden, layer[Role.FFN_NORM])
+        hidden += self._moe(layer, normed) if layer.is_moe else self._dense(layer, normed)
+        return hidden
 
     def generate(self, prompt: Sequence[int], *, max_new_tokens: int, stop: Sequence[int] = ()) -> list[int]:
         """Greedy continuation of one prompt, ending with the first stop id."""
@@ -107,25 +133,20 @@ class Forward:
             logits = self.extend(state, [out[-1:]])
         return out
 
-    def _run_layers(self, state: State, tokens: Sequence[Sequence[int]]) -> Float32:
+    def _check(self, state: State, tokens: Sequence[Sequence[int]]) -> list[int]:
+        """The lengths of token lists that continue a state. Raises: as `extend`."""
         if len(tokens) != len(state.sequences):
             raise UsageError(f"{len(tokens)} token lists for a state of {len(state.sequences)} sequences")
         lengths = [len(t) for t in tokens]
-        ids = np.concatenate([np.asarray(t, np.int64) for t in tokens]) if tokens else np.empty(0, np.int64)
-        if 0 in lengths or ids.size == 0:
+        if not lengths or 0 in lengths:
             raise UsageError("a sequence of zero tokens has no logits")
-        outside = ids[(ids < 0) | (ids >= self.config.vocab_size)]
-        if outside.size:
-            raise UsageError(f"token id {int(outside[0])} is outside the vocabulary of {self.config.vocab_size}")
-        hidden = self._embed(ids)
-        for layer in self.graph.layers:
-            normed = self._norm(hidden, layer[Role.OPERATOR_NORM])
-            mix = self._short_conv if layer.operator is Operator.SHORT_CONV else self._attention
-            hidden = hidden + mix(layer, normed, state, lengths)
-            normed = self._norm(hidden, layer[Role.FFN_NORM])
-            hidden = hidden + (self._moe(layer, normed) if layer.is_moe else self._dense(layer, normed))
-        for sequence, n in zip(state.sequences, lengths, strict=True):
-            sequence.length += n
+        for token in (extreme for t in tokens for extreme in (min(t), max(t))):
+            if not 0 <= token < self.config.vocab_size:
+                raise UsageError(f"token id {token} is outside the vocabulary of {self.config.vocab_size}")
+        return lengths
+
+    def _finish(self, hidden: Float32) -> Float32:
+        """The norm before the head."""
         return self._norm(hidden, self.graph[Role.FINAL_NORM])
 
     # Weights
@@ -146,10 +167,11 @@ class Forward:
 
     def _embed(self, ids: np.ndarray) -> Float32:
         table = self.graph[Role.EMBED]
-        out = np.empty((ids.size, table.n_cols), np.float32)
-        for token in np.unique(ids):  # single rows: a 128,000-row table is never widened for a prompt
-            out[ids == token] = table.rows(int(token), int(token) + 1)
-        return out
+        if 4 * table.n_rows * table.n_cols <= _HEAD_BLOCK_BYTES:
+            return self._load(table, 0, table.n_rows)[ids]
+        tokens, places = np.unique(ids, return_inverse=True)
+        # single rows: a 128,000-row table is never widened for a prompt
+        return np.concatenate([table.rows(token, token + 1) for token in tokens.tolist()])[places]
 
     def _linear(
         self, x: Float32, view: TensorView, bias: TensorView | None = None, *, start: int = 0, count: int = -1
@@ -170,11 +192,13 @@ class Forward:
         """Root-mean-square norm over the last axis."""
         mean_square = np.mean(x * x, axis=-1, keepdims=True, dtype=np.float32)
         scale: Float32 = np.sqrt(mean_square + np.float32(self.config.norm_eps))
-        return x / scale * self._vector(gain)
+        normed: Float32 = x / scale
+        normed *= self._vector(gain)
+        return normed
 
     # Operators
 
-    def _short_conv(self, layer: Layer, x: Float32, state: State, lengths: list[int]) -> Float32:
+    def _short_conv(self, layer: Layer, x: Float32, state: State, lengths: Sequence[int]) -> Float32:
         """Gated causal depthwise convolution: out_proj(C * conv(B * x))."""
         width = self.config.conv_width
         b, c, x = np.split(self._linear(x, layer[Role.CONV_IN], layer.get(Role.CONV_IN_BIAS)), 3, axis=1)
@@ -195,7 +219,7 @@ class Forward:
             mixed += self._vector(bias)
         return self._linear(c * mixed, layer[Role.CONV_OUT], layer.get(Role.CONV_OUT_BIAS))
 
-    def _attention(self, layer: Layer, x: Float32, state: State, lengths: list[int]) -> Float32:
+    def _attention(self, layer: Layer, x: Float32, state: State, lengths: Sequence[int]) -> Float32:
         config = self.config
         heads = {}
         for role, n_heads, norm in (
@@ -204,14 +228,14 @@ class Forward:
             (Role.ATTN_V, config.n_kv_heads, None),
         ):
             split = self._linear(x, layer[role]).reshape(-1, n_heads, config.head_dim)
-            heads[role] = split if norm is None else self._norm(split, layer[norm])
+            heads[role] = split if norm is None else self._head_norm(split, layer[norm])
         out = np.empty((x.shape[0], config.q_size), np.float32)
         low = 0
         for sequence, n in zip(state.sequences, lengths, strict=True):
             here = slice(low, low + n)
             cos, sin = _rotary(config, sequence.length, n)
-            q = _rotate(heads[Role.ATTN_Q][here], cos, sin).transpose(1, 0, 2)
-            k = _rotate(heads[Role.ATTN_K][here], cos, sin).transpose(1, 0, 2)
+            q = self._rotate(heads[Role.ATTN_Q][here], cos, sin).transpose(1, 0, 2)
+            k = self._rotate(heads[Role.ATTN_K][here], cos, sin).transpose(1, 0, 2)
             cache = sequence.attention.get(layer.index)
             if cache is None:
                 empty = np.empty((config.n_kv_heads, 0, config.head_dim), np.float32)
@@ -220,6 +244,15 @@ class Forward:
             out[here] = _attend(q, keys, values).transpose(1, 0, 2).reshape(n, -1)
             low += n
         return self._linear(out, layer[Role.ATTN_OUT])
+
+    def _head_norm(self, x: Float32, gain: TensorView) -> Float32:
+        """The norm of queries and keys [tokens, heads, head_dim], each head by itself."""
+        return self._norm(x, gain)
+
+    def _rotate(self, x: Float32, cos: Float32, sin: Float32) -> Float32:
+        """Half-split rotation: element i is paired with i + head_dim / 2."""
+        first, second = np.split(x, 2, axis=-1)
+        return np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
 
     # Feed-forward
 
@@ -264,18 +297,20 @@ def _moe_config(config: ModelConfig) -> MoEConfig:
     return config.moe
 
 
-def _split(values: Float32, lengths: list[int]) -> list[Float32]:
+def _split(values: Float32, lengths: Sequence[int]) -> list[Float32]:
     return np.split(values, np.cumsum(lengths)[:-1])
 
 
 def _sigmoid(x: Float32) -> Float32:
-    # exp of a non-positive number on both sides: no overflow
-    small = np.exp(-np.abs(x))
-    return np.where(x >= 0, 1 / (1 + small), small / (1 + small))
+    with np.errstate(over="ignore"):  # exp of a large number is infinite, and the inverse of that the right zero
+        return np.reciprocal(1 + np.exp(-x), dtype=np.float32)
 
 
 def _silu(x: Float32) -> Float32:
-    return x * _sigmoid(x)
+    with np.errstate(over="ignore"):  # as above
+        out = np.exp(-x)
+    out += 1
+    return np.divide(x, out, out=out)
 
 
 def _rotary(config: ModelConfig, start: int, n: int) -> tuple[Float32, Float32]:
@@ -284,12 +319,6 @@ def _rotary(config: ModelConfig, start: int, n: int) -> tuple[Float32, Float32]:
     inverse = np.float32(1.0) / np.float32(config.rope_theta) ** exponents
     angles = np.arange(start, start + n, dtype=np.float32)[:, None, None] * inverse
     return np.cos(angles), np.sin(angles)
-
-
-def _rotate(x: Float32, cos: Float32, sin: Float32) -> Float32:
-    """Half-split rotation: element i is paired with i + head_dim / 2."""
-    first, second = np.split(x, 2, axis=-1)
-    return np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
 
 
 def _attend(q: Float32, keys: Float32, values: Float32) -> Float32:
@@ -301,13 +330,13 @@ def _attend(q: Float32, keys: Float32, values: Float32) -> Float32:
     n_kv, total, _ = keys.shape
     grouped = q.reshape(n_kv, n_heads // n_kv, n, d) * np.float32(d**-0.5)
     out = np.empty_like(grouped)
-    step = max(1, _SCORE_ELEMENTS // (n_heads * total))
+    step = max(1, min(_QUERY_ROWS, _SCORE_ELEMENTS // (n_heads * total)))
     for low in range(0, n, step):
         high = min(low + step, n)
         seen = total - n + high  # keys after the block's last query are masked for all of it
         scores = grouped[:, :, low:high] @ keys[:, None, :seen].swapaxes(-1, -2)
         future = np.arange(seen) > (total - n + np.arange(low, high))[:, None]
-        scores[:, :, future] = -np.inf
+        np.copyto(scores, np.float32(-np.inf), where=future)
         scores -= scores.max(axis=-1, keepdims=True)
         np.exp(scores, out=scores)
         scores /= scores.sum(axis=-1, keepdims=True)

@@ -116,13 +116,20 @@ class WeightGraph:
             yield from layer.weights.values()
 
     def with_weights(self, views: Mapping[tuple[Role, int | None], TensorView]) -> WeightGraph:
-        """The same model with other tensors in place of those given, such as an artifact's decoded ones."""
+        """The same model with other tensors in place of those given, such as an artifact's decoded ones.
+
+        A head among them unties a tied model: some formats store the token table and the head apart.
+        """
 
         def swap(weights: Mapping[Role, Weight]) -> dict[Role, Weight]:
             return {r: replace(w, view=views.get((w.role, w.layer), w.view)) for r, w in weights.items()}
 
         layers = tuple(replace(layer, weights=swap(layer.weights)) for layer in self.layers)
-        return replace(self, top=swap(self.top), layers=layers)
+        top = swap(self.top)
+        head = views.get((Role.LM_HEAD, None))
+        if head is not None:
+            top[Role.LM_HEAD] = Weight(Role.LM_HEAD, None, head)
+        return replace(self, top=top, layers=layers)
 
     @property
     def n_parameters(self) -> int:

@@ -1,46 +1,61 @@
-"""What GGUF's block formats share: one record a block, encoded in slices that fit the processor's cache.
+"""What GGUF's block formats share: one record a block, a row is its records end to end.
 
-Bits are those of ggml's reference (`quantize_row_*_ref`): float32 arithmetic, rounding and ties as in C.
+Encoding is compiled (`_kernels_*.py`) and gives the bits of ggml's reference: float32 arithmetic in C's order.
 Source: llama.cpp `ggml/src/ggml-quants.c`, `ggml/src/ggml-common.h`.
 """
 
 from __future__ import annotations
 
+import importlib
 from abc import abstractmethod
+from collections.abc import Callable
+from functools import cache
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ...convert.errors import InputError
+from ...convert.errors import InputError, needs_extra
 from ...convert.model.dtypes import Float32
 from ..encoding import Bytes, Encoding, Part
 
 Levels = NDArray[np.uint8]
 Records = NDArray[Any]
 
-# Elements encoded at a time: 256 KiB of float32, so that temporaries stay in the second-level cache.
-_SLICE = 1 << 16
+# Beyond this, squares of squares of a search could overflow, and no scale of float16 reaches it.
+_LARGEST_SEARCHED = 1e9
 
 
 class BlockEncoding(Encoding):
-    """Blocks of `block` elements, each stored as one `layout` record; a row is its blocks end to end."""
+    """Blocks of `block` elements, each stored as one `layout` record.
+
+    `module` holds the compiled encoder; `searches` if it looks for scales by their error; `halves` are the
+    layout's float16 fields.
+    """
 
     layout: ClassVar[np.dtype[Any]]
+    module: ClassVar[str]
+    searches: ClassVar[bool] = False
+    halves: ClassVar[tuple[str, ...]] = ("d",)
 
     def parts(self, n_cols: int) -> tuple[Part, ...]:
         n_bytes = n_cols // self.block * self.layout.itemsize
         return (Part("blocks", np.dtype(np.uint8), (n_bytes,)),)
 
     def encode(self, rows: Float32, importance: Float32 | None = None) -> tuple[Bytes, ...]:
-        """See `Encoding.encode`. Raises InputError if a scale is beyond float16."""
-        blocks = np.ascontiguousarray(rows).reshape(-1, self.block)
-        out = np.empty(len(blocks), self.layout)
-        step = _SLICE // self.block
-        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-            for start in range(0, len(blocks), step):
-                self._encode(blocks[start : start + step], out[start : start + step])
-        return (out.view(np.uint8).reshape(len(rows), self.parts(rows.shape[1])[0].row_nbytes),)
+        """See `Encoding.encode`.
+
+        Raises: InputError if a scale is beyond float16 (±65504); BackendError if the compiler is not installed.
+        """
+        blocks = self._blocks(rows)
+        if (self.searches or importance is not None) and blocks.size:
+            self._refuse(max(blocks.max(), -blocks.min()) > _LARGEST_SEARCHED)
+        weights = self._blocks(np.empty(0, np.float32) if importance is None else importance)
+        out = np.empty((len(blocks), self.layout.itemsize), np.uint8)
+        _kernel(self.module, self.name)(blocks, weights, out)
+        records = out.view(self.layout)
+        self._refuse(not all(np.isfinite(records[field]).all() for field in self.halves))
+        return (out.reshape(len(rows), self.parts(rows.shape[1])[0].row_nbytes),)
 
     def decode(self, *parts: Bytes) -> Float32:
         (stored,) = parts
@@ -49,25 +64,56 @@ class BlockEncoding(Encoding):
         return self._decode(records).reshape(len(stored), n_cols)
 
     @abstractmethod
-    def _encode(self, blocks: Float32, out: Records) -> None:
-        """Fills records [n] from blocks [n, block]."""
-
-    @abstractmethod
     def _decode(self, records: Records) -> Float32:
-        """Values [n, block] of records [n]."""
+        """Values [n, …] of records [n], the elements of a block in order."""
+
+    def _blocks(self, rows: Float32) -> Float32:
+        # numba compiles anew for arrays that are read-only or laid out otherwise
+        return np.require(rows, np.float32, ["C", "A", "W"]).reshape(-1, self.block)
+
+    def _refuse(self, is_too_large: bool) -> None:
+        if is_too_large:
+            raise InputError(f"a block's scale is beyond what {self.name} holds: choose a wider encoding")
 
 
-def to_half(values: Float32) -> NDArray[np.float16]:
-    """Scales as float16.
-
-    Raises: InputError if one is beyond ±65504, which would store infinity.
-    """
-    half = values.astype("<f2")
-    if not np.isfinite(half).all():
-        raise InputError("a block's scale is beyond float16 (±65504): choose a wider encoding")
-    return half
+@cache
+def _kernel(module: str, name: str) -> Callable[[Float32, Float32, Levels], None]:
+    with needs_extra("gguf", f"encoding {name}"):
+        found = importlib.import_module(f".{module}", __package__)
+    kernel: Callable[[Float32, Float32, Levels], None] = getattr(found, f"encode_{name.lower()}")
+    return kernel
 
 
 def column(values: NDArray[Any]) -> Float32:
     """[n] as float32 [n, 1], to multiply blocks with."""
     return values.astype(np.float32)[:, None]
+
+
+def unpack_nibbles(packed: Levels) -> Levels:
+    """Levels [n, …, 32] of bytes [n, …, 16]: byte j holds element j in its low half, element 16 + j in its high half."""
+    return np.concatenate([packed & np.uint8(15), packed >> np.uint8(4)], axis=-1)
+
+
+def unpack_fifth_bits(packed: Levels) -> Levels:
+    """Bit 4 of levels [n, 32], 0 or 16 each, of bytes [n, 4]: element j is bit j of the little-endian word."""
+    bits: Levels = np.unpackbits(packed, axis=1, bitorder="little") << np.uint8(4)
+    return bits
+
+
+def unpack_pairs(packed: Levels) -> Levels:
+    """Two-bit levels [n, 256] of bytes [n, 64]: of 128 elements, j + 32 k is in byte j from bit 2 k on."""
+    parts = packed.reshape(-1, 2, 1, 32) >> np.arange(0, 8, 2, dtype=np.uint8)[:, None]
+    return (parts & np.uint8(3)).reshape(-1, 256)
+
+
+def unpack_high_bits(packed: Levels) -> Levels:
+    """Bits [n, 256], 0 or 1 each, of bytes [n, 32]: element j + 32 k is bit k of byte j."""
+    return np.unpackbits(packed[:, None], axis=1, bitorder="little").reshape(-1, 256)
+
+
+def unpack_sixes(packed: Levels) -> tuple[Float32, Float32]:
+    """Six-bit scales and minima [n, 8] of the 12 bytes in which Q4_K and Q5_K have them."""
+    early, late, rest = packed[:, 0:4], packed[:, 4:8], packed[:, 8:12]
+    scales = np.concatenate([early & 63, (rest & 15) | ((early >> 6) << 4)], axis=1)
+    minima = np.concatenate([late & 63, (rest >> 4) | ((late >> 6) << 4)], axis=1)
+    return scales.astype(np.float32), minima.astype(np.float32)

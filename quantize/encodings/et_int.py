@@ -14,6 +14,7 @@ Source: executorch `backends/xnnpack/operators/node_visitor.py`, `kernels/quanti
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,7 +34,7 @@ _LEAST_SCALE = np.float32(2.0**-126)
 class _ScaleType:
     """How scales are stored. bfloat16 has no numpy type: its bits are kept as uint16."""
 
-    dtype: np.dtype[np.generic]
+    dtype: np.dtype[Any]
     is_bfloat16: bool = False
 
     def store(self, scales: Float32) -> Bytes:
@@ -48,9 +49,15 @@ class _ScaleType:
         return stored.astype(np.float32)
 
     def rounded(self, scales: Float32) -> Float32:
-        """What a runtime reads back; the least positive normal number where that is nothing."""
-        least = max(_LEAST_SCALE, np.float32(0 if self.is_bfloat16 else np.finfo(self.dtype).tiny))
-        return np.maximum(self.load(self.store(scales)), least)
+        """What a runtime reads back; where that is nothing, the least that is something.
+
+        Raises: InputError for a scale beyond the width.
+        """
+        found = self.load(self.store(scales))
+        if not np.isfinite(found).all():
+            raise InputError(f"a scale of {scales.max():g} is beyond {self.dtype.name}: choose a wider encoding")
+        least = _LEAST_SCALE if self.is_bfloat16 else np.float32(np.finfo(self.dtype).smallest_subnormal)
+        return np.maximum(found, least)
 
 
 _BFLOAT16 = _ScaleType(np.dtype("<u2"), is_bfloat16=True)
@@ -85,8 +92,7 @@ class GroupInt4(Encoding):
         weights = None if importance is None else importance.reshape(n_cols // _GROUP, _GROUP)
         scales = self._search(groups, weights)
         codes = _codes(groups, scales).astype(np.int8).reshape(n, n_cols)
-        stored = self._scales.store(scales[..., 0])
-        return self._pack(codes), _finite(stored, self._scales, self.name)
+        return self._pack(codes), self._scales.store(scales[..., 0])
 
     def decode(self, *parts: Bytes) -> Float32:
         values, scales = parts
@@ -150,12 +156,6 @@ def _codes(groups: Float32, scales: Float32) -> Float32:
     codes = groups / scales
     np.rint(codes, out=codes)
     return np.clip(codes, -8, 7, out=codes)
-
-
-def _finite(stored: Bytes, kind: _ScaleType, name: str) -> Bytes:
-    if not np.isfinite(kind.load(stored)).all():
-        raise InputError(f"a scale of {name} is beyond what its width can hold: choose a wider encoding")
-    return stored
 
 
 ENCODINGS: tuple[Encoding, ...] = (

@@ -26,7 +26,7 @@ GROUPS = (32, 64, 128)
 _LEAST_SCALE = np.float32(1e-7)
 # Shares of the range that `refined` starts its search from: clipping a little pays at few bits.
 _SHARES = (1.0, 0.95, 0.9, 0.85, 0.8)
-_ROUNDS = 2
+_ROUNDS = 3
 
 
 class Affine(GroupEncoding):
@@ -49,12 +49,12 @@ class Affine(GroupEncoding):
     def _range(self, groups: Float32) -> tuple[Float32, Float32]:
         high, low = groups.max(axis=0), groups.min(axis=0)
         low_is_edge = np.abs(low) > np.abs(high)
-        scale = np.maximum((high - low) / self._top, _LEAST_SCALE)
-        scale = np.where(low_is_edge, scale, -scale)
+        step = np.maximum((high - low) / self._top, _LEAST_SCALE)
+        step *= np.where(low_is_edge, np.float32(1), np.float32(-1))
         edge = np.where(low_is_edge, low, high)
-        steps = np.rint(edge / scale)
-        met = steps != 0
-        scale = np.where(met, edge / np.where(met, steps, 1), scale)
+        n_steps = np.rint(edge / step)
+        met = n_steps != 0  # otherwise the edge is nearer to zero than half a step
+        scale: Float32 = np.where(met, edge / np.where(met, n_steps, np.float32(1)), step)
         return scale, np.where(met, edge, np.float32(0))
 
     def _codes(self, groups: Float32, scale: Float32, bias: Float32) -> Codes:
@@ -74,15 +74,14 @@ class Affine(GroupEncoding):
         """Codes nearest on stored grids: MLX's own, narrower ones, and least-squares fits to their codes."""
         whole_scale, whole_bias = self._range(groups)
         for share in _SHARES:
-            scale = whole_scale * np.float32(share)
-            bias = whole_bias + (whole_scale - scale) * (self._top / 2)
-            for round_ in range(_ROUNDS + 1):
+            scale: Float32 = whole_scale * np.float32(share)
+            bias: Float32 = whole_bias + (whole_scale - scale) * (self._top * np.float32(0.5))
+            for _ in range(_ROUNDS):
                 stored = self._store(scale, bias)
                 scale, bias = (self.floats.decode(each) for each in stored)
                 codes = self._codes(groups, np.where(scale == 0, _LEAST_SCALE, scale), bias)
                 yield (codes, *stored)
-                if round_ < _ROUNDS:
-                    scale, bias = _least_squares(codes.astype(np.float32), groups, weights, scale, bias)
+                scale, bias = _least_squares(codes.astype(np.float32), groups, weights, scale, bias)
 
     def _values(self, codes: Codes, *parameters: Bytes) -> Float32:
         scale, bias = (self.floats.decode(each) for each in parameters)
@@ -93,16 +92,15 @@ def _least_squares(
     codes: Float32, groups: Float32, weights: Float32 | None, scale: Float32, bias: Float32
 ) -> tuple[Float32, Float32]:
     """Scale and bias [n] that bring given codes closest; those given where all codes of a group are equal."""
-    weights = np.ones((1, 1), np.float32) if weights is None else weights
-    total = np.broadcast_to(weights, codes.shape).sum(axis=0)
-    total = np.where(total > 0, total, 1)
+    weights = np.ones_like(groups) if weights is None else weights
+    total = np.maximum(weights.sum(axis=0), np.finfo(np.float32).tiny)
     mean_code, mean_value = (weights * codes).sum(axis=0) / total, (weights * groups).sum(axis=0) / total
-    away = codes - mean_code
-    spread = (weights * away * away).sum(axis=0)
+    away = weights * (codes - mean_code)
+    spread = (away * codes).sum(axis=0)
     solvable = spread > 0
-    slope = (weights * away * (groups - mean_value)).sum(axis=0) / np.where(solvable, spread, 1)
-    scale = np.where(solvable, slope, scale).astype(np.float32)
-    return scale, np.where(solvable, mean_value - scale * mean_code, bias).astype(np.float32)
+    slope = (away * groups).sum(axis=0) / np.where(solvable, spread, np.float32(1))
+    fitted: Float32 = np.where(solvable, slope, scale)
+    return fitted, np.where(solvable, mean_value - fitted * mean_code, bias)
 
 
 ENCODINGS = tuple(

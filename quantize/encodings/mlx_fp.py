@@ -11,9 +11,11 @@ Source: OCP Microscaling Formats 1.0; MLX `mlx/ops.cpp`, `fp_quantize` (block sc
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import ClassVar
 
 import numpy as np
 
@@ -61,7 +63,10 @@ _E4M3 = _Element(bits=8, mantissa=3, bias=7, largest=448.0, ties_to_even=True)
 
 
 class _TinyFloat(GroupEncoding):
-    """Elements of one kind with one byte of scale a group. `_tries` are the steps `refined` searches around it."""
+    """Elements of one kind with one byte of scale a group; `_tries` are the steps from it that `refined` looks at."""
+
+    _tries: ClassVar[tuple[int, ...]]
+    _largest_scale: ClassVar[int]
 
     def __init__(self, mode: str, class_name: str, element: _Element, group: int, dtype: str, *, refined: bool) -> None:
         super().__init__(mode, mode=mode, bits=element.bits, group=group, dtype=dtype, refined=refined)
@@ -72,7 +77,7 @@ class _TinyFloat(GroupEncoding):
         return (("scales", np.dtype("u1")),)
 
     def _fit(self, groups: Float32) -> tuple[Bytes, ...]:
-        wanted = np.abs(groups).max(axis=0) / np.float32(self._element.largest)
+        wanted: Float32 = np.abs(groups).max(axis=0) / np.float32(self._element.largest)
         scales = self._scales(self._round(wanted))  # MLX computes in the checkpoint's type
         return self._codes(groups, scales), scales
 
@@ -81,7 +86,7 @@ class _TinyFloat(GroupEncoding):
 
     def _codes(self, groups: Float32, scales: Codes) -> Codes:
         factors = self._factors(scales)
-        values = groups / np.where(factors > 0, factors, np.float32(np.inf))
+        values = np.divide(groups, factors, out=np.zeros_like(groups), where=factors > 0)
         return self._signed(self._round(values))
 
     def _signed(self, values: Float32) -> Codes:
@@ -105,14 +110,13 @@ class _TinyFloat(GroupEncoding):
         values: Float32 = self._element.table[codes] * self._factors(parameters[0])
         return values
 
-    _tries: tuple[int, ...]
-    _largest_scale: int
-
+    @abstractmethod
     def _scales(self, wanted: Float32) -> Codes:
-        raise NotImplementedError
+        """The stored scales nearest to those wanted, rounded as MLX does."""
 
+    @abstractmethod
     def _factors(self, scales: Codes) -> Float32:
-        raise NotImplementedError
+        """What stored scales multiply by."""
 
 
 class MicroScaling(_TinyFloat):
@@ -146,7 +150,7 @@ class NvFp4(_TinyFloat):
 def _encodings(dtype: str, *, refined: bool) -> tuple[_TinyFloat, ...]:
     return (
         MicroScaling("mxfp4", "q4", _E2M1, 32, dtype, refined=refined),
-        MicroScaling("mxfp8", "q8", _E4M3, 32, dtype, refined=refined),
+        MicroScaling("mxfp8", "q5", _E4M3, 32, dtype, refined=refined),
         NvFp4("nvfp4", "q4", _E2M1, 16, dtype, refined=refined),
     )
 

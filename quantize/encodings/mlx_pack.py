@@ -121,6 +121,9 @@ def pack(codes: Codes, bits: int) -> NDArray[np.uint32]:
     """Codes [n, n_cols], below 2^bits, as words [n, n_cols · bits / 32]; n_cols is a multiple of 32."""
     if bits == 8:
         return codes.view("<u4")
+    if bits == 4:  # most quants: worth a way of its own, a quarter of the encoder's time
+        pairs = codes.view("<u2")
+        return (pairs | (pairs >> 4)).astype(np.uint8).view("<u4")
     lanes = codes.reshape(-1, 8).view("<u8")  # eight codes, one a byte
     for lane, width, mask in _merges(bits):
         lanes = (lanes & mask) | ((lanes & ~mask) >> np.uint64(lane - width))

@@ -15,8 +15,7 @@ import numpy as np
 
 from ...convert.model.dtypes import Float32
 from ..encoding import Encoding
-from ._blocks import BlockEncoding, Records, column
-from ._blocks32 import pack_nibbles, ranged_levels, unpack_nibbles
+from ._blocks import BlockEncoding, Records, column, unpack_nibbles
 
 
 class Q4_1(BlockEncoding):
@@ -26,10 +25,8 @@ class Q4_1(BlockEncoding):
     class_name = "q4"
     block = 32
     layout = np.dtype([("d", "<f2"), ("m", "<f2"), ("qs", "u1", 16)])
-
-    def _encode(self, blocks: Float32, out: Records) -> None:
-        out["d"], out["m"], levels = ranged_levels(blocks, 8)
-        out["qs"] = pack_nibbles(levels)
+    module = "_kernels_32"
+    halves = ("d", "m")
 
     def _decode(self, records: Records) -> Float32:
         levels = unpack_nibbles(records["qs"]).astype(np.float32)

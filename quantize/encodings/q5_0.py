@@ -15,8 +15,7 @@ import numpy as np
 
 from ...convert.model.dtypes import Float32
 from ..encoding import Encoding
-from ._blocks import BlockEncoding, Records, column
-from ._blocks32 import pack_fifth_bits, pack_nibbles, signed_levels, unpack_fifth_bits, unpack_nibbles
+from ._blocks import BlockEncoding, Records, column, unpack_fifth_bits, unpack_nibbles
 
 
 class Q5_0(BlockEncoding):
@@ -26,10 +25,7 @@ class Q5_0(BlockEncoding):
     class_name = "q5"
     block = 32
     layout = np.dtype([("d", "<f2"), ("qh", "u1", 4), ("qs", "u1", 16)])
-
-    def _encode(self, blocks: Float32, out: Records) -> None:
-        out["d"], levels = signed_levels(blocks, 16)
-        out["qh"], out["qs"] = pack_fifth_bits(levels), pack_nibbles(levels)
+    module = "_kernels_32"
 
     def _decode(self, records: Records) -> Float32:
         levels = unpack_nibbles(records["qs"]) | unpack_fifth_bits(records["qh"])

@@ -16,8 +16,7 @@ import numpy as np
 
 from ...convert.model.dtypes import Float32
 from ..encoding import Encoding
-from ._blocks import BlockEncoding, Records, column
-from ._blocks32 import pack_fifth_bits, pack_nibbles, ranged_levels, unpack_fifth_bits, unpack_nibbles
+from ._blocks import BlockEncoding, Records, column, unpack_fifth_bits, unpack_nibbles
 
 
 class Q5_1(BlockEncoding):
@@ -27,10 +26,8 @@ class Q5_1(BlockEncoding):
     class_name = "q5"
     block = 32
     layout = np.dtype([("d", "<f2"), ("m", "<f2"), ("qh", "u1", 4), ("qs", "u1", 16)])
-
-    def _encode(self, blocks: Float32, out: Records) -> None:
-        out["d"], out["m"], levels = ranged_levels(blocks, 16)
-        out["qh"], out["qs"] = pack_fifth_bits(levels), pack_nibbles(levels)
+    module = "_kernels_32"
+    halves = ("d", "m")
 
     def _decode(self, records: Records) -> Float32:
         levels = unpack_nibbles(records["qs"]) | unpack_fifth_bits(records["qh"])

@@ -1,5 +1,6 @@
-"""Quants of the GGUF target, with llama-quantize's meaning (no importance matrix, not `--pure`).
+"""Quants of the GGUF target, with llama-quantize's meaning.
 
+A quant is named after the encoding of most matrices; a mixture stores some of them wider, by role and layer.
 What decides the head decides a tied embedding too: the target asks for a tied embedding as LM_HEAD.
 Source: llama.cpp `src/llama-quant.cpp`, `tensor_allows_quantization`, `llama_tensor_get_type_impl`,
 `tensor_type_fallback`; `conversion/base.py`, `prepare_tensors`.
@@ -7,28 +8,168 @@ Source: llama.cpp `src/llama-quant.cpp`, `tensor_allows_quantization`, `llama_te
 
 from __future__ import annotations
 
-from ...convert.model.graph import BIASES, NORMS, Role
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ...convert.model.config import ModelConfig, Operator
+from ...convert.model.graph import BIASES, EXPERTS, NORMS, Role
 from ..policy import Policy, Rule
+
+FLOATS = ("F32", "F16", "BF16")
 
 # Never narrowed: the runtime's kernels for these want float32.
 _ALWAYS_F32 = Rule("F32", NORMS | BIASES | {Role.CONV_KERNEL, Role.ROUTER})
-_FALLBACKS = {"Q6_K": "Q8_0", "Q8_0": "F16", "Q5_1": "F16", "Q5_0": "F16", "Q4_1": "F16", "Q4_0": "F16"}
+_FALLBACKS = {
+    "Q2_K": "Q4_0", "Q3_K": "Q4_0", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0", "IQ4_XS": "IQ4_NL",
+    **dict.fromkeys(("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL", "MXFP4"), "F16"),
+}  # fmt: skip
+
+_HEAD = frozenset({Role.LM_HEAD})
+_K, _V, _OUT = frozenset({Role.ATTN_K}), frozenset({Role.ATTN_V}), frozenset({Role.ATTN_OUT})
+_DOWN = frozenset({Role.FFN_DOWN, Role.EXPERT_DOWN})
 
 
-def _plain(name: str, class_name: str, *rules: Rule) -> Policy:
-    """All matrices in the encoding the quant is named after, but for those `rules` name."""
-    return Policy(name=name, class_name=class_name, rules=(_ALWAYS_F32, *rules, Rule(name)), fallbacks=_FALLBACKS)
+@dataclass(frozen=True)
+class _Model:
+    """What mixtures depend on. Units: `gqa` query heads a key-value head in layer 0, 0 if that is a convolution."""
+
+    gqa: int
+    has_importance: bool
 
 
-_Q6_HEAD = Rule("Q6_K", frozenset({Role.LM_HEAD}))
+def _always(i: int, n: int) -> bool:
+    return True
 
-POLICIES: tuple[Policy, ...] = (
-    _plain("F32", "f32"),
-    _plain("F16", "f16"),
-    _plain("BF16", "f16"),
-    _plain("Q8_0", "q8"),
-    _plain("Q5_1", "q5", _Q6_HEAD),
-    _plain("Q5_0", "q5", _Q6_HEAD),
-    _plain("Q4_1", "q4", _Q6_HEAD),
-    _plain("Q4_0", "q4", _Q6_HEAD),
+
+def _ends_and_every_third(i: int, n: int) -> bool:
+    """`use_more_bits`: the first and last eighth, and every third layer between."""
+    return i < n // 8 or i >= 7 * n // 8 or (i - n // 8) % 3 == 2
+
+
+def _first_eighth(i: int, n: int) -> bool:
+    return i < n // 8
+
+
+@dataclass(frozen=True)
+class _Wider:
+    """Weights of these roles get this encoding in the i-th of n layers if `where` and in a model if `when`.
+
+    Layers are counted among those with attention for its values, and among all for the down projections.
+    """
+
+    encoding: str
+    roles: frozenset[Role]
+    where: Callable[[int, int], bool] = _always
+    when: Callable[[_Model], bool] = lambda model: True
+
+
+@dataclass(frozen=True)
+class _Quant:
+    """A named quant: its class, the encoding of most matrices, of the head, and what is wider, first match wins."""
+
+    class_name: str
+    base: str
+    head: str = "Q6_K"
+    wider: tuple[_Wider, ...] = ()
+
+
+_WIDE_HEADS = (_Wider("Q5_K", _V, when=lambda model: model.gqa >= 4),)
+_WIDE_START = (_Wider("Q5_K", _DOWN, _first_eighth, when=lambda model: not model.has_importance),)
+
+
+def _guarded(encoding: str) -> tuple[_Wider, ...]:
+    """The first down projections can go astray with an importance matrix."""
+    return (_Wider(encoding, _DOWN, _first_eighth, when=lambda model: model.has_importance),)
+
+
+def _alternating(encoding: str) -> tuple[_Wider, ...]:
+    return (_Wider(encoding, _V | _DOWN, _ends_and_every_third),)
+
+
+_QUANTS = {
+    "F32": _Quant("f32", "F32", "F32"),
+    "F16": _Quant("f16", "F16", "F16"),
+    "BF16": _Quant("f16", "BF16", "BF16"),
+    "Q8_0": _Quant("q8", "Q8_0", "Q8_0"),
+    "Q6_K": _Quant("q6", "Q6_K"),
+    "Q5_K_M": _Quant("q5", "Q5_K", wider=_alternating("Q6_K")),
+    "Q5_K_S": _Quant("q5", "Q5_K"),
+    "Q5_1": _Quant("q5", "Q5_1"),
+    "Q5_0": _Quant("q5", "Q5_0", wider=_guarded("Q5_1")),
+    "Q4_K_M": _Quant("q4", "Q4_K", wider=_alternating("Q6_K")),
+    "Q4_K_S": _Quant(
+        "q4", "Q4_K", wider=(_Wider("Q5_K", _V, lambda i, n: i < 4), _Wider("Q5_K", _DOWN, _first_eighth))
+    ),
+    "Q4_1": _Quant("q4", "Q4_1"),
+    "Q4_0": _Quant("q4", "Q4_0", wider=_guarded("Q4_1")),
+    "IQ4_NL": _Quant("q4", "IQ4_NL", wider=_WIDE_HEADS + _WIDE_START),
+    "IQ4_XS": _Quant("q4", "IQ4_XS", wider=_WIDE_HEADS + _WIDE_START),
+    "MXFP4_MOE": _Quant("q4", "MXFP4", "Q8_0"),
+    "Q3_K_L": _Quant("q3", "Q3_K", wider=(_Wider("Q5_K", _V | _OUT | _DOWN),)),
+    "Q3_K_M": _Quant(
+        "q3",
+        "Q3_K",
+        wider=(
+            _Wider("Q5_K", _V, lambda i, n: i < 2),
+            _Wider("Q5_K", _DOWN, lambda i, n: i < n // 16),
+            _Wider("Q4_K", _V | _OUT | _DOWN),
+        ),
+    ),
+    "Q3_K_S": _Quant("q3", "Q3_K"),
+    # No gates are stated below three bits.
+    "Q2_K": _Quant(
+        "q3",
+        "Q2_K",
+        wider=(_Wider("Q4_K", _V, when=lambda model: model.gqa >= 4), _Wider("Q3_K", _V | _OUT | _DOWN)),
+    ),
+}
+# llama-quantize takes a model of exactly eight experts for Mixtral: keys and values in eight bits, and in these
+# quants the attention's output in five.
+_MIXTRAL_EXPERTS = 8
+_MIXTRAL_OUT = {"Q2_K", "Q3_K_S", "Q3_K_M", "Q4_K_S", "Q4_K_M", "IQ4_NL", "IQ4_XS"}
+
+
+def base_encoding(quant: str) -> str:
+    """What most matrices of a quant are stored as."""
+    return _QUANTS[quant].base
+
+
+def gguf_policy(quant: str, config: ModelConfig, *, has_importance: bool = False, pure: bool = False) -> Policy:
+    """The policy of a quant for a model; `pure` stores every matrix alike."""
+    chosen = _QUANTS[quant]
+    rules = [] if pure else _mixture(quant, config, has_importance=has_importance)
+    return Policy(
+        name=quant,
+        class_name=chosen.class_name,
+        rules=(_ALWAYS_F32, *rules, Rule(chosen.base)),
+        fallbacks=_FALLBACKS,
+    )
+
+
+def _mixture(quant: str, config: ModelConfig, *, has_importance: bool) -> list[Rule]:
+    chosen = _QUANTS[quant]
+    head = Rule(chosen.head, _HEAD)
+    if quant == "MXFP4_MOE":
+        return [head, Rule(chosen.base, EXPERTS), Rule("Q8_0")]
+    has_heads = config.operators[0] is Operator.ATTENTION
+    model = _Model(config.n_heads // config.n_kv_heads if has_heads else 0, has_importance)
+    wider = [each for each in chosen.wider if each.when(model)]
+    if config.moe and config.moe.n_experts == _MIXTRAL_EXPERTS and quant not in FLOATS:
+        wider[:0] = [_Wider("Q8_0", _K | _V), _Wider("Q5_K" if quant in _MIXTRAL_OUT else chosen.base, _OUT)]
+    return [head, *(rule for each in wider for rule in _rules(each, config))]
+
+
+def _rules(wider: _Wider, config: ModelConfig) -> list[Rule]:
+    rules = []
+    for role in wider.roles:
+        layers = config.attention_layers if role is Role.ATTN_V else range(config.n_layers)
+        chosen = frozenset(layer for i, layer in enumerate(layers) if wider.where(i, len(layers)))
+        rules.append(Rule(wider.encoding, frozenset({role}), chosen))
+    return rules
+
+
+# The quants by name; what is wider depends on the model, see `gguf_policy`.
+POLICIES: tuple[Policy, ...] = tuple(
+    Policy(name=name, class_name=quant.class_name, rules=(_ALWAYS_F32, Rule(quant.base)), fallbacks=_FALLBACKS)
+    for name, quant in _QUANTS.items()
 )

@@ -1,4 +1,4 @@
-"""Quants of the ONNX target, by the names Transformers.js gives them (its `dtype`).
+"""Quants of the ONNX target, by the names Transformers.js gives them (its `dtype`), and a mixed one.
 
 Norms, conv kernels and biases stay float; the router and its bias stay float32 in every quant, since a
 rounded router sends tokens to other experts.
@@ -10,24 +10,38 @@ from ...convert.model.graph import EXPERTS, Role
 from ..policy import Policy, Rule
 
 _ROUTING = frozenset({Role.ROUTER, Role.EXPERT_BIAS})
-_MATRICES = EXPERTS | {
+_FFN = EXPERTS | {Role.FFN_GATE, Role.FFN_UP, Role.FFN_DOWN}
+# What every token goes through; in a mixture of experts, a small share of the bytes.
+_SENSITIVE = frozenset({
     Role.EMBED, Role.LM_HEAD, Role.CONV_IN, Role.CONV_OUT, Role.ATTN_Q, Role.ATTN_K, Role.ATTN_V, Role.ATTN_OUT,
-    Role.FFN_GATE, Role.FFN_UP, Role.FFN_DOWN,
-}  # fmt: skip
+})  # fmt: skip
+_MATRICES = _FFN | _SENSITIVE
 
 POLICIES: tuple[Policy, ...] = (
     Policy(name="fp32", class_name="f32", rules=(Rule("F32"),)),
     Policy(name="fp16", class_name="f16", rules=(Rule("F32", _ROUTING), Rule("F16"))),
     Policy(
+        name="q8",
+        class_name="q8",
+        rules=(Rule("int8_block32_f32", _MATRICES), Rule("F32")),
+        fallbacks={"int8_block32_f32": "F32"},
+    ),
+    Policy(
         name="q4",
         class_name="q4",
-        rules=(Rule("int4_block32_f32", frozenset(_MATRICES)), Rule("F32")),
+        rules=(Rule("int4_block32_f32", _MATRICES), Rule("F32")),
         fallbacks={"int4_block32_f32": "F32"},
+    ),
+    Policy(
+        name="q4_mixed",
+        class_name="q4",
+        rules=(Rule("int8_block32_f32", _SENSITIVE), Rule("int4_block32_f32", _FFN), Rule("F32")),
+        fallbacks={"int8_block32_f32": "F32", "int4_block32_f32": "F32"},
     ),
     Policy(
         name="q4f16",
         class_name="q4",
-        rules=(Rule("int4_block32_f16", frozenset(_MATRICES)), Rule("F32", _ROUTING), Rule("F16")),
+        rules=(Rule("int4_block32_f16", _MATRICES), Rule("F32", _ROUTING), Rule("F16")),
         fallbacks={"int4_block32_f16": "F16"},
     ),
 )

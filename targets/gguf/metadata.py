@@ -5,9 +5,11 @@ Source: llama.cpp `conversion/base.py`, `conversion/lfm2.py`, `gguf-py/gguf/meta
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
+from ...convert.errors import UsageError
 from ...convert.model.config import ModelConfig, Operator
 from ...convert.model.graph import EXPERTS, Weight, WeightGraph
 from .card import card_metadata, front_matter
@@ -18,7 +20,19 @@ _QUANTIZATION_VERSION = uint32("general.quantization_version", 2)
 _SIGMOID = 2
 
 # Quant -> `enum llama_ftype`.
-FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9, "BF16": 32}
+FILE_TYPES = {
+    "F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9, "Q2_K": 10, "Q3_K_S": 11, "Q3_K_M": 12,
+    "Q3_K_L": 13, "Q4_K_S": 14, "Q4_K_M": 15, "Q5_K_S": 16, "Q5_K_M": 17, "Q6_K": 18, "IQ4_NL": 25, "IQ4_XS": 30,
+    "BF16": 32, "MXFP4_MOE": 38,
+}  # fmt: skip
+
+# How the text of an override is read.
+_PARSERS: dict[ValueType, Callable[[str], Any]] = {
+    ValueType.STRING: str,
+    ValueType.BOOL: {"true": True, "false": False}.__getitem__,
+    **dict.fromkeys((ValueType.UINT16, ValueType.UINT32, ValueType.INT32, ValueType.UINT64), int),
+    ValueType.FLOAT32: float,
+}
 
 # generation_config.json -> what llama.cpp samples with unless told otherwise.
 _SAMPLING = {
@@ -30,17 +44,37 @@ _SAMPLING = {
 }
 
 
-def metadata(graph: WeightGraph, stored: Iterable[Weight], quant: str, *, quantized: bool) -> list[KeyValue]:
-    """All pairs of the file.
+def metadata(
+    graph: WeightGraph, stored: Iterable[Weight], quant: str, *, quantized: bool, pre: str | None = None
+) -> list[KeyValue]:
+    """All pairs of the file; `pre` names the pre-tokenizer instead of having it recognised.
 
     llama-quantize takes the version and the file type out of what the converter wrote and appends them again.
     """
     file_type = uint32("general.file_type", FILE_TYPES[quant])
-    general, model, vocab = _general(graph, stored), _model(graph.config, file_type), vocabulary(graph)
+    general, model, vocab = _general(graph, stored), _model(graph.config, file_type), vocabulary(graph, pre=pre)
     if quantized:
         kept = [pair for pair in model if pair is not file_type]
         return [*general, *kept, *vocab, _QUANTIZATION_VERSION, file_type]
     return [*general, *model, _QUANTIZATION_VERSION, *vocab]
+
+
+def overridden(pairs: Iterable[KeyValue], texts: Iterable[str]) -> list[KeyValue]:
+    """The pairs with `KEY=VALUE` texts in place of their values; an unknown key is added as text.
+
+    Raises: UsageError for a text without '=', or a value that is not of its key's type.
+    """
+    found = {pair.key: pair for pair in pairs}
+    for text in texts:
+        key, separator, value = text.partition("=")
+        old = found.get(key, string(key, ""))
+        if not (key and separator) or old.type not in _PARSERS:
+            raise UsageError(f"--metadata {text}: expected KEY=VALUE with the key of a text, number or true/false")
+        try:
+            found[key] = replace(old, value=_PARSERS[old.type](value))
+        except (ValueError, KeyError):
+            raise UsageError(f"--metadata {text}: {key} is of type {old.type.name.lower()}") from None
+    return list(found.values())
 
 
 def architecture(config: ModelConfig) -> str:

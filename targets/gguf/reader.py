@@ -6,6 +6,7 @@ data area exactly: in order, aligned, without overlap, gap or trailing bytes.
 
 from __future__ import annotations
 
+import math
 import mmap
 import struct
 from dataclasses import dataclass
@@ -17,6 +18,15 @@ from ...quantize.encoding import get_encoding
 from .header import ALIGNMENT, MAGIC, SCALARS, TYPE_IDS, VERSION, TensorInfo, ValueType, aligned
 
 _ENCODINGS = {type_id: name for name, type_id in TYPE_IDS.items()}
+# Types of other people's files, which can be listed but not decoded: id -> name, elements of a block, its bytes.
+# Source: ggml `include/ggml.h`, `src/ggml.c`, `type_traits`.
+_FOREIGN = {
+    9: ("Q8_1", 32, 36), 15: ("Q8_K", 256, 292), 16: ("IQ2_XXS", 256, 66), 17: ("IQ2_XS", 256, 74),
+    18: ("IQ3_XXS", 256, 98), 19: ("IQ1_S", 256, 50), 21: ("IQ3_S", 256, 110), 22: ("IQ2_S", 256, 82),
+    24: ("I8", 1, 1), 25: ("I16", 1, 2), 26: ("I32", 1, 4), 27: ("I64", 1, 8), 28: ("F64", 1, 8),
+    29: ("IQ1_M", 256, 56), 34: ("TQ1_0", 256, 54), 35: ("TQ2_0", 256, 66), 40: ("NVFP4", 64, 36),
+}  # fmt: skip
+_FOREIGN_SIZES = {name: (block, n_bytes) for name, block, n_bytes in _FOREIGN.values()}
 _MAX_NAME = 63  # bytes of a tensor's name, as ggml allows
 _MAX_AXES = 4
 
@@ -137,9 +147,10 @@ def _tensor(cursor: _Cursor) -> TensorInfo:
         raise cursor.fault(f"declares a tensor of {n_axes} axes named '{name[:_MAX_NAME]}'")
     shape = struct.unpack(f"<{n_axes}Q", cursor.take(8 * n_axes))[::-1]
     type_id = cursor.scalar(ValueType.UINT32)
-    if type_id not in _ENCODINGS:
+    if type_id not in _ENCODINGS and type_id not in _FOREIGN:
         raise cursor.fault(f"stores tensor '{name}' as ggml type {type_id}, which is not one of {', '.join(TYPE_IDS)}")
-    return TensorInfo(name, shape, _ENCODINGS[type_id], cursor.scalar(ValueType.UINT64))
+    encoding = _ENCODINGS[type_id] if type_id in _ENCODINGS else _FOREIGN[type_id][0]
+    return TensorInfo(name, shape, encoding, cursor.scalar(ValueType.UINT64))
 
 
 def _check_layout(cursor: _Cursor, found: GgufFile) -> None:
@@ -162,15 +173,26 @@ def _check_layout(cursor: _Cursor, found: GgufFile) -> None:
 
 
 def _nbytes(cursor: _Cursor, tensor: TensorInfo) -> int:
-    n_rows = 1
-    for length in tensor.shape[:-1]:
-        n_rows *= length
-    encoding = get_encoding(tensor.encoding)
-    n_cols = tensor.shape[-1]
     if 0 in tensor.shape:
         raise cursor.fault(f"declares tensor '{tensor.name}' of shape {list(tensor.shape)}")
-    refusal = encoding.refusal(n_cols)
-    if refusal:
-        raise cursor.fault(f"stores tensor '{tensor.name}' as {encoding.name}: {refusal}")
-    # Python's integers do not overflow, so a product of huge axes is caught as truncation.
-    return n_rows * (n_cols // encoding.block) * encoding.row_nbytes(encoding.block)
+    block, _ = _block(tensor.encoding)
+    if tensor.shape[-1] % block:
+        raise cursor.fault(
+            f"stores tensor '{tensor.name}' as {tensor.encoding}: "
+            f"rows of {tensor.shape[-1]} are not a multiple of the block of {block}"
+        )
+    return tensor_nbytes(tensor)
+
+
+def tensor_nbytes(tensor: TensorInfo) -> int:
+    """Bytes of a tensor, padding excluded. Python's integers do not overflow, so a product of huge axes is exact."""
+    block, block_bytes = _block(tensor.encoding)
+    return math.prod(tensor.shape[:-1]) * (tensor.shape[-1] // block) * block_bytes
+
+
+def _block(encoding: str) -> tuple[int, int]:
+    """Elements and bytes of a block."""
+    if encoding in _FOREIGN_SIZES:
+        return _FOREIGN_SIZES[encoding]
+    known = get_encoding(encoding)
+    return known.block, known.row_nbytes(known.block)

@@ -2,31 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from ...convert.errors import InputError
-from ...convert.model.graph import Role, Weight, WeightGraph
+from ...convert.model.dtypes import Float32
+from ...convert.model.graph import Weight, WeightGraph
 from ...convert.model.tensor import TensorView
 from ...convert.plans import Fallback, FilePlan, Placement, Plan, TensorPlan
 from ...convert.stream import Execution, write_tensors
 from ...quantize.encoding import get_encoding
-from ...quantize.policies.gguf import POLICIES
-from ...quantize.policy import Choice, Policy
+from ...quantize.policies.gguf import FLOATS, POLICIES, gguf_policy
+from ...quantize.policy import Choice
 from ..encoded import EncodedTensor, StoredPart
 from ..target import Address, Artifact, Runner, Target
-from .header import TensorInfo, aligned, header_bytes
-from .metadata import metadata
+from .choices import Choices, type_name, type_rules
+from .imatrix import ImportanceMatrix, read_importance
+from .metadata import metadata, overridden
 from .names import converter_order, quantizer_order, tensor_address, tensor_name
 from .reader import read_gguf
 from .runner import LlamaRunner, missing
+from .shards import Shard, lay_out
 from .weights import stored_weights
 
-_FLOATS = ("F32", "F16", "BF16")
+# Encodings that weigh columns by importance; the others give the same bytes with and without.
+_WEIGHING = {"Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "IQ4_NL", "IQ4_XS"}
 
 
+@dataclass(frozen=True)
 class GgufTarget(Target):
-    """Writes the file that llama.cpp's converter and quantizer would, in one pass."""
+    """Writes the file that llama.cpp's converter and quantizer would, in one pass.
+
+    Options have llama.cpp's meaning: `imatrix` is a file, `tensor_type` holds `ROLE_OR_REGEX=TYPE` and `metadata`
+    `KEY=VALUE` texts, `pre` names a pre-tokenizer, `split_max_size` is in bytes.
+    """
 
     name = "gguf"
     title = "GGUF (llama.cpp)"
@@ -34,86 +44,148 @@ class GgufTarget(Target):
     policies = POLICIES
     default_quant = "Q4_0"
 
+    imatrix: str | None = None
+    pure: bool = False
+    token_embedding_type: str | None = None
+    output_tensor_type: str | None = None
+    tensor_type: tuple[str, ...] = ()
+    metadata: tuple[str, ...] = ()
+    pre: str | None = None
+    split_max_size: int | None = None
+
     def plan(self, graph: WeightGraph, quant: str) -> Plan:
-        policy = self.policy(quant)
-        quantized = policy.name not in _FLOATS
+        name = self.policy(quant).name
+        is_float = name in FLOATS
+        importance = read_importance(Path(self.imatrix)) if self.imatrix and not is_float else None
         stored = stored_weights(graph)
-        order = sorted(stored, key=quantizer_order if quantized else converter_order)
-        choices = {address: _choose(policy, graph, stored[address]) for address in order}
-        infos, tensor_bytes = _lay_out(stored, choices)
-        header = header_bytes(metadata(graph, stored.values(), policy.name, quantized=quantized), infos)
-        path = f"{graph.name}-{policy.name}.gguf"
+        choices = self._choose(graph, name, stored, has_importance=importance is not None)
+        columns = _columns(stored, choices, importance)
+        pairs = metadata(graph, stored.values(), name, quantized=not is_float, pre=self.pre)
+        pairs = overridden([*pairs, *(importance.metadata() if importance else ())], self.metadata)
+        shards = lay_out(f"{graph.name}-{name}", pairs, stored, choices, max_bytes=self.split_max_size)
         return Plan(
             target=self.name,
-            quant=policy.name,
-            class_name=policy.class_name,
-            main_file=path,
-            files=(FilePlan(path, len(header) + tensor_bytes),),
-            tensors=tuple(
-                TensorPlan(
-                    name=info.name,
-                    role=address[0],
-                    layer=address[1],
-                    shape=info.shape,
-                    encoding=choices[address].encoding,
-                    view=stored[address].view,
-                    placements=(Placement(path, len(header) + info.offset),),
-                )
-                for address, info in zip(order, infos, strict=True)
-            ),
-            tensor_bytes=tensor_bytes,
+            quant=name,
+            class_name=self.policy(name).class_name,
+            main_file=shards[0].path,
+            files=tuple(FilePlan(shard.path, shard.nbytes) for shard in shards),
+            tensors=_tensor_plans(shards, stored, choices, columns),
+            tensor_bytes=sum(shard.data_bytes for shard in shards),
             fallbacks=tuple(
                 Fallback(tensor_name(address), choice.wanted, choice.encoding.name, choice.reason)
                 for address, choice in choices.items()
                 if choice.reason
             ),
-            notes=_notes(graph),
-            details=header,
+            notes=(*_notes(graph), *self._notes(importance, choices, columns, is_float=is_float)),
+            details={shard.path: shard.header for shard in shards},
         )
 
+    def _choose(
+        self, graph: WeightGraph, quant: str, stored: dict[Address, Weight], *, has_importance: bool
+    ) -> dict[Address, Choice]:
+        """The type of each tensor, in the order of the file."""
+        chooser = Choices(
+            mixture=gguf_policy(quant, graph.config, has_importance=has_importance, pure=self.pure),
+            is_tied=graph.is_tied,
+            is_pure=self.pure,
+            rules=type_rules(self.tensor_type, stored.values()),
+            token_embedding_type=self.token_embedding_type and type_name(self.token_embedding_type),
+            output_tensor_type=self.output_tensor_type and type_name(self.output_tensor_type),
+        )
+        order = sorted(stored, key=converter_order if quant in FLOATS else quantizer_order)
+        return {address: chooser.of(stored[address]) for address in order}
+
+    def _notes(
+        self,
+        importance: ImportanceMatrix | None,
+        choices: dict[Address, Choice],
+        columns: dict[Address, Float32],
+        *,
+        is_float: bool,
+    ) -> list[str]:
+        notes = []
+        if is_float and (self.imatrix or self.tensor_type):
+            notes.append("--imatrix and --tensor-type do not apply to float quants, as in llama-quantize")
+        if importance is None:
+            return notes
+        without = [
+            tensor_name(address)
+            for address, choice in choices.items()
+            if choice.encoding.name in _WEIGHING and address not in columns
+        ]
+        if without:
+            notes.append(f"{importance.path} has no importance of {', '.join(without)}: all columns count the same")
+        for name, experts in importance.never_hit.items():
+            listed = ", ".join(map(str, experts))
+            notes.append(f"{importance.path}: no token reached experts {listed} of {name}: all columns count the same")
+        return notes
+
     def write(self, plan: Plan, graph: WeightGraph, folder: Path, run: Execution) -> None:
-        with (folder / plan.main_file).open("wb") as file:
-            file.write(plan.details)
-            file.truncate(plan.total_bytes)
+        for planned in plan.files:
+            with (folder / planned.path).open("wb") as file:
+                file.write(plan.details[planned.path])
+                file.truncate(planned.nbytes)
         write_tensors(plan.tensors, folder, run)
 
     def shared_files(self, graph: WeightGraph, artifacts: Iterable[Plan | Artifact]) -> dict[str, bytes]:
         return {"LICENSE": graph.assets.license.encode()} if graph.assets.license else {}
 
     def read(self, artifact: Artifact) -> dict[Address, TensorView]:
-        found = read_gguf(artifact.path)
         weights: dict[Address, TensorView] = {}
-        for info in found.tensors:
-            address = tensor_address(info.name)
-            if address is None:
-                raise InputError(f"{artifact.path}: tensor '{info.name}' is not part of an LFM2 model")
-            part = StoredPart(artifact.path, found.data_offset + info.offset)
-            weights[address] = EncodedTensor(info.name, info.shape, get_encoding(info.encoding), (part,))
+        for path in artifact.files:
+            found = read_gguf(path)
+            for info in found.tensors:
+                address = tensor_address(info.name)
+                if address is None:
+                    raise InputError(f"{path}: tensor '{info.name}' is not part of an LFM2 model")
+                part = StoredPart(path, found.data_offset + info.offset)
+                weights[address] = EncodedTensor(info.name, info.shape, get_encoding(info.encoding), (part,))
         return weights
 
     def run(self, artifact: Artifact, *, threads: int) -> Runner:
-        read_gguf(artifact.path)  # a damaged file is refused here, in a sentence
+        for path in artifact.files:
+            read_gguf(path)  # a damaged file is refused here, in a sentence
         return LlamaRunner(artifact.path, threads=threads)
 
     def missing(self) -> str | None:
         return missing()
 
 
-def _choose(policy: Policy, graph: WeightGraph, weight: Weight) -> Choice:
-    """The policy's choice; a tied embedding is asked for as the head it also is."""
-    if weight.role is Role.EMBED and graph.is_tied:
-        weight = Weight(Role.LM_HEAD, None, weight.view)
-    return policy.choose(weight)
-
-
-def _lay_out(stored: dict[Address, Weight], choices: dict[Address, Choice]) -> tuple[list[TensorInfo], int]:
-    """Header entries of the tensors in the order of `choices`, and the bytes they take with their padding."""
-    infos, offset = [], 0
+def _columns(
+    stored: Mapping[Address, Weight], choices: Mapping[Address, Choice], importance: ImportanceMatrix | None
+) -> dict[Address, Float32]:
+    """Importance [experts, columns] of the tensors that have one and are stored so that it matters."""
+    found: dict[Address, Float32] = {}
     for address, choice in choices.items():
-        view = stored[address].view
-        infos.append(TensorInfo(tensor_name(address), view.shape, choice.encoding.name, offset))
-        offset += aligned(view.n_rows * choice.encoding.row_nbytes(view.n_cols))
-    return infos, offset
+        if importance is None or choice.encoding.name not in _WEIGHING:
+            continue
+        shape = stored[address].shape
+        values = importance.of(tensor_name(address), n_slices=shape[0] if len(shape) == 3 else 1, n_cols=shape[-1])
+        if values is not None:
+            found[address] = values
+    return found
+
+
+def _tensor_plans(
+    shards: Iterable[Shard],
+    stored: Mapping[Address, Weight],
+    choices: Mapping[Address, Choice],
+    columns: Mapping[Address, Float32],
+) -> tuple[TensorPlan, ...]:
+    return tuple(
+        TensorPlan(
+            name=tensor_name(address),
+            role=address[0],
+            layer=address[1],
+            shape=stored[address].shape,
+            encoding=choices[address].encoding,
+            view=stored[address].view,
+            placements=(Placement(shard.path, offset),),
+            importance=columns.get(address),
+        )
+        for shard in shards
+        for address, offset in shard.offsets.items()
+    )
 
 
 def _notes(graph: WeightGraph) -> tuple[str, ...]:

@@ -46,8 +46,10 @@ class TokenType(enum.IntEnum):
     UNUSED = 5
 
 
-def vocabulary(graph: WeightGraph) -> list[KeyValue]:
+def vocabulary(graph: WeightGraph, *, pre: str | None = None) -> list[KeyValue]:
     """The `tokenizer.*` pairs. Without a tokenizer: model `none`, which takes token ids only.
+
+    `pre` is what llama.cpp calls the pre-tokenizer; without it tokenizer.json's own is recognised.
 
     Raises: InputError for a tokenizer that llama.cpp has no counterpart of.
     """
@@ -60,7 +62,7 @@ def vocabulary(graph: WeightGraph) -> list[KeyValue]:
     template = graph.assets.chat_template
     return [
         string("tokenizer.ggml.model", "gpt2"),
-        string("tokenizer.ggml.pre", _pre_tokenizer(tokenizer)),
+        string("tokenizer.ggml.pre", pre or _pre_tokenizer(tokenizer)),
         strings("tokenizer.ggml.tokens", tokens),
         int32s("tokenizer.ggml.token_type", types),
         *([strings("tokenizer.ggml.merges", merges)] if merges else []),
@@ -75,11 +77,15 @@ def _pre_tokenizer(tokenizer: Tokenizer) -> str:
     steps = declared.get("pretokenizers", [declared])
     pattern = steps[0].get("pattern", {}).get("Regex") if steps else None
     found = _PRE_TOKENIZERS.get(pattern or "")
-    is_byte_level = [step.get("type") for step in steps] == ["Split", "ByteLevel"] and not steps[1].get("use_regex")
+    is_byte_level = (
+        [step.get("type") for step in steps] == ["Split", "ByteLevel"]
+        and (steps[0].get("behavior"), steps[0].get("invert", False)) == ("Isolated", False)
+        and not steps[1].get("use_regex")
+    )
     if tokenizer.data["model"].get("type") != "BPE" or not is_byte_level or found is None:
         raise InputError(
             f"{tokenizer.path}: llama.cpp has no counterpart of this tokenizer: expected byte-level BPE with a split "
-            f"expression of the LFM2 family, found {pattern!r}"
+            f"expression of the LFM2 family, found {pattern!r}; --pre NAME names llama.cpp's, if you know it"
         )
     return found
 

@@ -9,6 +9,7 @@ from typing import Any
 from ...convert.errors import InputError, UsageError
 from ...convert.model.checkpoint import Checkpoint
 from ...convert.model.config import CONFIG_FILE, load_config
+from ...convert.model.dtypes import WEIGHT_DTYPES
 from ...convert.model.lfm2 import Slot, declare
 from ...convert.model.safetensors import MappedTensor
 from ...convert.model.tensor import TensorView
@@ -17,6 +18,8 @@ from ..encoded import EncodedTensor, StoredPart
 from ..target import Address
 from .layout import stored_arrays
 from .names import module_path, parameter_name
+
+_SETTINGS = ("mode", "bits", "group_size")
 
 
 def read_weights(folder: Path) -> dict[Address, TensorView]:
@@ -44,18 +47,24 @@ def _encoding(folder: Path, name: str, quantization: Mapping[str, Any], arrays: 
     """What mlx-lm takes a parameter for: quantized where it has scales, as the settings of its module say."""
     module = module_path(name)
     scales = arrays.get(f"{module}.scales")
+    if scales is None:
+        if name not in arrays:
+            raise InputError(f"{folder}: array '{name}' is missing")
+        dtype = arrays[name].dtype
+        if dtype not in WEIGHT_DTYPES:
+            raise InputError(f"{folder}: array '{name}' is {dtype.value} and has no scales beside it: expected a float")
+        return get_encoding(dtype.value)
+    settings = quantization.get(module, quantization)
+    mode, bits, group = (settings.get(key) if isinstance(settings, Mapping) else None for key in _SETTINGS)
+    # where the scales are bytes, the type of the source decided the codes, but not what they mean
+    known = f"affine{bits}_g{group}_{scales.dtype.value.lower()}" if mode in (None, "affine") else f"{mode}_bf16"
     try:
-        if scales is None:
-            if name not in arrays:
-                raise InputError(f"{folder}: array '{name}' is missing")
-            return get_encoding(arrays[name].dtype.value)
-        settings = quantization.get(module, quantization)
-        mode = settings.get("mode", "affine")
-        if mode != "affine":
-            return get_encoding(f"{mode}_bf16")  # the type of the source decides codes, not what they mean
-        return get_encoding(f"affine{settings['bits']}_g{settings['group_size']}_{scales.dtype.value.lower()}")
-    except (UsageError, AttributeError, KeyError) as error:
-        raise InputError(f"{folder}: the format of '{module}' is not known: {error}") from None
+        return get_encoding(known)
+    except UsageError:
+        raise InputError(
+            f"{folder}: '{module}' has mode {mode}, {bits} bits, groups of {group} and {scales.dtype.value} scales: "
+            "expected a format of MLX"
+        ) from None
 
 
 def _take(

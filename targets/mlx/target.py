@@ -49,6 +49,7 @@ class MlxTarget(Target):
     extra = "mlx"
     policies = POLICIES
     default_quant = "8bit"
+    runs_in_float32 = True
 
     refine: bool = False
 

@@ -8,6 +8,7 @@ from ...convert.model.config import ModelConfig, MoEConfig
 from ...convert.model.graph import Layer, Role, Weight
 from ...convert.model.tensor import WindowTensor
 from .builder import GraphBuilder
+from .fused import fused_experts
 from .linear import linear, matmul
 from .store import Matrix, WeightStore
 
@@ -26,18 +27,20 @@ def _swiglu(b: GraphBuilder, gate: str, up: str) -> str:
     return b.op("Mul", b.op("Mul", gate, b.op("Sigmoid", gate)), up)
 
 
-def mixture(b: GraphBuilder, store: WeightStore, config: ModelConfig, layer: Layer, x: str) -> str:
+def mixture(b: GraphBuilder, store: WeightStore, config: ModelConfig, layer: Layer, x: str, *, fused: bool) -> str:
     """Weighted sum of the chosen experts; an expert that no token chose is skipped whole.
 
     One `If` an expert: inside, its tokens are gathered, run through it and added to the sum in float32.
-    This form reads only chosen experts, and runs on every ONNX Runtime; the fused MoE operator is many
-    times slower before 1.31 and has no LFM2 routing.
+    This form reads only chosen experts, and runs on every ONNX Runtime; `fused` is one QMoE node instead.
     """
     moe = config.moe
     if moe is None:
         raise ValueError("a dense config has no expert layers")
     with b.scope("router"):
-        weights, chosen = _route(b, store, layer, moe, b.to_float32(x))
+        ranks, weights, chosen = _route(b, store, layer, moe, b.to_float32(x))
+    if fused:
+        return fused_experts(b, store, layer, moe, x, ranks, weights)
+    with b.scope("router"):
         used = b.op("ReduceMax", chosen, b.ints(0), keepdims=0)
     total = b.op("Mul", b.to_float32(x), b.scalar(0))
     for expert in range(moe.n_experts):
@@ -49,8 +52,8 @@ def mixture(b: GraphBuilder, store: WeightStore, config: ModelConfig, layer: Lay
     return b.from_float32(total)
 
 
-def _route(b: GraphBuilder, store: WeightStore, layer: Layer, moe: MoEConfig, x: str) -> tuple[str, str]:
-    """Weights of all experts, and 1 for the chosen ones: both float32 [T, n_experts], zero elsewhere.
+def _route(b: GraphBuilder, store: WeightStore, layer: Layer, moe: MoEConfig, x: str) -> tuple[str, str, str]:
+    """What experts are chosen by, weights, and 1 for the chosen ones: float32 [T, n_experts], the last two else zero.
 
     The sigmoid is written out: the fused one has an absolute error that shows in small scores.
     """
@@ -71,7 +74,8 @@ def _route(b: GraphBuilder, store: WeightStore, layer: Layer, moe: MoEConfig, x:
         top = b.op("Mul", top, b.scalar(moe.routed_scaling_factor))
     nothing = b.op("Mul", scores, b.scalar(0))
     ones = b.op("Add", b.op("Mul", top, b.scalar(0)), one)
-    return tuple(b.op("ScatterElements", nothing, experts, v, axis=1) for v in (top, ones))  # type: ignore[return-value]
+    weights, chosen = (b.op("ScatterElements", nothing, experts, v, axis=1) for v in (top, ones))
+    return ranked, weights, chosen
 
 
 def _expert_matrices(store: WeightStore, layer: Layer, moe: MoEConfig, expert: int) -> tuple[list[Matrix], Matrix]:

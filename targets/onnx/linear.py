@@ -8,16 +8,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ...convert.model.graph import Weight
+from ...quantize.encodings.int_block import IntBlock32
 from .builder import MICROSOFT, GraphBuilder
 from .store import Matrix, WeightStore
 
-# Activations as int8 inside the kernel: without it CPU falls back to decode-then-multiply.
-_ACCURACY_LEVEL = 4
+# Activations as int8 inside the kernel: at level 0 the CPU decodes 8-bit weights first, 400 times slower.
+ACCURACY_LEVEL = 4
 
 
 def matmul(b: GraphBuilder, x: str, matrix: Matrix) -> str:
     """x [T, n_cols] times the matrix, transposed: [T, n_rows]."""
-    if not matrix.is_packed:
+    encoding = matrix.encoding
+    if not isinstance(encoding, IntBlock32):
         return b.op("Gemm", x, matrix.parts[0], transB=1)
     return b.op(
         "MatMulNBits",
@@ -26,9 +28,9 @@ def matmul(b: GraphBuilder, x: str, matrix: Matrix) -> str:
         domain=MICROSOFT,
         K=matrix.n_cols,
         N=matrix.n_rows,
-        bits=4,
-        block_size=matrix.encoding.block,
-        accuracy_level=_ACCURACY_LEVEL,
+        bits=encoding.bits,
+        block_size=encoding.block,
+        accuracy_level=ACCURACY_LEVEL,
     )
 
 
@@ -59,22 +61,26 @@ def lookup(b: GraphBuilder, matrix: Matrix, ids: str) -> str:
     Packed rows are gathered packed and decoded with arithmetic that every execution provider has:
     GatherBlockQuantized is missing from the WebAssembly build that Transformers.js loads.
     """
-    if not matrix.is_packed:
+    encoding = matrix.encoding
+    if not isinstance(encoding, IntBlock32):
         return b.op("Gather", matrix.parts[0], ids, axis=0)
     values, scales, zero_points = (b.op("Gather", part, ids, axis=0) for part in matrix.parts)
-    n_blocks = matrix.n_cols // matrix.encoding.block
-    codes = b.reshape(_nibbles(b, values), -1, n_blocks, matrix.encoding.block)
-    zero = b.slice(b.reshape(_nibbles(b, zero_points), -1, 2 * ((n_blocks + 1) // 2), 1), 0, n_blocks, 1)
+    n_blocks = matrix.n_cols // encoding.block
+    codes = b.reshape(_codes(b, values, encoding.bits), -1, n_blocks, encoding.block)
+    n_zeros = encoding.parts(matrix.n_cols)[2].row_shape[0] * 8 // encoding.bits
+    zero = b.slice(b.reshape(_codes(b, zero_points, encoding.bits), -1, n_zeros, 1), 0, n_blocks, 1)
     scale = b.reshape(b.to_float32(scales), -1, n_blocks, 1)
     decoded = b.op("Mul", b.op("Sub", codes, zero), scale)
     return b.from_float32(b.reshape(decoded, -1, matrix.n_cols))
 
 
-def _nibbles(b: GraphBuilder, packed: str) -> str:
-    """uint8 [...] as float32 [..., 2]: low nibble, high nibble."""
+def _codes(b: GraphBuilder, packed: str, bits: int) -> str:
+    """Codes in uint8 [...] as float32: [...] of 8 bits, [..., 2] of 4, the low nibble first."""
     from onnx import TensorProto
 
     whole = b.cast(packed, TensorProto.FLOAT)
+    if bits == 8:
+        return whole
     high = b.op("Floor", b.op("Mul", whole, b.scalar(1 / 16)))
     low = b.op("Sub", whole, b.op("Mul", high, b.scalar(16)))
     last = b.ints(-1)

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from ...convert.errors import UsageError
 from ...convert.model.config import ModelConfig, Operator
 from ...convert.model.dtypes import Float32
 from ...convert.model.graph import Role, WeightGraph
@@ -29,6 +30,9 @@ from .feed_forward import dense, mixture
 from .linear import lookup, matmul
 from .operators import Prelude, attention, norm, short_conv, to_sequences
 from .store import Matrix, WeightStore
+
+# Source: ONNX Runtime `group_query_attention_helper.h`, CheckRotaryCaches.
+_HEAD_MULTIPLE = 16
 
 
 class RotaryTable(TensorView):
@@ -64,13 +68,20 @@ def activation_type(policy: Policy) -> int:
     return int(TensorProto.FLOAT16 if is_half else TensorProto.FLOAT)
 
 
-def build_graph(graph: WeightGraph, policy: Policy, data_path: str) -> OnnxGraph:
-    """Builds the graph and assigns every weight its place in the data files; reads no weight."""
+def build_graph(graph: WeightGraph, policy: Policy, data_path: str, *, fused_experts: bool) -> OnnxGraph:
+    """Builds the graph and assigns every weight its place in the data files; reads no weight.
+
+    Raises: UsageError for a size that an operator refuses.
+    """
     from onnx import helper
 
     from ..._version import __version__
 
     config = graph.config
+    if config.head_dim % _HEAD_MULTIPLE:
+        raise UsageError(
+            f"onnx: head_dim is {config.head_dim}; GroupQueryAttention rotates heads of a multiple of {_HEAD_MULTIPLE}"
+        )
     b = GraphBuilder(activation_type(policy))
     store = WeightStore(policy, data_path)
     table = store.add("model.embed_tokens", [graph.top[Role.EMBED]])
@@ -78,7 +89,7 @@ def build_graph(graph: WeightGraph, policy: Policy, data_path: str) -> OnnxGraph
     with b.scope("prelude"):
         prelude = _prelude(b, store, config)
         hidden = lookup(b, table, b.reshape("input_ids", -1))
-    hidden, branch = _layers(b, store, graph, hidden, prelude)
+    hidden, branch = _layers(b, store, graph, hidden, prelude, fused_experts=fused_experts)
     with b.scope("head"):
         _head(b, store, graph, head, hidden, branch, prelude)
     inputs, outputs = _signature(b, config)
@@ -94,7 +105,9 @@ def build_graph(graph: WeightGraph, policy: Policy, data_path: str) -> OnnxGraph
     return OnnxGraph(proto, store)
 
 
-def _layers(b: GraphBuilder, store: WeightStore, graph: WeightGraph, hidden: str, prelude: Prelude) -> tuple[str, str]:
+def _layers(
+    b: GraphBuilder, store: WeightStore, graph: WeightGraph, hidden: str, prelude: Prelude, *, fused_experts: bool
+) -> tuple[str, str]:
     """Runs all layers; returns the residual stream and the last branch still to be added to it."""
     config, branch = graph.config, ""
     for layer in graph.layers:
@@ -105,7 +118,10 @@ def _layers(b: GraphBuilder, store: WeightStore, graph: WeightGraph, hidden: str
                 branch = operator(b, store, config, layer, normed, prelude)
             hidden, normed = _add_norm(b, store, graph, layer.weights[Role.FFN_NORM], hidden, branch)
             with b.scope("feed_forward"):
-                branch = mixture(b, store, config, layer, normed) if layer.is_moe else dense(b, store, layer, normed)
+                if layer.is_moe:
+                    branch = mixture(b, store, config, layer, normed, fused=fused_experts)
+                else:
+                    branch = dense(b, store, layer, normed)
     return hidden, branch
 
 
@@ -161,7 +177,7 @@ def _head(
     config = graph.config
     gain = graph.top[Role.FINAL_NORM]
     total = to_sequences(b, prelude, b.op("Add", hidden, branch), config.hidden_size)
-    first = b.op("Neg", b.op("Unsqueeze", "num_logits_to_keep", b.ints(0)))
+    first = b.op("Neg", b.reshape("num_logits_to_keep", 1))  # onnxruntime-genai feeds it as [1]
     kept = b.op("Slice", total, first, b.ints(np.iinfo(np.int64).max), b.ints(1))
     normed = norm(b, config, kept, store.add(gain.view.name, [gain], gain.shape).parts[0])
     flat = matmul(b, b.reshape(normed, -1, config.hidden_size), head)

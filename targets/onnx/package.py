@@ -1,4 +1,4 @@
-"""The files beside the graphs: what Transformers.js, transformers and ONNX Runtime scripts read."""
+"""The files beside the graphs: what Transformers.js, transformers, onnxruntime-genai and scripts read."""
 
 from __future__ import annotations
 
@@ -10,17 +10,21 @@ from ...convert.model import assets as names
 from ...convert.model.config import CONFIG_FILE, ModelConfig
 from ...convert.model.graph import WeightGraph
 from ...convert.model.tokenizer import TOKENIZER_FILE
+from .genai import GENAI_CONFIG, genai_config, preferred
 
 # Caches of these variants are half precision; Transformers.js up to 4.1 asks the config.
 _HALF_CACHES = {"fp16": "float16", "q4f16": "float16"}
 
 
-def shared_files(graph: WeightGraph, n_chunks: Mapping[str, int]) -> dict[str, bytes]:
+def shared_files(graph: WeightGraph, main_files: Mapping[str, str], n_chunks: Mapping[str, int]) -> dict[str, bytes]:
     """Config, generation config, tokenizer and template for a folder of variants.
 
-    `n_chunks` maps the file name of each graph in `onnx/` to its number of data files.
+    `main_files` maps each quant to its graph's path, `n_chunks` the graph's file name to its number of data files.
     """
-    files = {CONFIG_FILE: _json(_config(graph, n_chunks))}
+    files = {
+        CONFIG_FILE: _json(_config(graph, n_chunks)),
+        GENAI_CONFIG: _json(genai_config(graph, main_files[preferred(main_files)])),
+    }
     assets = graph.assets
     generation = {**_token_ids(graph.config), **assets.generation_config}
     files[names.GENERATION_CONFIG] = _json(generation)

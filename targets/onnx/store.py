@@ -7,6 +7,7 @@ the 2 GiB that a browser can hold in one buffer.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
@@ -71,10 +72,6 @@ class Matrix:
     n_cols: int
     parts: tuple[str, ...]
 
-    @property
-    def is_packed(self) -> bool:
-        return len(self.parts) > 1
-
 
 @dataclass
 class WeightStore:
@@ -100,8 +97,13 @@ class WeightStore:
     def _encoding(self, weight: Weight) -> Encoding:
         return self.policy.choose(weight).encoding
 
-    def add(self, name: str, weights: Sequence[Weight], shape: tuple[int, ...] | None = None) -> Matrix:
-        """Stores weights of one encoding on top of each other; float parts may be given another shape."""
+    def add(
+        self, name: str, weights: Sequence[Weight], shape: tuple[int, ...] | None = None, *, stack: int = 0
+    ) -> Matrix:
+        """Stores weights of one encoding on top of each other.
+
+        Float parts may be given another shape; parts of a `stack` of so many matrices are [stack, n_rows, one row's].
+        """
         encoding = self._encoding(weights[0])
         for weight in weights:
             choice = self.policy.choose(weight)
@@ -110,7 +112,10 @@ class WeightStore:
         n_rows, n_cols = sum(w.view.n_rows for w in weights), weights[0].view.n_cols
         parts = []
         for part in encoding.parts(n_cols):
-            dims = (n_rows, *part.row_shape) if shape is None else shape
+            if stack:
+                dims: tuple[int, ...] = (stack, n_rows // stack, math.prod(part.row_shape))
+            else:
+                dims = (n_rows, *part.row_shape) if shape is None else shape
             part_name = name if part.name == "values" and encoding.block == 1 else f"{name}.{part.name}"
             parts.append(self._place(part_name, part.dtype, dims))
         self._plan_members(weights, encoding, parts)

@@ -1,4 +1,4 @@
-"""The ONNX target: one folder that ONNX Runtime and Transformers.js load."""
+"""The ONNX target: one folder that ONNX Runtime, Transformers.js and onnxruntime-genai load."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...convert.errors import InputError, needs_extra
-from ...convert.model.graph import EXPERTS, WeightGraph
+from ...convert.errors import UsageError, needs_extra
+from ...convert.model.graph import EXPERTS, Role, WeightGraph
 from ...convert.model.lfm2 import open_graph
 from ...convert.model.tensor import StackedTensor, TensorView
 from ...convert.plans import FilePlan, Plan
@@ -17,13 +17,26 @@ from ...convert.stream import Execution, write_tensors
 from ...quantize.policies.onnx import POLICIES
 from ..encoded import EncodedTensor, StoredPart
 from ..target import Address, Artifact, Runner, Target
+from .check import check_nodes, check_stored
+from .fused import MINIMUM_RUNTIME, EveryOther, Interleaved
+from .half import HalfCounter
 from .model import build_graph
 from .package import shared_files
 from .store import Initializer
 
-# Transformers.js finds a variant by this suffix to `model`.
-_SUFFIXES = {"fp32": "", "fp16": "_fp16", "q4": "_q4", "q4f16": "_q4f16"}
+# Transformers.js finds a variant by this stem, or by `model_file_name` "model_mixed" and dtype "q4".
+_STEMS = {
+    "fp32": "model",
+    "fp16": "model_fp16",
+    "q8": "model_quantized",
+    "q4": "model_q4",
+    "q4_mixed": "model_mixed_q4",
+    "q4f16": "model_q4f16",
+}
 _FOLDER = "onnx"
+
+# How experts are written; see `feed_forward` and `fused`.
+MOE_FORMS = ("unrolled", "qmoe")
 
 
 @dataclass(frozen=True)
@@ -34,20 +47,28 @@ class _Details:
     initializers: tuple[Initializer, ...]
 
 
+@dataclass(frozen=True)
 class OnnxTarget(Target):
-    """ONNX with explicit caches, weights in external data files."""
+    """ONNX with explicit caches, weights in external data files. `onnx_moe` is one of `MOE_FORMS`."""
 
     name = "onnx"
-    title = "ONNX Runtime, Transformers.js"
+    title = "ONNX Runtime, Transformers.js, onnxruntime-genai"
     extra = "onnx"
     policies = POLICIES
     default_quant = "q4f16"
 
+    onnx_moe: str = "unrolled"
+
     def plan(self, graph: WeightGraph, quant: str) -> Plan:
         policy = self.policy(quant)
-        path = f"{_FOLDER}/model{_SUFFIXES[policy.name]}.onnx"
+        if self.onnx_moe not in MOE_FORMS:
+            raise UsageError(f"--onnx-moe is '{self.onnx_moe}': expected one of {', '.join(MOE_FORMS)}")
+        is_fused = self.onnx_moe == "qmoe"
+        if is_fused and graph.config.moe is None:
+            raise UsageError("--onnx-moe qmoe: a dense model has no experts")
+        path = f"{_FOLDER}/{_STEMS[policy.name]}.onnx"
         with needs_extra(self.extra, "the onnx target"):
-            built = build_graph(graph, policy, path + "_data")
+            built = build_graph(graph, policy, path + "_data", fused_experts=is_fused)
         serialised = built.proto.SerializeToString(deterministic=True)
         store = built.store
         return Plan(
@@ -59,35 +80,48 @@ class OnnxTarget(Target):
             tensors=tuple(store.tensors),
             tensor_bytes=sum(file.nbytes for file in store.files()),
             fallbacks=tuple(store.fallbacks),
+            notes=_notes(graph, is_fused=is_fused),
             details=_Details(serialised, tuple(store.initializers)),
         )
 
     def write(self, plan: Plan, graph: WeightGraph, folder: Path, run: Execution) -> None:
+        if self.missing() is None:
+            check_nodes(plan.details.graph)
+        else:
+            run.note("the graph was not checked: onnxruntime is not installed")
         (folder / _FOLDER).mkdir(exist_ok=True)
         (folder / plan.main_file).write_bytes(plan.details.graph)
         for file in plan.files[1:]:
             with (folder / file.path).open("wb") as data:
                 os.truncate(data.fileno(), file.nbytes)
-        write_tensors(plan.tensors, folder, run)
+        counter = HalfCounter()
+        write_tensors(counter.watch(plan.tensors), folder, run)
+        check_stored(folder / plan.main_file, folder, plan.details.initializers, plan.files[1:])
+        if counter.n_seen:
+            run.note(counter.sentence)
 
     def shared_files(self, graph: WeightGraph, artifacts: Iterable[Plan | Artifact]) -> dict[str, bytes]:
-        return shared_files(graph, dict(_n_chunks(artifact) for artifact in artifacts))
+        artifacts = list(artifacts)
+        main_files = {artifact.quant: _main_file(artifact) for artifact in artifacts}
+        n_chunks = {_main_file(artifact).rpartition("/")[2]: len(artifact.files) - 1 for artifact in artifacts}
+        return shared_files(graph, main_files, n_chunks)
 
     def read(self, artifact: Artifact) -> dict[Address, TensorView]:
         graph = open_graph(artifact.folder, weights=False)
-        plan = self.plan(graph, artifact.quant)
-        _check_initializers(artifact, plan)
+        plan = OnnxTarget().with_options(artifact.options).plan(graph, artifact.quant)
+        check_stored(artifact.path, artifact.folder, plan.details.initializers, plan.files[1:])
         found: dict[Address, list[TensorView]] = {}
         for tensor in plan.tensors:
             if tensor.role is None:
                 continue
             parts = tuple(StoredPart(artifact.folder / p.path, p.offset) for p in tensor.placements)
             view = EncodedTensor(tensor.name, tensor.shape, tensor.encoding, parts)
-            found.setdefault((tensor.role, tensor.layer), []).append(view)
-        return {
-            address: StackedTensor(views[0].name, views) if address[0] in EXPERTS else views[0]
-            for address, views in found.items()
-        }
+            if isinstance(tensor.view, Interleaved):
+                found[Role.EXPERT_GATE, tensor.layer] = [EveryOther(view, second=False)]
+                found[Role.EXPERT_UP, tensor.layer] = [EveryOther(view, second=True)]
+            else:
+                found.setdefault((tensor.role, tensor.layer), []).append(view)
+        return {address: _whole(address[0], views) for address, views in found.items()}
 
     def run(self, artifact: Artifact, *, threads: int) -> Runner:
         with needs_extra(self.extra, "running an ONNX artifact"):
@@ -100,38 +134,24 @@ class OnnxTarget(Target):
         return f'pip install "lfm-convert[{self.extra}]"' if absent else None
 
 
-def _n_chunks(artifact: Plan | Artifact) -> tuple[str, int]:
-    main = artifact.main_file if isinstance(artifact, Plan) else artifact.path.name
-    return main.rpartition("/")[2], len(artifact.files) - 1
+def _main_file(artifact: Plan | Artifact) -> str:
+    if isinstance(artifact, Plan):
+        return artifact.main_file
+    return artifact.path.relative_to(artifact.folder).as_posix()
 
 
-def _check_initializers(artifact: Artifact, plan: Plan) -> None:
-    """Raises InputError unless the file's own initializers are the planned ones, whole and in place."""
-    import onnx
-
-    try:
-        proto = onnx.load(artifact.path, load_external_data=False)
-    except Exception as error:  # protobuf raises its own kinds
-        raise InputError(f"{artifact.path}: not an ONNX file: {error}") from None
-    stored = {i.name: i for i in proto.graph.initializer}
-    for planned in plan.details.initializers:
-        found = stored.get(planned.name)
-        if found is None:
-            raise InputError(f"{artifact.path}: initializer '{planned.name}' is missing")
-        if found != planned.to_proto():
-            raise InputError(
-                f"{artifact.path}: initializer '{planned.name}' is {_describe(found)}: expected {_describe(planned.to_proto())}"
-            )
-    for file in plan.files[1:]:
-        path = artifact.folder / file.path
-        size = path.stat().st_size if path.is_file() else -1
-        if size != file.nbytes:
-            raise InputError(f"{path}: " + ("not found" if size < 0 else f"expected {file.nbytes} bytes, found {size}"))
+def _whole(role: Role, views: list[TensorView]) -> TensorView:
+    """A weight as the graph has it: experts that were stored one by one are stacked."""
+    return StackedTensor(views[0].name, views) if role in EXPERTS and len(views[0].shape) == 2 else views[0]
 
 
-def _describe(proto: object) -> str:
-    fields = {e.key: e.value for e in proto.external_data}  # type: ignore[attr-defined]
-    return f"type {proto.data_type} {list(proto.dims)} at {fields}"  # type: ignore[attr-defined]
+def _notes(graph: WeightGraph, *, is_fused: bool) -> tuple[str, ...]:
+    """Which form the experts have, and the runtime it needs."""
+    if graph.config.moe is None:
+        return ()
+    if is_fused:
+        return (f"experts are QMoE nodes: needs ONNX Runtime {MINIMUM_RUNTIME} or later, on the CPU",)
+    return ("experts are unrolled into conditionals: runs on ONNX Runtime 1.24 and later",)
 
 
 TARGET = OnnxTarget()

@@ -15,8 +15,14 @@ from lfm_convert.convert.model.dtypes import Float32
 from lfm_convert.quantize.encoding import get_encoding
 from lfm_convert.targets.gguf.header import TYPE_IDS
 
-NAMES = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q6_K")
-BLOCK_BYTES = {"Q4_0": 18, "Q4_1": 20, "Q5_0": 22, "Q5_1": 24, "Q8_0": 34, "Q6_K": 210}
+BLOCK_BYTES = {
+    "Q4_0": 18, "Q4_1": 20, "Q5_0": 22, "Q5_1": 24, "Q8_0": 34, "Q6_K": 210, "Q5_K": 176, "Q4_K": 144, "Q3_K": 110,
+    "Q2_K": 84, "IQ4_NL": 18, "IQ4_XS": 136, "MXFP4": 17,
+}  # fmt: skip
+NAMES = tuple(BLOCK_BYTES)
+SCALED = NAMES[:-1]  # by any float16, not by a power of two
+IQ4 = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113]
+E2M1 = [0, 0.5, 1, 1.5, 2, 3, 4, 6]
 DOUBLE_NIBBLES = "00112233445566778899aabbccddeeff"  # byte j holds level j twice
 
 # One block each, chosen so that the scale is one: levels can be read off the values.
@@ -43,11 +49,26 @@ GOLDEN = {
         + ("00000000" + "55555555" + "aaaaaaaa" + "ffffffff") * 4
         + "80" * 16 + "00a0",
     ),
+    # d = 1/63 as float16, every scale 63: 0x3f with the top bits of another 63, minima 0; level = x
+    "Q5_K": (
+        [*range(32)] * 8,
+        "1024" + "0000" + "ff" * 4 + "00" * 4 + "0f" * 4 + "00" * 16 + "ff" * 16 + DOUBLE_NIBBLES * 8,
+    ),
+    "Q4_K": ([*range(16)] * 16, "1024" + "0000" + "ff" * 4 + "00" * 4 + "0f" * 4 + DOUBLE_NIBBLES * 8),
+    # scale 1 = -32 * d with d = -1/32, stored scale 0; level = x + 4
+    "Q3_K": ([*range(-4, 4)] * 32, "00000000ffffffff" * 4 + "0055aaff" * 16 + "00" * 12 + "00a8"),
+    # d = 1/15 as float16, every scale 15, minima 0; level = x
+    "Q2_K": ([*range(4)] * 64, "0f" * 16 + "0055aaff" * 16 + "442c" + "0000"),
+    "IQ4_NL": (IQ4 * 2, "003c" + DOUBLE_NIBBLES),
+    # scale 1 = -32 * d with d = -1/32, stored scale 0
+    "IQ4_XS": (IQ4 * 16, "00a8" + "0000" + "00" * 4 + DOUBLE_NIBBLES * 8),
+    # largest 6 = 1.5 * 2^2: e = 127 + 2 - 2; zero has no sign
+    "MXFP4": ([*E2M1, *(-x for x in E2M1)] * 2, "7f" + "00112233445566770099aabbccddeeff"),
 }  # fmt: skip
 
 
-def encode(name: str, rows: Float32) -> np.ndarray:
-    return get_encoding(name).encode(rows)[0]
+def encode(name: str, rows: Float32, importance: Float32 | None = None) -> np.ndarray:
+    return get_encoding(name).encode(rows, importance)[0]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -68,7 +89,7 @@ def test_zeros_stay_zeros(name: str, zero: float) -> None:
 
 
 @pytest.mark.parametrize("sign", [1, -1])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [name for name in SCALED if not name.startswith("IQ4")])  # whose table has no zero
 def test_the_extreme_keeps_its_sign_and_size(name: str, sign: int) -> None:
     rows = np.zeros((1, 256), np.float32)
     rows[0, 37] = sign * 2.5
@@ -96,7 +117,7 @@ def test_declares_what_it_writes(name: str) -> None:
     assert encoding.refusal(encoding.block + 16) is not None
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", SCALED)
 def test_a_scale_beyond_float16_is_refused(name: str) -> None:
     for value in (3e38, -3e38):
         rows = np.zeros((1, 256), np.float32)
@@ -144,6 +165,8 @@ CASES: dict[str, Callable[[np.random.Generator], np.ndarray]] = {
         np.float32
     ),
     "zeros of both signs": lambda rng: np.where(rng.random((16, 1024)) < 0.5, 0.0, -0.0),
+    "nearly constant": lambda rng: 5 + rng.standard_normal((32, 1024)) * 1e-6,
+    "nearly constant, negative": lambda rng: rng.standard_normal((32, 1024)) * 1e-6 - 5,
     "positive and zeros": lambda rng: np.maximum(rng.standard_normal((32, 1024)), 0) * rng.choice([1, -0.0], (32, 1)),
     "integers": lambda rng: rng.integers(-16, 17, (32, 1024)),
     "halves": lambda rng: rng.integers(-254, 255, (32, 1024)) / 2,
@@ -158,10 +181,26 @@ CASES: dict[str, Callable[[np.random.Generator], np.ndarray]] = {
 
 @pytest.mark.peers
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("case", CASES)
-def test_bits_are_ggmls(case: str, name: str) -> None:
-    rows = np.ascontiguousarray(CASES[case](np.random.default_rng(3)), np.float32)
-    assert np.array_equal(encode(name, rows), _ggml_encode(name, rows))
+@pytest.mark.parametrize("weighted", [False, True])
+def test_bits_are_ggmls(name: str, weighted: bool) -> None:
+    for case, make in CASES.items():
+        rng = np.random.default_rng(3)
+        rows = np.ascontiguousarray(make(rng), np.float32)
+        importance = (rng.random(rows.shape[1]) ** 4).astype(np.float32) if weighted else None
+        assert np.array_equal(encode(name, rows, importance), _ggml_encode(name, rows, importance)), case
+
+
+@pytest.mark.parametrize(
+    "name", ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "IQ4_NL", "IQ4_XS"]
+)
+def test_importance_lowers_the_error_where_it_says(name: str) -> None:
+    rows = np.random.default_rng(7).standard_normal((16, 512)).astype(np.float32)
+    importance = np.tile(np.array([1000, 1], np.float32), 256)
+
+    def error(stored: np.ndarray) -> float:
+        return float(((get_encoding(name).decode(stored) - rows) ** 2 @ importance).sum())
+
+    assert error(encode(name, rows, importance)) < error(encode(name, rows))
 
 
 @pytest.mark.peers
@@ -174,7 +213,7 @@ def test_values_are_ggufs(name: str) -> None:
     assert np.array_equal(get_encoding(name).decode(stored), theirs)
 
 
-def _ggml_encode(name: str, rows: Float32) -> np.ndarray:
+def _ggml_encode(name: str, rows: Float32, importance: Float32 | None) -> np.ndarray:
     """The rows as `ggml_quantize_chunk` of the pinned llama.cpp encodes them."""
     pytest.importorskip("xllamacpp")
     from lfm_convert.targets.gguf.runner import load_library
@@ -183,6 +222,7 @@ def _ggml_encode(name: str, rows: Float32) -> np.ndarray:
     quantize = load_library().ggml_quantize_chunk
     quantize.restype = ctypes.c_size_t
     quantize.argtypes = (ctypes.c_int, *[ctypes.c_void_p] * 2, *[ctypes.c_int64] * 3, ctypes.c_void_p)
-    size = quantize(TYPE_IDS[name], rows.ctypes.data, out.ctypes.data, 0, *rows.shape, None)
+    weights = None if importance is None else importance.ctypes.data
+    size = quantize(TYPE_IDS[name], rows.ctypes.data, out.ctypes.data, 0, *rows.shape, weights)
     assert size == out.nbytes
     return out

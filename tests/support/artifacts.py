@@ -6,12 +6,14 @@ from pathlib import Path
 
 from lfm_convert.convert.model.graph import WeightGraph
 from lfm_convert.convert.stream import Execution
-from lfm_convert.targets.target import Artifact, get_target
+from lfm_convert.targets.target import Artifact, Target, get_target
 
 
-def write_artifact(graph: WeightGraph, target: str, quant: str, folder: Path, run: Execution | None = None) -> Artifact:
+def write_artifact(
+    graph: WeightGraph, target: str | Target, quant: str, folder: Path, run: Execution | None = None
+) -> Artifact:
     """Plans and writes one artifact with its shared files; returns what the manifest would say of it."""
-    chosen = get_target(target)
+    chosen = get_target(target) if isinstance(target, str) else target
     plan = chosen.plan(graph, quant)
     folder.mkdir(parents=True, exist_ok=True)
     chosen.write(plan, graph, folder, run or Execution(jobs=2))
@@ -20,4 +22,4 @@ def write_artifact(graph: WeightGraph, target: str, quant: str, folder: Path, ru
     files = tuple(folder / file.path for file in plan.files)
     for file in plan.files:
         assert (folder / file.path).stat().st_size == file.nbytes, f"{file.path}: planned {file.nbytes} bytes"
-    return Artifact(folder / plan.main_file, folder, target, plan.quant, plan.class_name, files)
+    return Artifact(folder / plan.main_file, folder, chosen.name, plan.quant, plan.class_name, files)

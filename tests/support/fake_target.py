@@ -21,8 +21,10 @@ from lfm_convert.convert.errors import BackendError
 from lfm_convert.convert.model.forward import Forward, State
 from lfm_convert.convert.model.graph import Layer, Role, WeightGraph
 from lfm_convert.convert.model.lfm2 import open_graph
-from lfm_convert.convert.model.tensor import ArrayTensor
-from lfm_convert.targets.target import Artifact, Runner, Target
+from lfm_convert.convert.model.tensor import ArrayTensor, TensorView
+from lfm_convert.targets.target import Address, Artifact, Runner, Target
+
+from support.planted import BUGS
 
 FIND_TARGET = "support.fake_target:find_target"
 
@@ -45,14 +47,15 @@ def find_target(name: str) -> Target:
 class FakeRunner(Runner):
     """The forward pass, with one of these faults.
 
-    `noise`: deviation added to all logits; `swap`: exchanges w1 and w3 of layer 0; `nan_after`: a NaN in the
+    `bug`: one of `planted.BUGS`, in what is stored or in how it is run; `noise`: deviation added to all logits; `swap`: exchanges w1 and w3 of layer 0; `nan_after`: a NaN in the
     logits of every call after so many; `wide`: so many ids too many; `keep_state`: reset does nothing;
     `forget_conv`: the convolutions start anew at every call; `crash_at`, `hang_at`: the call it happens in.
     """
 
     def __init__(self, fault: Mapping[str, Any]) -> None:
-        graph = open_graph(Path(fault["checkpoint"]))
-        self._forward = Forward(swap_weights(graph) if fault.get("swap") else graph)
+        graph = _stored(fault)
+        self._graph = graph
+        self._forward = BUGS[fault["bug"]].forward(graph) if "bug" in fault else Forward(graph)
         self._fault = fault
         self._calls = 0
         self._state = State(1)
@@ -86,6 +89,9 @@ class FakeRunner(Runner):
         if self._calls == self._fault.get("raise_at"):
             raise RuntimeError("no kernel for this row")
 
+    def tokenize(self, text: str) -> list[int] | None:
+        return BUGS[self._fault["bug"]].tokenize(self._graph, text) if "bug" in self._fault else None
+
 
 class FakeTarget(Target):
     name = "fake"
@@ -112,8 +118,16 @@ class FakeTarget(Target):
     def shared_files(self, graph: WeightGraph, artifacts: Iterable[Any]) -> dict[str, bytes]:
         raise NotImplementedError
 
-    def read(self, artifact: Artifact) -> dict[Any, Any]:
-        raise NotImplementedError
+    def read(self, artifact: Artifact) -> dict[Address, TensorView]:
+        return {(w.role, w.layer): w.view for w in _stored(json.loads(artifact.path.read_text())).weights()}
+
+
+def _stored(fault: Mapping[str, Any]) -> WeightGraph:
+    """The weights as the artifact stores them."""
+    graph = open_graph(Path(fault["checkpoint"]))
+    if fault.get("swap"):
+        return swap_weights(graph)
+    return BUGS[fault["bug"]].store(graph) if "bug" in fault else graph
 
 
 def swap_weights(graph: WeightGraph) -> WeightGraph:

@@ -15,6 +15,7 @@ def fake_runtime(monkeypatch: pytest.MonkeyPatch) -> str:
     from support.fake_target import FIND_TARGET
 
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "1")  # tiny matrices: more threads only wait for each other
     return FIND_TARGET
 
 

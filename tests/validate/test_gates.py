@@ -12,7 +12,8 @@ from lfm_convert.validate.metrics import Metrics
 
 PERFECT = Metrics(
     n_prompts=2, n_positions=200, finite=True, kld_mean=0.0, kld_se=0.0, kld_median=0.0, kld_p99=0.0, kld_p999=0.0,
-    kld_max=0.0, same_top1=1.0, top5_overlap=1.0, ppl_ratio=1.0, max_abs_logit=0.0, worst=(),
+    kld_max=0.0, same_top1=1.0, same_top1_se=0.0, top5_overlap=1.0, ppl_ratio=1.0, ppl_ratio_se=0.0, prob_change_mean=0.0,
+    prob_change_rms=0.0, max_abs_logit=0.0, worst=(),
 )  # fmt: skip
 CLASSES = ("f32", "f16", "q8", "q6", "q5", "q4")
 
@@ -65,6 +66,7 @@ def _no_looser(tight: Limits, loose: Limits) -> bool:
         and tight.kld_p999 <= loose.kld_p999
         and tight.ppl_change <= loose.ppl_change
         and tight.cache_kld <= loose.cache_kld
+        and tight.weight_rms <= loose.weight_rms
         and tight.same_top1 >= loose.same_top1
     )
 
@@ -86,4 +88,7 @@ def test_the_documented_table_is_the_table() -> None:
         kind = "MoE" if is_moe else "dense"
         numbers = f"{limits.kld_mean:g} | {limits.kld_p999:g} | {limits.same_top1:.0%} | {limits.ppl_change:.2%}"
         logit = "–" if limits.max_abs_logit is None else f"{limits.max_abs_logit:g}"
-        assert f"| {name} {kind} | {numbers} | {logit} | {limits.cache_kld:g} | {limits.source} |" in page
+        assert (
+            f"| {name} {kind} | {numbers} | {logit} | {limits.cache_kld:g} | {limits.weight_rms:g} | {limits.source} |"
+            in page
+        )

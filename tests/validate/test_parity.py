@@ -179,6 +179,15 @@ def test_json_has_what_manifests_keep(run: Run, tiny_dense: Path, tmp_path: Path
     assert data["environment"].keys() == {"python", "platform", "cpu", "threads", "versions"}
 
 
+def test_json_keeps_its_published_schema(run: Run, tiny_dense: Path, tmp_path: Path) -> None:
+    jsonschema = pytest.importorskip("jsonschema")
+    schema = json.loads((Path(__file__).parents[2] / "docs" / "report.schema.json").read_text(encoding="utf-8"))
+    artifacts = [make_artifact(tmp_path, tiny_dense, n, **f) for n, f in (("ok", {}), ("bad", {"swap": True}))]
+    data = run(*artifacts, make_artifact(tmp_path, tiny_dense, "absent", absent=True)).to_json()
+    jsonschema.Draft202012Validator(schema).validate(json.loads(json.dumps(data, allow_nan=False)))
+    assert data["artifacts"][0].keys() == schema["properties"]["artifacts"]["items"]["properties"].keys()
+
+
 def test_nothing_to_validate_is_refused(run: Run, tiny_dense: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no artifact"):
         run()

@@ -12,14 +12,17 @@ from lfm_convert.targets.target import Artifact
 from lfm_convert.validate.chart import Box, draw, place_labels
 from lfm_convert.validate.gates import judge
 from lfm_convert.validate.jobs import CacheCheck
+from lfm_convert.validate.localize import LayerError, Location, Recovery
 from lfm_convert.validate.metrics import Metrics, Worst
 from lfm_convert.validate.report import percent, print_table, ratio, write_html
-from lfm_convert.validate.results import ArtifactResult, GreedyCheck, Report, Verdict, describe_environment
+from lfm_convert.validate.results import ArtifactResult, Excerpt, GreedyCheck, Report, Verdict, describe_environment
 from rich.console import Console
 
 METRICS = Metrics(
     n_prompts=40, n_positions=2000, finite=True, kld_mean=0.11, kld_se=0.01, kld_median=0.05, kld_p99=0.9, kld_p999=1.5,
-    kld_max=2.5, same_top1=0.8333, top5_overlap=0.9, ppl_ratio=1.04, max_abs_logit=3.0, worst=(Worst("zh-tea", 7, 2.5),),
+    kld_max=2.5, same_top1=0.8333, same_top1_se=0.01, top5_overlap=0.9, ppl_ratio=1.04, ppl_ratio_se=0.01,
+    prob_change_mean=-0.01, prob_change_rms=0.1, max_abs_logit=3.0, worst=(Worst("zh-tea", 7, 15, 2.5),),
+    distribution=(0,) * 20 + (5, 100, 900, 900, 95) + (0,) * 5,
 )  # fmt: skip
 HOSTILE = '<script>alert("x")</script>&[red]'
 
@@ -37,13 +40,17 @@ def _result(quant: str = "Q4_0", size: int = 700_000_000, kld: float = 0.11, **f
         "gates": tuple(judge(metrics, "q4", is_moe=False)),
         "cache": CacheCheck(0.0, 0.0, 0.0, 0.0),
         "greedy": GreedyCheck(4, 2, 0.5, 0.01),
+        "excerpts": (Excerpt("zh-tea", 7, "before", "this", "that", 2.5),),
+        "location": Location((LayerError(0, 30.0, 30.0), LayerError(1, 8.0, 8.1)), 1, (Recovery(1, 0.01, 0.93),)),
     }
     return ArtifactResult(**{**values, **fields})
 
 
 def _skipped() -> ArtifactResult:
-    fields: dict[str, Any] = dict.fromkeys(("metrics", "cache", "greedy"))
-    return _result("Q8_0", verdict=Verdict.SKIPPED, gates=(), backend="", message="pip install it", **fields)
+    fields: dict[str, Any] = dict.fromkeys(("metrics", "cache", "greedy", "location"))
+    return _result(
+        "Q8_0", verdict=Verdict.SKIPPED, gates=(), backend="", message="pip install it", excerpts=(), **fields
+    )
 
 
 def _report(*results: ArtifactResult, model: str = "LFM2-350M") -> Report:
@@ -83,7 +90,15 @@ def test_the_page_shows_every_artifact(tmp_path: Path) -> None:
     page = _page(_report(_result(), failed, large, _skipped()), tmp_path)
     tags = _Tags(page).tags
     assert tags.count("svg") == 1 and tags.count("section") == 4
-    for text in ("1 of 4 artifacts pass", "kld_mean is 0.3", "pip install it", "zh-tea", "83.33 %", "2.34 GB"):
+    for text in (
+        "1 of 4 artifacts pass",
+        "kld_mean is 0.3",
+        "pip install it",
+        "zh-tea",
+        "83.33 %",
+        "2.34 GB",
+        "first drop",
+    ):
         assert text in page
     assert not re.search(r"(src|href)=|https?://|@import|url\(", page)  # self-contained
 
@@ -101,8 +116,8 @@ def test_a_page_of_skipped_artifacts_has_no_chart(tmp_path: Path) -> None:
 
 def test_hostile_names_are_text(tmp_path: Path) -> None:
     hostile = Artifact(Path(HOSTILE), Path(), HOSTILE, HOSTILE, "q4", ())
-    metrics = replace(METRICS, worst=(Worst(HOSTILE, 0, 1.0),))
-    result = _result(artifact=hostile, backend=HOSTILE, message=HOSTILE, metrics=metrics)
+    excerpts = (Excerpt(HOSTILE, 0, HOSTILE, HOSTILE, HOSTILE, 1.0),)
+    result = _result(artifact=hostile, backend=HOSTILE, message=HOSTILE, excerpts=excerpts)
     report = _report(result, model=HOSTILE)
     page = _page(report, tmp_path)
     assert "script" not in _Tags(page).tags

@@ -14,21 +14,22 @@ from lfm_convert.targets.gguf.target import TARGET
 from lfm_convert.targets.target import Artifact
 from support.checkpoints import make_checkpoint
 
-WriteQuant = Callable[[WeightGraph, str], Artifact]
+WriteQuant = Callable[..., Artifact]
 MakeGraph = Callable[..., WeightGraph]
 
 
 @pytest.fixture
 def write_quant(tmp_path: Path) -> WriteQuant:
-    """Writes a quant of a graph into a folder of its own."""
+    """Writes a quant of a graph, with options of the target, into a folder of its own."""
 
-    def write(graph: WeightGraph, quant: str) -> Artifact:
-        plan = TARGET.plan(graph, quant)
-        folder = tmp_path / "artifacts" / quant
+    def write(graph: WeightGraph, quant: str, **options: Any) -> Artifact:
+        target = TARGET.with_options(options)
+        plan = target.plan(graph, quant)
+        folder = tmp_path / "artifacts" / f"{quant}-{len(list(tmp_path.glob('artifacts/*')))}"
         folder.mkdir(parents=True)
-        TARGET.write(plan, graph, folder, Execution())
-        path = folder / plan.main_file
-        return Artifact(path, folder, TARGET.name, plan.quant, plan.class_name, (path,))
+        target.write(plan, graph, folder, Execution())
+        files = tuple(folder / file.path for file in plan.files)
+        return Artifact(folder / plan.main_file, folder, TARGET.name, plan.quant, plan.class_name, files)
 
     return write
 

@@ -16,6 +16,7 @@ from lfm_convert.convert.model.lfm2 import open_graph
 from lfm_convert.targets.gguf.header import ValueType
 from lfm_convert.targets.gguf.metadata import metadata
 from lfm_convert.targets.gguf.names import tensor_address, tensor_name
+from lfm_convert.targets.gguf.reader import read_gguf
 from lfm_convert.targets.gguf.target import TARGET
 from lfm_convert.targets.gguf.weights import stored_weights
 from support.checkpoints import dense_25_config, dense_config, moe_config
@@ -23,11 +24,21 @@ from support.refusals import refused
 
 # Data bytes with padding, from llama-quantize's dry run (facts/gguf.md §7); the rest follows from these.
 PUBLISHED_SIZES = {
-    "lfm2-350m": {"F16": 709_098_496, "BF16": 709_098_496, "Q8_0": 376_830_976, "Q4_0": 216_923_136},
-    "lfm2-1.2b": {"F16": 2_340_940_800, "BF16": 2_340_940_800, "Q8_0": 1_243_868_160, "Q4_0": 693_365_760},
-    "lfm2-8b-a1b": {"F16": 16_683_169_536, "BF16": 16_683_169_536, "Q8_0": 8_866_035_456, "Q4_0": 4_731_500_288},
-    "lfm2.5-8b-a1b": {"F16": 16_939_022_080, "BF16": 16_939_022_080, "Q8_0": 9_001_957_120, "Q4_0": 4_836_439_808},
-}
+    "lfm2-350m": {
+        "F16": 709_098_496, "BF16": 709_098_496, "Q8_0": 376_830_976, "Q4_0": 216_923_136, "Q4_K_M": 226_925_568,
+    },
+    "lfm2-1.2b": {
+        "F16": 2_340_940_800, "BF16": 2_340_940_800, "Q8_0": 1_243_868_160, "Q4_0": 693_365_760, "Q4_K_M": 728_509_440,
+    },
+    "lfm2-8b-a1b": {
+        "F16": 16_683_169_536, "BF16": 16_683_169_536, "Q8_0": 8_866_035_456, "Q4_0": 4_731_500_288,
+        "Q4_K_M": 5_042_386_688, "Q4_K_S": 4_750_374_656, "MXFP4_MOE": 4_748_277_504,
+    },
+    "lfm2.5-8b-a1b": {
+        "F16": 16_939_022_080, "BF16": 16_939_022_080, "Q8_0": 9_001_957_120, "Q4_0": 4_836_439_808,
+        "Q4_K_M": 5_147_326_208, "Q4_K_S": 4_855_314_176, "MXFP4_MOE": 4_884_199_168,
+    },
+}  # fmt: skip
 # Bits of a matrix element, of the tied embedding's; bytes of all else.
 BITS = {"F32": (32, 32), "Q5_1": (6, 6.5625), "Q5_0": (5.5, 6.5625), "Q4_1": (5, 6.5625)}
 
@@ -41,7 +52,7 @@ def declared(folder: Path, configs: Path, name: str) -> WeightGraph:
 def test_sizes_are_llama_quantizes(tmp_path: Path, published_configs: Path, name: str, quant: str) -> None:
     plan = TARGET.plan(declared(tmp_path, published_configs, name), quant)
     assert plan.tensor_bytes == PUBLISHED_SIZES[name][quant]
-    assert plan.total_bytes == plan.tensor_bytes + len(plan.details)
+    assert plan.total_bytes == plan.tensor_bytes + sum(map(len, plan.details.values()))
 
 
 @pytest.mark.parametrize("name", ["lfm2-350m", "lfm2-8b-a1b", "lfm2.5-2.6b"])
@@ -94,7 +105,7 @@ def test_quantized_files_are_in_the_quantizers_order(make_graph: Any) -> None:
 
 
 def test_encodings_of_a_tied_model(make_graph: Any) -> None:
-    graph = make_graph(moe_config(hidden_size=256))
+    graph = make_graph(moe_config(hidden_size=256, num_experts=12))
     chosen = {t.role: t.encoding.name for t in TARGET.plan(graph, "Q4_0").tensors}
     assert chosen.pop(Role.EMBED) == "Q6_K"
     quantized = {role for role, encoding in chosen.items() if encoding == "Q4_0"}
@@ -251,3 +262,53 @@ def test_the_license_travels_beside_the_file(dense_graph: WeightGraph) -> None:
 
 def test_plans_are_json(dense_graph: WeightGraph) -> None:
     assert json.loads(json.dumps(TARGET.plan(dense_graph, "Q4_0").to_json()))["quant"] == "Q4_0"
+
+
+def test_types_asked_for(make_graph: Any) -> None:
+    graph = make_graph(moe_config(hidden_size=256, num_experts=12))
+    asked = {"tensor_type": ("blk.1.attn=q8_0", "expert_up=IQ4_NL", "attn=Q5_0"), "token_embedding_type": "q5_1"}
+    chosen = {t.name: t.encoding.name for t in TARGET.with_options(asked).plan(graph, "Q4_0").tensors}
+    assert chosen["token_embd.weight"] == "Q5_1"
+    assert (chosen["blk.1.attn_q.weight"], chosen["blk.3.attn_q.weight"]) == ("Q8_0", "Q5_0")
+    assert chosen["blk.2.ffn_up_exps.weight"] == "IQ4_NL"
+    assert (chosen["blk.1.attn_norm.weight"], chosen["blk.1.ffn_gate_inp.weight"]) == ("F32", "F32")
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"tensor_type": ("attn=Q9",)}, "unknown type 'Q9'"),
+        ({"tensor_type": ("attn(=Q8_0",)}, "not a regular expression"),
+        ({"tensor_type": ("nothing=Q8_0",)}, "matches a tensor"),
+        ({"tensor_type": ("Q8_0",)}, "ROLE_OR_REGEX=TYPE"),
+        ({"token_embedding_type": "Q6_K"}, "128 are not a multiple"),
+        ({"metadata": ("general.name",)}, "KEY=VALUE"),
+        ({"metadata": ("lfm2.block_count=many",)}, "uint32"),
+        ({"metadata": ("tokenizer.ggml.tokens=x",)}, "KEY=VALUE with the key of"),
+        ({"nonsense": 1}, "no option --nonsense"),
+    ],
+)
+def test_what_cannot_be_asked_for(dense_graph: WeightGraph, options: dict[str, Any], reason: str) -> None:
+    with refused(reason, error=UsageError):
+        TARGET.with_options(options).plan(dense_graph, "Q4_0")
+
+
+def test_split_files_hold_what_one_would(moe_graph: WeightGraph, write_quant: Any) -> None:
+    whole, split = write_quant(moe_graph, "Q8_0"), write_quant(moe_graph, "Q8_0", split_max_size=100_000)
+    names = [path.name for path in split.files]
+    assert names == [f"{moe_graph.name}-Q8_0-{i + 1:05}-of-{len(names):05}.gguf" for i in range(len(names))]
+    found = [read_gguf(path) for path in split.files]
+    assert [file.metadata["split.no"] for file in found] == list(range(len(names)))
+    assert {file.metadata["split.count"] for file in found} == {len(names)}
+    expected = read_gguf(whole.path)
+    assert {file.metadata["split.tensors.count"] for file in found} == {len(expected.tensors)}
+    assert found[0].metadata.items() >= expected.metadata.items() and len(found[1].metadata) == 3
+    first, second = TARGET.read(whole), TARGET.read(split)
+    assert list(first) == list(second)
+    assert all(np.array_equal(first[address].read(), second[address].read()) for address in first)
+
+
+def test_metadata_can_be_overridden(dense_graph: WeightGraph, write_quant: Any) -> None:
+    given = ("general.name=Mine", "lfm2.context_length=4096", "general.author=me")
+    found = read_gguf(write_quant(dense_graph, "Q4_0", metadata=given).path).metadata
+    assert (found["general.name"], found["lfm2.context_length"], found["general.author"]) == ("Mine", 4096, "me")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import struct
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lfm_convert.convert.cli.main import main
 from lfm_convert.convert.errors import InputError
 from lfm_convert.convert.model.graph import Role, Weight, WeightGraph
 from lfm_convert.convert.model.tensor import ArrayTensor
@@ -188,8 +190,8 @@ def test_foreign_alignment_types_and_repeated_keys_are_refused(tmp_path: Path) -
         with refused("x.gguf", message):
             read_gguf(write(tmp_path, header_bytes(pairs, [tensor]) + bytes(32)))
     header = header_bytes([], [tensor])
-    foreign = header.replace(struct.pack("<QI", 8, 0), struct.pack("<QI", 8, 39))
-    with refused("x.gguf", "ggml type 39"):
+    foreign = header.replace(struct.pack("<QI", 8, 0), struct.pack("<QI", 8, 99))
+    with refused("x.gguf", "ggml type 99"):
         read_gguf(write(tmp_path, foreign + bytes(32)))
 
 
@@ -210,3 +212,22 @@ def test_no_flipped_byte_does_more_than_a_refusal(
         read_gguf(write(tmp_path_factory.mktemp("flip"), bytes(whole)))
     except InputError as error:
         assert "x.gguf" in str(error)
+
+
+def test_inspect_lists_any_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One tensor of a type we do not decode: IQ3_S, 110 bytes a block of 256, padded to 128."""
+    infos = [TensorInfo("a", (1, 256), "Q8_0", 0), TensorInfo("b", (2, 32), "Q4_0", 288)]
+    data = header_bytes(PAIRS, infos).replace(struct.pack("<QQIQ", 256, 1, 8, 0), struct.pack("<QQIQ", 256, 1, 21, 0))
+    data = data.replace(struct.pack("<IQ", 2, 288), struct.pack("<IQ", 2, 128))
+    path = write(tmp_path, data + bytes(128 + 64))
+    assert main(["inspect", str(path), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["types"] == [
+        {"type": "IQ3_S", "tensors": 1, "bytes": 110},
+        {"type": "Q4_0", "tensors": 1, "bytes": 36},
+    ]
+    assert found["metadata"] == {
+        "general.architecture": "lfm2", "a": 7, "b": 0.5, "c": True, "d": "2 items", "e": "3 items"
+    }  # fmt: skip
+    assert main(["inspect", str(path)]) == 0
+    assert "IQ3_S" in capsys.readouterr().out

@@ -78,6 +78,14 @@ def test_an_unknown_pre_tokenizer_is_refused(dense_graph: WeightGraph, tmp_path:
         pairs(edited(dense_graph, tmp_path, **changes))
 
 
+def test_a_pre_tokenizer_can_be_named(dense_graph: WeightGraph, tmp_path: Path) -> None:
+    step = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    unknown = edited(dense_graph, tmp_path, pre_tokenizer=step)
+    with refused("--pre NAME"):
+        vocabulary(unknown)
+    assert {pair.key: pair.value for pair in vocabulary(unknown, pre="gpt-2")}["tokenizer.ggml.pre"] == "gpt-2"
+
+
 def test_a_malformed_tokenizer_is_refused(dense_graph: WeightGraph, tmp_path: Path) -> None:
     with refused("tokenizer.json"):
         pairs(edited(dense_graph, tmp_path, pre_tokenizer="nonsense"))

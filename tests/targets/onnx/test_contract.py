@@ -11,7 +11,14 @@ from lfm_convert.convert.model.graph import WeightGraph
 from lfm_convert.targets.onnx import store
 from support.artifacts import write_artifact
 
-FILES = {"fp32": "model.onnx", "fp16": "model_fp16.onnx", "q4": "model_q4.onnx", "q4f16": "model_q4f16.onnx"}
+FILES = {
+    "fp32": "model.onnx",
+    "fp16": "model_fp16.onnx",
+    "q8": "model_quantized.onnx",
+    "q4": "model_q4.onnx",
+    "q4_mixed": "model_mixed_q4.onnx",
+    "q4f16": "model_q4f16.onnx",
+}
 
 
 @pytest.mark.parametrize("quant", FILES)
@@ -51,8 +58,9 @@ def test_config_serves_every_client(dense_graph: WeightGraph, tmp_path: Path) ->
     assert tokenizer_config["chat_template"] == (tmp_path / "chat_template.jinja").read_text()
 
 
-def test_tied_table_is_stored_once(dense_graph: WeightGraph, tmp_path: Path) -> None:
-    artifact = write_artifact(dense_graph, "onnx", "q4", tmp_path)
+@pytest.mark.parametrize("quant", ["q8", "q4", "q4_mixed", "q4f16"])
+def test_tied_table_is_stored_once(dense_graph: WeightGraph, quant: str, tmp_path: Path) -> None:
+    artifact = write_artifact(dense_graph, "onnx", quant, tmp_path)
     graph = onnx.load(artifact.path, load_external_data=False).graph
     users = [node.op_type for node in graph.node if "model.embed_tokens.values" in node.input]
     assert sorted(users) == ["Gather", "MatMulNBits"]

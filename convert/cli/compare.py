@@ -1,0 +1,63 @@
+"""`lfm-convert compare A B --reference MODEL`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .. import pipeline
+from ..errors import ExitCode, UsageError
+from .console import Json, Offline, Revision, output, print_json, watched
+from .validate import Chunks, Prompts, Suite, TextFile
+
+
+def compare(
+    first: Annotated[Path, typer.Argument(help="An artifact's file.", show_default=False)],
+    second: Annotated[Path, typer.Argument(help="Another of the same checkpoint.", show_default=False)],
+    reference: Annotated[
+        str | None, typer.Option("--reference", "-r", help="The checkpoint they came from.", show_default=False)
+    ] = None,
+    suite: Suite = "standard",
+    prompts: Prompts = None,
+    text: TextFile = None,
+    chunks: Chunks = None,
+    threads: Annotated[
+        int | None,
+        typer.Option("--threads", min=1, help="Threads of each runtime; default: all cores.", show_default=False),
+    ] = None,
+    json_output: Json = False,
+    revision: Revision = None,
+    offline: Offline = False,
+) -> int:
+    """Tell which of two artifacts is closer to the checkpoint, position by position; fails if it is the first."""
+    from ...validate.compare import compare_results
+
+    with watched() as progress:
+        graph = pipeline.open_model(reference, revision=revision, offline=offline, progress=progress)
+        report = pipeline.validate(
+            [first, second],
+            reference=graph,
+            suite=suite,
+            prompts=prompts,
+            text=text,
+            n_chunks=chunks,
+            threads=threads,
+            progress=progress,
+        )
+    if len(report.results) != 2:
+        raise UsageError("compare takes two artifacts: give their files, not folders")
+    found = compare_results(*report.results)
+    if json_output:
+        print_json(found.to_json())
+    else:
+        output.print(f"{found.second} − {found.first}, {found.n_positions} positions", markup=False)
+        output.print(f"  mean KLD      {found.kld_difference:+.3g} ± {found.kld_se:.2g} nats", markup=False)
+        output.print(
+            f"  same top-1    {found.only_first} positions only the first, {found.only_second} only the second "
+            f"(McNemar p = {found.p_value:.2g})",
+            markup=False,
+        )
+        output.print(f"{found.sentence}.", markup=False)
+    return ExitCode.QUALITY if found.second_is_worse else ExitCode.OK

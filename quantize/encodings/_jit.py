@@ -1,0 +1,136 @@
+"""Compiles the encoders' inner loops with numba; only encoding imports this, never planning or decoding.
+
+ggml's searches run over the elements of a block in order, in float32. Here `LANES` blocks lie side by side:
+arrays are [elements, LANES], an outer loop walks the elements in the reference's order and an inner one the
+lanes, which the compiler turns into vector instructions. No operation is reordered or fused, so the bits are C's.
+Source: llama.cpp `ggml/src/ggml-quants.c`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numba
+import numpy as np
+from llvmlite import ir
+from numba.core import types
+from numba.extending import intrinsic
+from numpy.typing import NDArray
+
+LANES = 64
+Lanes = NDArray[np.float32]  # [elements, LANES], or [LANES]
+Records = NDArray[np.uint8]  # [bytes, LANES], or [blocks, bytes]
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+# 1.5 · 2^23: adding it to a float32 rounds that to an integer, ties to even, in the low bits.
+_ROUNDER = np.float32(12582912)
+_MANTISSA, _MIDDLE = np.int32(0x007F_FFFF), np.int32(0x0040_0000)
+
+
+def _cache_folder() -> str:
+    """A folder named after the sources of all kernels: numba itself looks only at the file a function stands in."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("_*.py")):
+        digest.update(path.read_bytes())
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    if not os.access(next(p for p in (base, *base.parents) if p.exists()), os.W_OK):
+        base = Path(tempfile.gettempdir())
+    return str(base / "lfm-convert" / digest.hexdigest()[:16])
+
+
+def kernel(function: _F) -> _F:
+    """Compiles a function when it is first called, keeps the machine code on disk, and runs it without the GIL."""
+    before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, _CACHE
+    try:
+        compiled: _F = numba.njit(cache=True, nogil=True, error_model="numpy")(function)
+    finally:
+        numba.config.CACHE_DIR = before
+    return compiled
+
+
+_CACHE = _cache_folder()
+
+
+def _cast(source: Any, result: Any, generate: Callable[[Any, Any], Any]) -> Callable[[Any], Any]:
+    """A function of compiled code that turns one machine type into another by instructions of LLVM."""
+
+    def declare(context: Any, value: Any) -> Any:
+        return result(source), lambda _context, builder, _signature, given: generate(builder, given[0])
+
+    cast: Callable[[Any], Any] = intrinsic(declare)
+    return cast
+
+
+# The bits of a float32 as int32, and back.
+bits = _cast(types.float32, types.int32, lambda builder, value: builder.bitcast(value, ir.IntType(32)))
+float_of = _cast(types.int32, types.float32, lambda builder, value: builder.bitcast(value, ir.FloatType()))
+# The bits of the nearest float16 as uint16, and the float32 of such bits.
+half = _cast(
+    types.float32,
+    types.uint16,
+    lambda builder, value: builder.bitcast(builder.fptrunc(value, ir.HalfType()), ir.IntType(16)),
+)
+widened = _cast(
+    types.uint16,
+    types.float32,
+    lambda builder, value: builder.fpext(builder.bitcast(value, ir.HalfType()), ir.FloatType()),
+)
+
+
+@kernel
+def nearest(value: np.float32) -> np.int32:
+    """ggml's `nearest_int`, which beyond 2^22, infinite and NaN gives what the bits happen to be."""
+    return np.int32((bits(value + _ROUNDER) & _MANTISSA) - _MIDDLE)
+
+
+@kernel
+def level(value: np.float32, low: np.int32, high: np.int32) -> np.int32:
+    """The nearest integer in low … high."""
+    return max(low, min(high, nearest(value)))
+
+
+@kernel
+def load(source: NDArray[np.float32], first: int, out: Lanes) -> None:
+    """Blocks first, first + 1, … of source [blocks, elements] as columns of out; zeros past the last."""
+    n_elements = source.shape[1]
+    n = min(LANES, source.shape[0] - first)
+    for start in range(0, n_elements, 16):  # 16 elements are one cache line
+        for i in range(n):
+            for j in range(start, start + 16):
+                out[j, i] = source[first + i, j]
+        for i in range(n, LANES):
+            for j in range(start, start + 16):
+                out[j, i] = np.float32(0)
+
+
+@kernel
+def load_importance(importance: NDArray[np.float32], first: int, out: Lanes) -> None:
+    """The importance [row blocks, elements] of blocks first, first + 1, … of rows laid end to end, as columns."""
+    n_blocks, n_elements = importance.shape
+    for start in range(0, n_elements, 16):
+        for i in range(LANES):
+            block = (first + i) % n_blocks
+            for j in range(start, start + 16):
+                out[j, i] = importance[block, j]
+
+
+@kernel
+def store(records: Records, first: int, out: Records) -> None:
+    """Columns of records [bytes, LANES] as rows first, first + 1, … of out [blocks, bytes]."""
+    for i in range(min(LANES, out.shape[0] - first)):
+        for j in range(records.shape[0]):
+            out[first + i, j] = records[j, i]
+
+
+@kernel
+def store_half(value: np.float32, records: Records, at: int, lane: int) -> np.float32:
+    """Writes a float16 into bytes at, at + 1 of a lane; returns it widened."""
+    stored = half(value)
+    records[at, lane] = np.uint8(stored & np.uint16(255))
+    records[at + 1, lane] = np.uint8(stored >> np.uint16(8))
+    return widened(stored)

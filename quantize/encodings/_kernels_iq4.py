@@ -1,0 +1,165 @@
+"""Encoders of the IQ4 formats and of MXFP4: levels that stand for the values of a table, not for multiples of a step.
+
+Arguments of the IQ4 kernels are those of `_kernels_k`, with blocks of 32 for IQ4_NL.
+Source: llama.cpp `ggml/src/ggml-quants.c`, `quantize_row_iq4_nl_impl`, `quantize_row_mxfp4_ref`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ._jit import LANES, Lanes, Records, bits, float_of, kernel, level, load, load_importance, store, store_half
+from ._runs import weigh
+from ._search import ONE, TINY, ZERO, find_extreme
+from ._tables import E2M1, IQ4
+
+Blocks = NDArray[np.float32]
+_TRIALS = 7
+# Between which the table's values are nearest: halfway points, which float32 holds.
+_BOUNDS = tuple((low + high) / 2 for low, high in itertools.pairwise(IQ4))
+
+
+@kernel
+def encode_iq4_nl(blocks: Blocks, importance: Blocks, out: Records) -> None:
+    """Blocks of 32 with a scale each."""
+    x, w = np.empty((32, LANES), np.float32), np.empty((32, LANES), np.float32)
+    scale, records = np.empty(LANES, np.float32), np.empty((18, LANES), np.uint8)
+    for start in range(0, len(blocks), LANES):
+        load(blocks, start, x)
+        _weights(x, importance, start, w)
+        _search_table(x, w, scale)
+        for i in range(LANES):
+            store_half(scale[i], records, 0, i)
+            scale[i] = ZERO if scale[i] == ZERO else ONE / scale[i]
+        _pack_run(x, scale, 2, records)
+        store(records, start, out)
+
+
+@kernel
+def encode_iq4_xs(blocks: Blocks, importance: Blocks, out: Records) -> None:
+    """Blocks of 256 with a six-bit scale for each run of 32."""
+    x, w = np.empty((256, LANES), np.float32), np.empty((256, LANES), np.float32)
+    scales, unit, inverse = np.empty((8, LANES), np.float32), np.empty(LANES, np.float32), np.empty(LANES, np.float32)
+    records = np.empty((136, LANES), np.uint8)
+    for start in range(0, len(blocks), LANES):
+        load(blocks, start, x)
+        _weights(x, importance, start, w)
+        for run in range(8):
+            _search_table(x[32 * run : 32 * run + 32], w[32 * run : 32 * run + 32], scales[run])
+        find_extreme(scales, unit)
+        records[2:8] = np.uint8(0)
+        for i in range(LANES):
+            unit[i] = -unit[i] / np.float32(32)
+            store_half(unit[i], records, 0, i)
+        for run in range(8):
+            for i in range(LANES):
+                whole = ZERO if unit[i] == ZERO else ONE / unit[i]
+                q = level(whole * scales[run, i], np.int32(-32), np.int32(31))
+                scale = unit[i] * np.float32(q)
+                inverse[i] = ZERO if scale == ZERO else ONE / scale
+                byte = np.uint8(q + np.int32(32))
+                records[2 + run // 4, i] |= (byte >> np.uint8(4)) << np.uint8(2 * (run % 4))
+                records[4 + run // 2, i] |= (byte & np.uint8(15)) << np.uint8(4 * (run % 2))
+            _pack_run(x[32 * run : 32 * run + 32], inverse, 8 + 16 * run, records)
+        store(records, start, out)
+
+
+@kernel
+def _weights(x: Lanes, importance: Blocks, start: int, w: Lanes) -> None:
+    if len(importance):
+        load_importance(importance, start, w)
+        weigh(x, np.float32(2), w)
+    else:
+        w[:] = x * x
+
+
+@kernel
+def _search_table(x: Lanes, w: Lanes, scale: Lanes) -> None:
+    """The scale of each run that minimises the weighted squared error, of sixteen tried."""
+    extreme, best, inverse = np.empty(LANES, np.float32), np.empty(LANES, np.float32), np.empty(LANES, np.float32)
+    sums = np.empty(2 * LANES, np.float32)
+    find_extreme(x, extreme)
+    for t in range(-_TRIALS - 1, _TRIALS + 1):
+        is_first = t == -_TRIALS - 1  # the extreme on the table's first value
+        for i in range(LANES):
+            plain = ONE / (-extreme[i] / np.float32(IQ4[0]))
+            inverse[i] = plain if is_first else np.float32(t + IQ4[0]) / extreme[i]
+        sums[:] = ZERO
+        for j in range(x.shape[0]):
+            for i in range(LANES):
+                q = _nearest_value(inverse[i] * x[j, i])
+                sums[i] += w[j, i] * q * x[j, i]
+                sums[LANES + i] += w[j, i] * q * q
+        for i in range(LANES):
+            lx, l2 = sums[i], sums[LANES + i]
+            if is_first:
+                scale[i] = lx / l2 if l2 > ZERO else ZERO
+                best[i] = scale[i] * lx
+            elif l2 > ZERO and lx * lx > best[i] * l2:
+                scale[i] = lx / l2
+                best[i] = scale[i] * lx
+    for i in range(LANES):
+        scale[i] = ZERO if abs(extreme[i]) < TINY else scale[i]
+
+
+@kernel
+def _nearest_value(x: np.float32) -> np.float32:
+    """The table's value nearest to x, the higher of two as near."""
+    q = np.float32(IQ4[0])
+    for k in range(15):
+        q += ZERO if x < np.float32(_BOUNDS[k]) else np.float32(IQ4[k + 1] - IQ4[k])
+    return q
+
+
+@kernel
+def _nearest_index(x: np.float32) -> np.uint8:
+    """The index of the table's value nearest to x."""
+    index = np.uint8(0)
+    for k in range(15):
+        index += np.uint8(0) if x < np.float32(_BOUNDS[k]) else np.uint8(1)
+    return index
+
+
+@kernel
+def _pack_run(x: Lanes, inverse: Lanes, at: int, records: Records) -> None:
+    """Indices of 32 elements in 16 bytes: element j in the low half of byte j, element 16 + j in the high half."""
+    for j in range(16):
+        for i in range(LANES):
+            low, high = _nearest_index(inverse[i] * x[j, i]), _nearest_index(inverse[i] * x[16 + j, i])
+            records[at + j, i] = low | (high << np.uint8(4))
+
+
+@kernel
+def encode_mxfp4(blocks: Blocks, importance: Blocks, out: Records) -> None:
+    """Blocks of 32 with a power of two each; importance is not used, as in ggml."""
+    codes = np.empty(32, np.uint8)
+    for b in range(len(blocks)):
+        largest = np.int32(0)
+        for j in range(32):
+            largest = max(largest, bits(blocks[b, j]) & np.int32(0x7FFF_FFFF))
+        exponent = np.int32(0)
+        if largest > 0:
+            # C's log2f rounds to float32 before floor does
+            logarithm = np.float32(math.log2(np.float64(float_of(largest))))
+            exponent = (np.int32(math.floor(logarithm)) + np.int32(125)) & np.int32(255)
+        step = float_of(np.int32(0x0020_0000) << exponent if exponent < 2 else (exponent - np.int32(1)) << np.int32(23))
+        for j in range(32):
+            codes[j] = _nearest_e2m1(blocks[b, j], step)
+        out[b, 0] = np.uint8(exponent)
+        for j in range(16):
+            out[b, 1 + j] = codes[j] | (codes[16 + j] << np.uint8(4))
+
+
+@kernel
+def _nearest_e2m1(x: np.float32, step: np.float32) -> np.uint8:
+    """The code of the value nearest to x / step, the smaller of two as near; zero has no sign."""
+    code, error = np.uint8(0), abs(x)
+    for k in range(1, 8):
+        off = abs(np.float32(E2M1[k]) * step - abs(x))
+        code = np.uint8(k) if off < error else code
+        error = off if off < error else error
+    return code | np.uint8(8) if x < ZERO and code > np.uint8(0) else code

@@ -1,0 +1,107 @@
+"""Integers in blocks of 32 with an integer zero point, as ONNX MatMulNBits stores them.
+
+| part        | row of K elements, 4 bits | row, 8 bits      | content                              |
+|-------------|---------------------------|------------------|--------------------------------------|
+| values      | uint8 [K/32, 16]          | uint8 [K/32, 32] | codes                                |
+| scales      | float32 or float16 [K/32] | the same         | one a block                          |
+| zero_points | uint8 [ceil(K/64)]        | uint8 [K/32]     | one a block, packed as the codes are |
+
+Of 4-bit codes, number 2i is the low nibble of byte i.
+value = (code - zero_point) * scale.
+Source: ONNX Runtime contrib operators, com.microsoft.MatMulNBits.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...convert.errors import needs_extra
+from ...convert.model.dtypes import Float32
+from ..encoding import Bytes, Encoding, Part
+
+Codes = NDArray[np.uint8]
+
+# Steps the range of a block is divided into, one try each: fewer than the levels stretch it a little,
+# more clip its extremes, which pays at few bits.
+_WIDTHS = {4: np.arange(13.5, 19, 0.5).astype(np.float32), 8: np.array([255], np.float32)}
+
+
+class IntBlock32(Encoding):
+    """Zero point and scale are searched for the lowest squared error, the scale fitted to the codes each time.
+
+    The scale is rounded to its stored width before the final codes are chosen, so that they are the
+    nearest ones on the grid a runtime will decode.
+    """
+
+    block = 32
+
+    def __init__(self, bits: int, scale_dtype: str, ending: str) -> None:
+        self.name = f"int{bits}_block32_{ending}"
+        self.class_name = f"q{bits}"
+        self.bits = bits
+        self.scale_dtype: np.dtype[Any] = np.dtype(scale_dtype)
+        self._top = np.float32(2**bits - 1)
+
+    def parts(self, n_cols: int) -> tuple[Part, ...]:
+        n_blocks, per_byte = n_cols // self.block, 8 // self.bits
+        return (
+            Part("values", np.dtype("u1"), (n_blocks, self.block // per_byte)),
+            Part("scales", self.scale_dtype, (n_blocks,)),
+            Part("zero_points", np.dtype("u1"), (-(-n_blocks // per_byte),)),
+        )
+
+    def encode(self, rows: Float32, importance: Float32 | None = None) -> tuple[Bytes, ...]:
+        """See `Encoding.encode`. Raises BackendError if numba, which compiles the search, is not installed."""
+        with needs_extra("onnx", f"encoding {self.name}"):
+            from ._int_fit import codes, fit
+
+        n, n_blocks = len(rows), rows.shape[1] // self.block
+        blocks = np.ascontiguousarray(rows).reshape(-1, self.block)
+        fitted, zeros = fit(blocks, self._weights(importance), _WIDTHS[self.bits], self._top)
+        with np.errstate(over="ignore"):  # a scale beyond the type is infinity, which the writer refuses
+            scales = fitted.astype(self.scale_dtype)
+        values = codes(blocks, scales.astype(np.float32), zeros, self._top)
+        return (
+            self._pack(values).reshape(n, n_blocks, -1),
+            scales.reshape(n, n_blocks),
+            self._pack(self._whole_bytes(zeros.reshape(n, n_blocks))),
+        )
+
+    def decode(self, *parts: Bytes) -> Float32:
+        values, scales, zero_points = parts
+        n, n_blocks = scales.shape
+        zero = self._unpack(zero_points)[:, :n_blocks].astype(np.float32)
+        codes = self._unpack(values).astype(np.float32)
+        decoded: Float32 = (codes - zero[..., None]) * scales.astype(np.float32)[..., None]
+        return decoded.reshape(n, n_blocks * self.block)
+
+    def _weights(self, importance: Float32 | None) -> Float32:
+        """Weights [n_blocks of a row, 32] of mean one a block, so that products of them stay in range."""
+        if importance is None:
+            return np.ones((1, self.block), np.float32)
+        weights = importance.reshape(-1, self.block)
+        mean = weights.mean(axis=1, keepdims=True)
+        return np.where(mean > 0, weights / np.where(mean > 0, mean, 1), 1).astype(np.float32)
+
+    def _whole_bytes(self, zeros: Codes) -> Codes:
+        return np.pad(zeros, ((0, 0), (0, -zeros.shape[1] % (8 // self.bits))))
+
+    def _pack(self, codes: Codes) -> Codes:
+        """Codes along the last axis as bytes, the first of each byte lowest."""
+        return codes if self.bits == 8 else np.asarray(codes[..., 0::2] | (codes[..., 1::2] << 4), np.uint8)
+
+    def _unpack(self, packed: Bytes) -> Codes:
+        if self.bits == 8:
+            return packed
+        pairs: Codes = np.stack([packed & 15, packed >> 4], axis=-1)
+        return pairs.reshape(*packed.shape[:-1], -1)
+
+
+ENCODINGS: tuple[Encoding, ...] = (
+    IntBlock32(4, "<f4", "f32"),
+    IntBlock32(4, "<f2", "f16"),
+    IntBlock32(8, "<f4", "f32"),
+)

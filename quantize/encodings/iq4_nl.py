@@ -1,0 +1,37 @@
+"""GGUF IQ4_NL: 32 elements in 18 bytes, 4.5 bits each; levels are denser near zero.
+
+| bytes | type | meaning |
+|---|---|---|
+| 0-1 | float16 | d, the scale |
+| 2-17 | uint8[16] | indices 0-15: element j in the low half of byte j, element 16 + j in the high half |
+
+value = d * table[index]. Source: llama.cpp `ggml-quants.c`, `quantize_row_iq4_nl_impl`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ...convert.model.dtypes import Float32
+from ..encoding import Encoding
+from ._blocks import BlockEncoding, Records, column, unpack_nibbles
+from ._tables import IQ4
+
+_VALUES = np.array(IQ4, np.float32)
+
+
+class IQ4_NL(BlockEncoding):
+    """Four bits by a table."""
+
+    name = "IQ4_NL"
+    class_name = "q4"
+    block = 32
+    layout = np.dtype([("d", "<f2"), ("qs", "u1", 16)])
+    module = "_kernels_iq4"
+    searches = True
+
+    def _decode(self, records: Records) -> Float32:
+        return column(records["d"]) * _VALUES[unpack_nibbles(records["qs"])]
+
+
+ENCODINGS: tuple[Encoding, ...] = (IQ4_NL(),)

@@ -1,0 +1,44 @@
+"""GGUF Q4_K: 256 elements in 144 bytes, 4.5 bits each; asymmetric, with a scale and a minimum per 32 elements.
+
+| bytes | type | meaning |
+|---|---|---|
+| 0-1 | float16 | d, the unit of scales |
+| 2-3 | float16 | dmin, the unit of minima |
+| 4-15 | uint8[12] | six-bit scales and minima of eight runs of 32 |
+| 16-143 | uint8[4][32] | levels 0-15: of 64 elements, the first 32 in the low halves, the others in the high halves |
+
+Scales of runs 0-3 are the low six bits of bytes 4-7, minima of runs 0-3 those of bytes 8-11. Of runs 4-7 the low
+four bits are in bytes 12-15, of the scale in the low half and of the minimum in the high half, and the high two
+bits are the top bits of bytes 4-7 and 8-11.
+value = d * scale * level - dmin * minimum.
+Source: llama.cpp `ggml-quants.c`, `quantize_row_q4_K_ref`, `quantize_row_q4_K_impl`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ...convert.model.dtypes import Float32
+from ..encoding import Encoding
+from ._blocks import BlockEncoding, Records, column, unpack_sixes
+
+
+class Q4_K(BlockEncoding):
+    """Four bits above minima."""
+
+    name = "Q4_K"
+    class_name = "q4"
+    block = 256
+    layout = np.dtype([("d", "<f2"), ("dmin", "<f2"), ("scales", "u1", 12), ("qs", "u1", (4, 32))])
+    module = "_kernels_k"
+    searches = True
+    halves = ("d", "dmin")
+
+    def _decode(self, records: Records) -> Float32:
+        scales, minima = unpack_sixes(records["scales"])
+        levels = np.stack([records["qs"] & 15, records["qs"] >> 4], axis=2).reshape(-1, 8, 32).astype(np.float32)
+        scales, minima = scales * column(records["d"]), minima * column(records["dmin"])
+        return scales[:, :, None] * levels - minima[:, :, None]
+
+
+ENCODINGS: tuple[Encoding, ...] = (Q4_K(),)

@@ -1,0 +1,175 @@
+"""The parts of the model that XNNPACK computes, each a pure function of its matrices and inputs.
+
+A region is traced as a call of the placeholder operator `lfm_convert::region` that only knows the shapes of
+its results. It is lowered by itself, once for all layers it looks the same in, and put in the placeholder's
+place. What XNNPACK does not take stays outside: reductions, slices of a dynamic length, caches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+from ...convert.model.graph import Role
+
+LIBRARY = "lfm_convert"
+# The one kind that runs on a condition: its last input says whether, and is not its function's.
+EXPERT = "expert"
+
+
+@dataclass(frozen=True)
+class Matrices:
+    """The matrices of a region. `quantize` rounds their inputs, or gives them back as they are."""
+
+    tensors: Sequence[Tensor]
+    quantize: Callable[[Tensor], Tensor]
+
+    def apply(self, x: Tensor, start: int = 0, stop: int | None = None) -> list[Tensor]:
+        """x times each of these matrices transposed; x is quantized once for all of them."""
+        x = self.quantize(x)
+        return [linear(x, matrix) for matrix in self.tensors[start:stop]]
+
+
+@dataclass(frozen=True)
+class Region:
+    """A kind of region: its function, and the roles of the matrices it takes (every cut of each, in order)."""
+
+    function: Callable[..., tuple[Tensor, ...]]
+    matrices: tuple[Role, ...]
+
+
+def conv_in(weights: Matrices, x: Tensor, square: Tensor, gain: Tensor, *biases: Tensor) -> tuple[Tensor, ...]:
+    """B * x' and C."""
+    normed = _norm(x, square, gain)
+    b, c, x = weights.apply(normed)
+    if biases:
+        b, c, x = b + biases[0], c + biases[1], x + biases[2]
+    return b * x, c
+
+
+def conv_out(weights: Matrices, x: Tensor, c: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
+    """x + out(C * sum of shifted inputs times taps); `rest` is K inputs [1, S, H] and K taps [H]."""
+    return (x + weights.apply(c * _convolved(rest))[0],)
+
+
+def conv_out_biased(
+    weights: Matrices, x: Tensor, c: Tensor, kernel_bias: Tensor, out_bias: Tensor, *rest: Tensor
+) -> tuple[Tensor, ...]:
+    return (x + (weights.apply(c * (_convolved(rest) + kernel_bias))[0] + out_bias),)
+
+
+def attention_in(weights: Matrices, x: Tensor, square: Tensor, gain: Tensor) -> tuple[Tensor, ...]:
+    normed = _norm(x, square, gain)
+    return tuple(weights.apply(normed))
+
+
+def rotate(weights: Matrices, *inputs: Tensor) -> tuple[Tensor, ...]:
+    """Norm and half-split rotation of queries and keys.
+
+    Shapes: four halves [1, S, heads, d / 2], two mean squares [1, S, heads, 1], four gains [d / 2],
+    cos and sin [S, 1, d / 2].
+    """
+    q1, q2, k1, k2, q_square, k_square, q_gain1, q_gain2, k_gain1, k_gain2, cos, sin = inputs
+    turned = []
+    for first, second, square, gain1, gain2 in (
+        (q1, q2, q_square, q_gain1, q_gain2),
+        (k1, k2, k_square, k_gain1, k_gain2),
+    ):
+        first, second = _norm(first, square, gain1), _norm(second, square, gain2)
+        turned.append(torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1))
+    return tuple(turned)
+
+
+def attention_out(weights: Matrices, x: Tensor, attended: Tensor) -> tuple[Tensor, ...]:
+    return (x + weights.apply(attended)[0],)
+
+
+def dense(weights: Matrices, x: Tensor, square: Tensor, gain: Tensor) -> tuple[Tensor, ...]:
+    return (x + _swiglu(_norm(x, square, gain), weights),)
+
+
+def router(weights: Matrices, x: Tensor, square: Tensor, gain: Tensor) -> tuple[Tensor, ...]:
+    """The normed input, and each expert's score."""
+    normed = _norm(x, square, gain)
+    return normed, torch.sigmoid(weights.apply(normed)[0])
+
+
+def expert(weights: Matrices, normed: Tensor, share: Tensor) -> tuple[Tensor, ...]:
+    """One expert's contribution: `share` [1, S, 1] is 0 for tokens that did not choose it."""
+    return (_swiglu(normed, weights) * share,)
+
+
+def head(weights: Matrices, x: Tensor, square: Tensor, gain: Tensor) -> tuple[Tensor, ...]:
+    return (weights.apply(_norm(x, square, gain))[0],)
+
+
+def _norm(x: Tensor, square: Tensor, gain: Tensor) -> Tensor:
+    return x * torch.rsqrt(square) * gain
+
+
+def _convolved(rest: Sequence[Tensor]) -> Tensor:
+    width = len(rest) // 2
+    mixed = rest[0] * rest[width]
+    for k in range(1, width):
+        mixed = mixed + rest[k] * rest[width + k]
+    return mixed
+
+
+def _swiglu(x: Tensor, weights: Matrices) -> Tensor:
+    gate, up = weights.apply(x, 0, 2)
+    return weights.apply(gate * torch.sigmoid(gate) * up, 2)[0]
+
+
+REGIONS: Mapping[str, Region] = {
+    "conv_in": Region(conv_in, (Role.CONV_IN,)),
+    "conv_out": Region(conv_out, (Role.CONV_OUT,)),
+    "conv_out_biased": Region(conv_out_biased, (Role.CONV_OUT,)),
+    "attention_in": Region(attention_in, (Role.ATTN_Q, Role.ATTN_K, Role.ATTN_V)),
+    "rotate": Region(rotate, ()),
+    "attention_out": Region(attention_out, (Role.ATTN_OUT,)),
+    "dense": Region(dense, (Role.FFN_GATE, Role.FFN_UP, Role.FFN_DOWN)),
+    "router": Region(router, (Role.ROUTER,)),
+    EXPERT: Region(expert, (Role.EXPERT_GATE, Role.EXPERT_UP, Role.EXPERT_DOWN)),
+    "head": Region(head, (Role.LM_HEAD,)),
+}
+
+
+@dataclass(frozen=True)
+class RegionName:
+    """`dense.3`, `expert.3.17`, `head`: the kind, the layer and the expert of one call."""
+
+    kind: str
+    layer: int | None = None
+    expert: int | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> RegionName:
+        kind, *numbers = text.split(".")
+        return cls(kind, *map(int, numbers))
+
+
+def call_region(name: str, inputs: Sequence[Tensor], widths: Sequence[int], like: Sequence[int] = ()) -> list[Tensor]:
+    """Results of a region, result i of the shape of input like[i] (the first, by default) with widths[i] columns."""
+    _register()
+    return torch.ops.lfm_convert.region(list(inputs), name, list(widths), list(like or [0] * len(widths)))
+
+
+@cache
+def _register() -> None:
+    """Tells torch of the operator, which it can only be told once a process."""
+    torch.library.define(f"{LIBRARY}::region", "(Tensor[] inputs, str name, int[] widths, int[] like) -> Tensor[]")
+
+    def shapes(inputs: list[Tensor], name: str, widths: list[int], like: list[int]) -> list[Tensor]:
+        return [inputs[i].new_empty(*inputs[i].shape[:-1], width) for i, width in zip(like, widths, strict=True)]
+
+    torch.library.register_fake(f"{LIBRARY}::region", shapes)
+
+
+def mean_square(x: Tensor, eps: float) -> Tensor:
+    """What a norm divides by, squared: [..., 1]."""
+    return (x * x).mean(-1, keepdim=True) + eps

@@ -1,0 +1,83 @@
+"""Runs a .pte in ExecuTorch's Python runtime: the method that ships, as the LLM runner calls it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import executorch.kernels.quantized  # noqa: F401  # registers embedding_4bit and embedding_byte
+import numpy as np
+import torch
+from executorch.extension.llm.custom_ops import custom_ops  # noqa: F401  # registers caches and attention
+from executorch.extension.pybindings.portable_lib import _unsafe_reset_threadpool
+from executorch.runtime import Runtime, Verification
+
+from ...convert.errors import InputError, UsageError
+from ...convert.model.dtypes import Float32
+from ..target import Runner
+from .reader import read_program
+
+
+class ExecutorchRunner(Runner):
+    """A .pte loaded from scratch, one conversation at a time.
+
+    The method gives the logits of its last token only. A conversation is therefore read twice: token by
+    token for every row, then once more from position 0 in the pieces it came in, for the last row. Decoding,
+    prefill, chunks and the reset at position 0 are all exercised by it.
+    """
+
+    def __init__(self, path: Path, *, threads: int) -> None:
+        read_program(path)  # a damaged file is refused here, in a sentence
+        _unsafe_reset_threadpool(threads)
+        self._path, self._threads = path, threads
+        self._pieces: list[list[int]] = []
+        try:
+            self._program = Runtime.get().load_program(path, verification=Verification.Minimal)
+            self.context = int(self._constant("get_max_context_len"))
+            self.n_vocab = int(self._constant("get_vocab_size"))
+            self._method = self._program.load_method("forward")
+        except RuntimeError as error:
+            raise InputError(f"{path}: ExecuTorch {version('executorch')} does not load it: {error}") from None
+
+    @property
+    def backend(self) -> str:
+        return f"ExecuTorch {version('executorch')} CPU, {self._threads} threads"
+
+    def extend(self, token_ids: Sequence[int]) -> Float32:
+        """See `Runner.extend`. Raises UsageError for ids outside the vocabulary, none, or more than the context."""
+        ids = [int(i) for i in token_ids]
+        if not ids or min(ids) < 0 or max(ids) >= self.n_vocab:
+            raise UsageError(f"token ids must be one or more of 0 … {self.n_vocab - 1}")
+        start = sum(map(len, self._pieces))
+        if start + len(ids) > self.context:
+            raise UsageError(f"{start + len(ids)} tokens do not fit the file's context of {self.context}")
+        rows = [self.call([token], start + i) for i, token in enumerate(ids)]
+        self._pieces.append(ids)
+        if len(ids) > 1:
+            rows[-1] = self._replay()
+        return np.concatenate(rows)
+
+    def reset(self) -> None:
+        self._pieces = []
+
+    def call(self, token_ids: Sequence[int], start: int) -> Float32:
+        """Logits [1, V] of the last of these tokens, the first of them at position `start`."""
+        inputs = torch.tensor([list(token_ids)]), torch.tensor([start])
+        try:
+            (logits,) = self._method.execute(inputs)
+        except RuntimeError as error:
+            raise InputError(f"{self._path}: ExecuTorch fails to run it: {error}") from None
+        found: Float32 = logits.numpy().copy()  # the next call overwrites them
+        return found
+
+    def _replay(self) -> Float32:
+        start = 0
+        for piece in self._pieces:
+            logits = self.call(piece, start)
+            start += len(piece)
+        return logits
+
+    def _constant(self, name: str) -> int:
+        (value,) = self._program.load_method(name).execute(())
+        return int(value)

@@ -1,0 +1,154 @@
+"""The ExecuTorch target: one `.pte` that the stock LLM runner, its Android and its iOS wrapper load."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ...convert.errors import UsageError, needs_extra
+from ...convert.model.assets import TOKENIZER_CONFIG
+from ...convert.model.config import CONFIG_FILE, ModelConfig
+from ...convert.model.graph import WeightGraph
+from ...convert.model.lfm2 import open_graph
+from ...convert.model.tensor import TensorView
+from ...convert.model.tokenizer import TOKENIZER_FILE
+from ...convert.plans import FilePlan, Plan
+from ...convert.stream import Execution, write_tensors
+from ...quantize.policies.executorch import POLICIES
+from ..target import Address, Artifact, Runner, Target
+from .layout import file_bytes, place
+
+_DEFAULT_CONTEXT = 4096
+_PACKAGES = ("torch", "torchao", "executorch")
+
+
+@dataclass(frozen=True)
+class _Details:
+    """Of a plan: positions the caches hold, the scratch file's name and its bytes."""
+
+    context: int
+    scratch: str
+    scratch_bytes: int
+
+
+@dataclass(frozen=True)
+class ExecutorchTarget(Target):
+    """XNNPACK delegates around static caches. `context` is the number of positions the caches hold."""
+
+    name = "executorch"
+    title = "ExecuTorch (Android, iOS)"
+    extra = "executorch"
+    policies = POLICIES
+    default_quant = "8da4w"
+
+    context: int | None = None
+
+    def plan(self, graph: WeightGraph, quant: str) -> Plan:
+        policy = self.policy(quant)
+        context = _context(graph.config, self.context)
+        path = f"{graph.name}-{policy.name}.pte"
+        scratch = path + ".weights"
+        tensors, fallbacks, scratch_bytes = place(graph, policy, scratch)
+        return Plan(
+            target=self.name,
+            quant=policy.name,
+            class_name=policy.class_name,
+            main_file=path,
+            files=(FilePlan(path, file_bytes(graph.config, tensors)),),
+            tensors=tuple(tensors),
+            tensor_bytes=sum(tensor.nbytes for tensor in tensors),
+            fallbacks=tuple(fallbacks),
+            notes=_notes(graph, context, is_float=policy.class_name == "f32"),
+            details=_Details(context, scratch, scratch_bytes),
+        )
+
+    def write(self, plan: Plan, graph: WeightGraph, folder: Path, run: Execution) -> None:
+        with needs_extra(self.extra, "the executorch target"):
+            from .constants import Constants
+            from .lowering import write_pte
+            from .tokenizer import check_tokenizer
+        if graph.tokenizer is not None:
+            check_tokenizer(graph.tokenizer)
+        scratch = folder / plan.details.scratch
+        with scratch.open("wb") as file:
+            file.truncate(plan.details.scratch_bytes)
+        try:
+            write_tensors(plan.tensors, folder, run)
+            constants = Constants(plan.tensors, folder)
+            metadata = _metadata(graph.config, plan.details.context)
+            write_pte(graph, constants, folder / plan.main_file, context=plan.details.context, metadata=metadata)
+        finally:
+            scratch.unlink()
+
+    def shared_files(self, graph: WeightGraph, artifacts: Iterable[Plan | Artifact]) -> dict[str, bytes]:
+        found = {CONFIG_FILE: (graph.folder / CONFIG_FILE).read_bytes()}
+        if graph.tokenizer is not None:
+            found[TOKENIZER_FILE] = graph.tokenizer.raw
+        if (graph.folder / TOKENIZER_CONFIG).is_file():  # an app finds the chat template there
+            found[TOKENIZER_CONFIG] = (graph.folder / TOKENIZER_CONFIG).read_bytes()
+        if graph.assets.license is not None:
+            found["LICENSE"] = graph.assets.license.encode()
+        return found
+
+    def read(self, artifact: Artifact) -> dict[Address, TensorView]:
+        with needs_extra(self.extra, "reading a .pte"):
+            from .reader import read_weights
+        graph = open_graph(artifact.folder, weights=False)
+        return read_weights(artifact.path, self.plan(graph, artifact.quant).tensors)
+
+    def run(self, artifact: Artifact, *, threads: int) -> Runner:
+        with needs_extra(self.extra, "running a .pte"):
+            from .runner import ExecutorchRunner
+
+            return ExecutorchRunner(artifact.path, threads=threads)
+
+    def missing(self) -> str | None:
+        absent = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
+        return f'pip install "lfm-convert[{self.extra}]"' if absent else None
+
+
+def _context(config: ModelConfig, wanted: int | None) -> int:
+    """Raises UsageError for a context that the model was not made for, or that holds nothing."""
+    if wanted is None:
+        return min(_DEFAULT_CONTEXT, config.context_length)
+    if not 2 <= wanted <= config.context_length:
+        raise UsageError(f"--context {wanted}: expected 2 to {config.context_length}, the model's own length")
+    return wanted
+
+
+def _metadata(config: ModelConfig, context: int) -> dict[str, Any]:
+    """The constant methods that the LLM runner and its wrappers ask a file for.
+
+    get_max_seq_len equals the context: were it less, the runner would take the model for one with a sliding
+    window and never stop at the end of the cache. Source: executorch `extension/llm/runner/llm_runner_helper.cpp`.
+    """
+    found: dict[str, Any] = {
+        "get_max_seq_len": context,
+        "get_max_context_len": context,
+        "get_vocab_size": config.vocab_size,
+        "get_n_layers": config.n_layers,
+        "use_kv_cache": True,
+        "use_sdpa_with_kv_cache": True,
+        "enable_dynamic_shape": True,
+    }
+    if config.bos_token_id is not None:
+        found["get_bos_id"] = config.bos_token_id
+    if config.eos_token_ids:
+        found["get_eos_ids"] = list(config.eos_token_ids)
+    return found
+
+
+def _notes(graph: WeightGraph, context: int, *, is_float: bool) -> tuple[str, ...]:
+    libraries = ["xnnpack_backend", "optimized_native_cpu_ops_lib", "custom_ops (LLM)"]
+    if not is_float:
+        libraries.append("quantized_ops_lib")
+    notes = [f"context {context}; an app links {', '.join(libraries)}"]
+    if graph.tokenizer is None:
+        notes.append("the checkpoint has no tokenizer.json, which the LLM runner needs beside the file")
+    return tuple(notes)
+
+
+TARGET = ExecutorchTarget()

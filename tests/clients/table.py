@@ -1,0 +1,158 @@
+"""Every client on every variant of both bundled models: are the greedy tokens the same?
+
+    make clients            # or: python tests/clients/table.py [--browser] [--only NAME]
+
+A client gets a folder that lfm-convert wrote and a request: three conversations and their ids, the variants and how
+each is asked for. It prints a JSON line a variant, with the new ids of each conversation or an error. fp32 is
+compared with the checkpoint run by itself, another variant with what onnxruntime here generates from it.
+
+A cell is `yes`, or how many of the tokens came before the first difference, or why the client did not run. Exit
+code 1 unless every fp32 cell is `yes` and every client ran every variant; browsers are excused from float16, which
+SwiftShader does not have.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from lfm_convert.convert import bundled, convert
+from lfm_convert.convert.model.chat import render_chats
+from lfm_convert.convert.model.forward import Forward
+from lfm_convert.convert.model.lfm2 import open_graph
+
+HERE = Path(__file__).resolve().parent
+INSTALLED = HERE.parents[1] / ".clients"
+
+# Quant -> graph file, and how Transformers.js is asked for it.
+VARIANTS = {
+    "fp32": {"file": "model.onnx", "dtype": "fp32"},
+    "fp16": {"file": "model_fp16.onnx", "dtype": "fp16"},
+    "q8": {"file": "model_quantized.onnx", "dtype": "q8"},
+    "q4": {"file": "model_q4.onnx", "dtype": "q4"},
+    "q4_mixed": {"file": "model_mixed_q4.onnx", "dtype": "q4", "model_file_name": "model_mixed"},
+    "q4f16": {"file": "model_q4f16.onnx", "dtype": "q4f16"},
+}
+CONVERSATIONS = (
+    ({"role": "user", "content": "What is the capital of France?"},),
+    ({"role": "user", "content": "Tell me about the sea."},),
+    ({"role": "system", "content": "Be brief."}, {"role": "user", "content": "Name three colours."}),
+)
+MAX_NEW_TOKENS = 24
+
+
+@dataclass(frozen=True)
+class Client:
+    """`command` is completed by the request's path; `folder` must be installed; `has_half`: float16 is expected to run."""
+
+    name: str
+    folder: str | None
+    command: tuple[str, ...]
+    has_half: bool = True
+
+    def run(self, request: dict) -> dict[str, list[list[int]] | str]:
+        """New ids of each variant, or the error."""
+        with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+            json.dump(request, file)
+            file.flush()
+            done = subprocess.run([*self.command, file.name], capture_output=True, text=True, cwd=HERE.parents[1])
+        lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"variant"')]
+        found = {line["variant"]: line.get("tokens") or line["error"] for line in lines}
+        return {variant: found.get(variant, done.stderr[-200:] or "no answer") for variant in request["variants"]}
+
+
+def _python(name: str, script: str) -> Client:
+    return Client(name, name, (str(INSTALLED / name / "bin" / "python"), str(HERE / script)))
+
+
+def _node(name: str) -> Client:
+    return Client(name, name, ("node", str(HERE / "transformersjs.mjs"), str(INSTALLED / name)))
+
+
+def _browser(device: str) -> Client:
+    script, tfjs = str(HERE / "browser.mjs"), str(INSTALLED / "tfjs-4.3.1")
+    return Client(
+        f"chromium-{device}", "browser", ("node", script, tfjs, device, str(INSTALLED / "browser")), has_half=device == "wasm"
+    )  # fmt: skip
+
+
+HOME = Client("onnxruntime here", None, (sys.executable, str(HERE / "ort_loop.py")))
+CLIENTS = (
+    HOME,
+    _python("ort-1.30.0", "ort_loop.py"),
+    _python("ort-1.24.3", "ort_loop.py"),
+    _python("genai-0.18.0", "genai_loop.py"),
+    _node("tfjs-4.3.1"),
+    _node("tfjs-4.0.1"),
+)
+BROWSERS = (_browser("wasm"), _browser("webgpu"))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--browser", action="store_true", help="Chromium too, with wasm and WebGPU.")
+    parser.add_argument("--only", help="Clients whose name holds this.")
+    arguments = parser.parse_args()
+    clients = [c for c in (*CLIENTS, *(BROWSERS if arguments.browser else ())) if (arguments.only or "") in c.name]
+    good = True
+    print("| client | model | " + " | ".join(VARIANTS) + " |\n|" + "---|" * (len(VARIANTS) + 2))
+    for kind in ("dense", "moe"):
+        with tempfile.TemporaryDirectory() as scratch:
+            request, expected = _prepare(kind, Path(scratch) / "model")
+            for client in clients:
+                good &= _row(client, kind, request, expected)
+    return 0 if good else 1
+
+
+def _prepare(kind: str, folder: Path) -> tuple[dict, dict[str, list[list[int]]]]:
+    """A converted model, the request about it, and the tokens each variant should give."""
+    graph = open_graph(bundled.path(kind))
+    convert(graph, target="onnx", quant="all", out=folder, validate_after=False)
+    texts = render_chats(
+        graph.assets.chat_template, CONVERSATIONS, bos_token=graph.assets.tokenizer_config["bos_token"]
+    )
+    prompts = [list(graph.tokenizer.encode(text, special=False)) for text in texts]
+    request = {
+        "folder": str(folder),
+        "conversations": CONVERSATIONS,
+        "prompts": prompts,
+        "max_new_tokens": MAX_NEW_TOKENS,
+        "variants": VARIANTS,
+    }
+    forward, stop = Forward(graph), graph.config.eos_token_ids
+    reference = [list(forward.generate(p, max_new_tokens=MAX_NEW_TOKENS, stop=stop)) for p in prompts]
+    return request, {**HOME.run(request), "fp32": reference}
+
+
+def _row(client: Client, kind: str, request: dict, expected: dict[str, list[list[int]]]) -> bool:
+    """Prints a row; whether it is as it must be."""
+    if client.folder and not (INSTALLED / client.folder).exists():
+        print(f"| {client.name} | {kind} |" + " not installed |" * len(VARIANTS))
+        return False
+    found = client.run(request)
+    cells = {variant: _compare(found[variant], expected[variant]) for variant in VARIANTS}
+    print(f"| {client.name} | {kind} | " + " | ".join(cells.values()) + " |", flush=True)
+    ran = all(isinstance(found[v], list) or (not client.has_half and v.endswith("16")) for v in VARIANTS)
+    return ran and cells["fp32"] == "yes"
+
+
+def _compare(found: list[list[int]] | str, expected: list[list[int]]) -> str:
+    if isinstance(found, str):
+        return found.splitlines()[-1][:80].replace("|", "/")
+    if found == expected:
+        return "yes"
+    total = sum(map(len, expected))
+    same = sum(
+        next((i for i, (a, b) in enumerate(zip(x, y, strict=False)) if a != b), min(len(x), len(y)))
+        for x, y in zip(found, expected, strict=True)
+    )
+    return f"{same} of {total}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,57 @@
+"""Artifacts of the bundled models, made once a session: an export takes half a minute, whatever the model's size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from lfm_convert.convert import bundled
+from lfm_convert.convert.model.graph import WeightGraph
+from lfm_convert.convert.model.lfm2 import open_graph
+from lfm_convert.convert.stream import Execution
+from lfm_convert.targets.target import Artifact, Target, get_target
+
+CONTEXT = 1024
+
+
+@dataclass(frozen=True)
+class Exported:
+    """An artifact, what it was made from, and the target configured as it was."""
+
+    graph: WeightGraph
+    target: Target
+    artifact: Artifact
+    predicted_bytes: int
+
+    def decoded(self) -> WeightGraph:
+        """The graph with the artifact's weights."""
+        return self.graph.with_weights(self.target.read(self.artifact))
+
+
+def export(graph: WeightGraph, quant: str, folder: Path) -> Exported:
+    pytest.importorskip("executorch", reason='pip install "lfm-convert[executorch]"')
+    target = get_target("executorch").with_options({"context": CONTEXT})
+    plan = target.plan(graph, quant)
+    folder.mkdir(parents=True, exist_ok=True)
+    target.write(plan, graph, folder, Execution())
+    for name, data in target.shared_files(graph, [plan]).items():
+        (folder / name).write_bytes(data)
+    path = folder / plan.main_file
+    artifact = Artifact(path, folder, target.name, plan.quant, plan.class_name, (path,))
+    return Exported(graph, target, artifact, plan.total_bytes)
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str, str], Exported]]:
+    """The bundled model of a kind in a quant."""
+    made: dict[tuple[str, str], Exported] = {}
+
+    def get(kind: str, quant: str) -> Exported:
+        if (kind, quant) not in made:
+            folder = tmp_path_factory.mktemp("executorch")
+            made[kind, quant] = export(open_graph(bundled.path(kind)), quant, folder)
+        return made[kind, quant]
+
+    yield get
