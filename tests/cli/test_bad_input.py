@@ -113,7 +113,7 @@ def test_existing_artifact_survives(tiny_moe: Path, tmp_path: Path) -> None:
     ("arguments", "code", "sentence"),
     [
         (["--target", "tflite"], 2, "unknown target 'tflite': expected one of gguf, onnx"),
-        (["--target", "onnx", "--quant", "Q4_K"], 2, "unknown quant 'Q4_K' for target onnx: expected one of fp32, fp16, q4, q4f16"),
+        (["--target", "onnx", "--quant", "Q4_K"], 2, "unknown quant 'Q4_K' for target onnx: expected one of fp32, fp16, q8, q4, q4_mixed, q4f16"),
         (["--target", "gguf", "--quant", "q4f16"], 2, "unknown quant 'q4f16' for target gguf: expected one of F32, F16, BF16, Q8_0"),
         (["--target", "onnx", "--max-memory", "many"], 2, "size 'many' is not understood"),
         (["--target", "onnx", "--max-memory", "1MB"], 2, "--max-memory 1.00 MB is too little: at least"),

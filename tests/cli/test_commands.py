@@ -85,15 +85,17 @@ def test_inspect(tiny_moe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     out = tmp_path / "out"
     assert main([str(tiny_moe), "--target", "gguf", "--quant", "Q4_0", "--out", str(out), "--no-validate"]) == 0
     capsys.readouterr()
-    for path in (out, next(out.glob("*.gguf"))):
-        (row,) = _json(capsys, "inspect", path, "--json")["artifacts"]
-        assert (row["quant"], row["verdict"]) == ("Q4_0", None)
-        assert "Q4_0" in row["encodings"]
+    (row,) = _json(capsys, "inspect", out, "--json")["artifacts"]
+    assert (row["quant"], row["verdict"]) == ("Q4_0", None)
+    assert "Q4_0" in row["encodings"]
+    file = _json(capsys, "inspect", next(out.glob("*.gguf")), "--json")
+    assert file["metadata"]["general.architecture"] == "lfm2moe"
+    assert "Q4_0" in {each["type"] for each in file["types"]}
 
 
 def test_targets_and_doctor(capsys: pytest.CaptureFixture[str]) -> None:
     rows = {row["target"]: row for row in _json(capsys, "targets", "--json")["targets"]}
-    assert rows["onnx"]["quants"] == ["fp32", "fp16", "q4", "q4f16"]
+    assert rows["onnx"]["quants"] == ["fp32", "fp16", "q8", "q4", "q4_mixed", "q4f16"]
     assert rows["gguf"]["missing"] is None
     assert _json(capsys, "doctor", "--json")["targets"]["gguf"] is None
 
