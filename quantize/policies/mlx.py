@@ -1,6 +1,6 @@
 """Quants of the MLX target, by the names mlx-community gives its folders.
 
-Group size is 64, or what the ending says; `-e6` and `-e8` widen the embedding, as Liquid's own folders do. The
+Group size is 64, or what the ending says; `-e6` and `-e8` widen the embedding. The
 router is 8-bit in groups of 64 whatever the rest is; norms, biases and conv kernels stay in the checkpoint's
 float type, and so do rows that a group does not divide.
 Source: mlx-lm `mlx_lm/models/lfm2_moe.py`, `quant_predicate`, `cast_predicate`.

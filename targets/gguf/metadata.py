@@ -44,6 +44,10 @@ _SAMPLING = {
 }
 
 
+# Ours, read by nobody else: what the stored expert down projections were multiplied by.
+FOLDED_SCALE_KEY = "lfm_convert.folded_routed_scaling_factor"
+
+
 def metadata(
     graph: WeightGraph, stored: Iterable[Weight], quant: str, *, quantized: bool, pre: str | None = None
 ) -> list[KeyValue]:
@@ -127,6 +131,8 @@ def _model(config: ModelConfig, file_type: KeyValue) -> list[KeyValue]:
         pairs.append(uint32(f"{arch}.expert_feed_forward_length", config.moe.ffn_size))
         pairs.append(uint32(f"{arch}.leading_dense_block_count", config.moe.n_dense_layers))
         pairs.append(uint32(f"{arch}.expert_gating_func", _SIGMOID))
+        if config.moe.routed_scaling_factor != 1.0:
+            pairs.append(float32(FOLDED_SCALE_KEY, config.moe.routed_scaling_factor))
     pairs.append(uint32(f"{arch}.vocab_size", config.vocab_size))
     pairs.append(uint32(f"{arch}.shortconv.l_cache", config.conv_width))
     return pairs

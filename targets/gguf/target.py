@@ -8,8 +8,8 @@ from pathlib import Path
 
 from ...convert.errors import InputError
 from ...convert.model.dtypes import Float32
-from ...convert.model.graph import Weight, WeightGraph
-from ...convert.model.tensor import TensorView
+from ...convert.model.graph import Role, Weight, WeightGraph
+from ...convert.model.tensor import ScaledTensor, TensorView
 from ...convert.plans import Fallback, FilePlan, Placement, Plan, TensorPlan
 from ...convert.stream import Execution, write_tensors
 from ...quantize.encoding import get_encoding
@@ -19,7 +19,7 @@ from ..encoded import EncodedTensor, StoredPart
 from ..target import Address, Artifact, Runner, Target
 from .choices import Choices, type_name, type_rules
 from .imatrix import ImportanceMatrix, read_importance
-from .metadata import metadata, overridden
+from .metadata import FOLDED_SCALE_KEY, metadata, overridden
 from .names import converter_order, quantizer_order, tensor_address, tensor_name
 from .reader import read_gguf
 from .runner import LlamaRunner, missing
@@ -132,14 +132,18 @@ class GgufTarget(Target):
 
     def read(self, artifact: Artifact) -> dict[Address, TensorView]:
         weights: dict[Address, TensorView] = {}
+        folded = 1.0
         for path in artifact.files:
             found = read_gguf(path)
+            folded = found.metadata.get(FOLDED_SCALE_KEY, folded)
             for info in found.tensors:
                 address = tensor_address(info.name)
                 if address is None:
                     raise InputError(f"{path}: tensor '{info.name}' is not part of an LFM2 model")
                 part = StoredPart(path, found.data_offset + info.offset)
                 weights[address] = EncodedTensor(info.name, info.shape, get_encoding(info.encoding), (part,))
+        if folded != 1.0:  # the model multiplies by the factor itself
+            weights |= {a: ScaledTensor(v, 1 / folded) for a, v in weights.items() if a[0] is Role.EXPERT_DOWN}
         return weights
 
     def run(self, artifact: Artifact, *, threads: int) -> Runner:

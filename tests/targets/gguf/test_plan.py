@@ -19,6 +19,7 @@ from lfm_convert.targets.gguf.names import tensor_address, tensor_name
 from lfm_convert.targets.gguf.reader import read_gguf
 from lfm_convert.targets.gguf.target import TARGET
 from lfm_convert.targets.gguf.weights import stored_weights
+from support.artifacts import write_artifact
 from support.checkpoints import dense_25_config, dense_config, moe_config
 from support.refusals import refused
 
@@ -152,6 +153,13 @@ def test_the_scaling_factor_goes_into_the_down_projections(make_graph: Any) -> N
     assert np.array_equal(stored[down].view.read(), graph.layers[1][Role.EXPERT_DOWN].read() * np.float32(2.5))
     assert np.array_equal(stored[up].view.read(), graph.layers[1][Role.EXPERT_UP].read())
     assert "2.5" in TARGET.plan(graph, "F16").notes[0]
+
+
+def test_the_scaling_factor_is_taken_out_again(make_graph: Any, tmp_path: Path) -> None:
+    graph = make_graph(moe_config(routed_scaling_factor=2.5))
+    found = TARGET.read(write_artifact(graph, "gguf", "F32", tmp_path))
+    down = graph.layers[1][Role.EXPERT_DOWN].read()
+    np.testing.assert_allclose(found[Role.EXPERT_DOWN, 1].read(), down, rtol=1e-6)
 
 
 def test_missing_expert_biases_are_stored_as_zeros(make_graph: Any) -> None:

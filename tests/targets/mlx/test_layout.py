@@ -173,7 +173,7 @@ def test_quants_have_folders_of_their_own(tiny_moe: Path, tmp_path: Path) -> Non
     assert {t["encoding"] for t in refined.entry["tensors"] if t["role"] == "embed"} == {"affine4_g64_bf16_refined"}
 
 
-# GiB, of the folders that Liquid publishes; their 4-bit ones keep a wider embedding.
+# GiB, as published; the 4-bit sizes fit a wider embedding only.
 @pytest.mark.parametrize(("quant", "gib"), [("8bit", 2.67), ("4bit-e6", 1.47), ("mxfp4-e8", 1.46), ("bf16", 5.02)])
 def test_planned_size_of_the_published_model(published_configs: Path, tmp_path: Path, quant: str, gib: float) -> None:
     shutil.copy(published_configs / "lfm2.5-2.6b.json", tmp_path / "config.json")
