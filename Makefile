@@ -9,7 +9,7 @@ CHOSEN := $(if $(filter all,$(TARGETS)),$(LIGHT) $(HEAVY),$(TARGETS))
 # What the demo shows of each; `lfm-convert targets` lists every quant.
 QUANTS.gguf := F32,F16,Q8_0,Q6_K,Q5_K_M,Q4_K_M,Q4_0
 QUANTS.onnx := fp32,fp16,q8,q4,q4f16
-QUANTS.mlx := bf16,8bit,4bit,mxfp4
+QUANTS.mlx := bf16,8bit,4bit
 QUANTS.executorch := fp32,8da4w
 OUT ?= demo-out
 MODEL ?= bundled:moe
