@@ -10,7 +10,7 @@ from ..units import parse_size
 
 Imatrix = Annotated[
     str | None,
-    typer.Option("--imatrix", metavar="FILE", help="GGUF: importance matrix, .gguf or .dat.", show_default=False),
+    typer.Option("--imatrix", metavar="FILE", help="GGUF, MLX: importance matrix, .gguf or .dat.", show_default=False),
 ]
 Pure = Annotated[bool, typer.Option("--pure", help="GGUF: every matrix in the quant's own type, no mixture.")]
 TokenEmbeddingType = Annotated[

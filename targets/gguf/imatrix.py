@@ -26,7 +26,9 @@ import numpy as np
 from ...convert.errors import InputError
 from ...convert.model.dtypes import Float32
 from ...quantize.calibration import Use
+from ..target import Address
 from .header import MAGIC, KeyValue, TensorInfo, aligned, header_bytes, string, strings, uint32
+from .names import tensor_name
 from .reader import read_gguf
 
 _SUMS, _COUNTS = ".in_sum2", ".counts"
@@ -60,6 +62,10 @@ class ImportanceMatrix:
                 "it was computed for another model"
             )
         return found.reshape(n_slices, n_cols)
+
+    def of_weight(self, address: Address, shape: tuple[int, ...]) -> Float32 | None:
+        """Importance [experts, columns] of a weight, one row where it is no stack; None if the file has none."""
+        return self.of(tensor_name(address), n_slices=shape[0] if len(shape) == 3 else 1, n_cols=shape[-1])
 
     def metadata(self) -> list[KeyValue]:
         """What llama-quantize notes of it in the file it writes."""

@@ -163,8 +163,7 @@ def _columns(
     for address, choice in choices.items():
         if importance is None or choice.encoding.name not in _WEIGHING:
             continue
-        shape = stored[address].shape
-        values = importance.of(tensor_name(address), n_slices=shape[0] if len(shape) == 3 else 1, n_cols=shape[-1])
+        values = importance.of_weight(address, stored[address].shape)
         if values is not None:
             found[address] = values
     return found

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...convert.errors import needs_extra
+from ...convert.errors import UsageError, needs_extra
 from ...convert.model.checkpoint import INDEX_FILE
 from ...convert.model.config import CONFIG_FILE
+from ...convert.model.dtypes import Float32
 from ...convert.model.graph import Role, Weight, WeightGraph
 from ...convert.model.tensor import TensorView
 from ...convert.plans import Fallback, FilePlan, Placement, Plan, TensorPlan
@@ -20,6 +21,7 @@ from ...quantize.encoding import get_encoding
 from ...quantize.encodings.mlx_pack import GroupEncoding
 from ...quantize.policies.mlx import POLICIES, matrix_encoding, mlx_policy
 from ...quantize.policy import Choice
+from ..gguf.imatrix import ImportanceMatrix, read_importance
 from ..target import Address, Artifact, Runner, Target
 from .layout import Array, Shard, index_json, split, stored_arrays
 from .names import module_path, parameter_name
@@ -27,6 +29,7 @@ from .package import package_files
 from .reader import read_weights
 from .weights import stored_weights
 
+_WEIGHED = "the search weighs columns by an importance matrix, where it has the tensor"
 _REFINED = "refined: each group's scale is searched and its codes rounded against what is stored; not mlx_lm's values"
 
 
@@ -52,9 +55,11 @@ class MlxTarget(Target):
     runs_in_float32 = True
 
     refine: bool = False
+    imatrix: str | None = None
 
     def plan(self, graph: WeightGraph, quant: str) -> Plan:
         policy = self.policy(quant)
+        importance = self._importance()
         folder = f"{graph.name}-{policy.name}" + ("-refined" if self.refine else "")
         stored = [self._store(graph, weight, policy.name) for weight in stored_weights(graph, policy.name)]
         shards = split([each.arrays for each in stored])
@@ -67,16 +72,23 @@ class MlxTarget(Target):
             class_name=policy.class_name,
             main_file=f"{folder}/{CONFIG_FILE}",
             files=tuple(FilePlan(f"{folder}/{name}", n_bytes) for name, n_bytes in sizes.items()),
-            tensors=_tensor_plans(folder, stored, shards),
+            tensors=_tensor_plans(folder, stored, shards, importance),
             tensor_bytes=sum(shard.nbytes - len(shard.header) for shard in shards),
             fallbacks=tuple(
                 Fallback(each.name, each.choice.wanted, each.choice.encoding.name, each.choice.reason)
                 for each in stored
                 if each.choice.reason
             ),
-            notes=(_REFINED,) if self.refine else (),
+            notes=((_REFINED,) if self.refine else ()) + ((_WEIGHED,) if importance else ()),
             details={shard.name: shard.header for shard in shards} | small,
         )
+
+    def _importance(self) -> ImportanceMatrix | None:
+        if self.imatrix is None:
+            return None
+        if not self.refine:
+            raise UsageError("target mlx weighs by --imatrix only what --refine searches: give both, or neither")
+        return read_importance(Path(self.imatrix))
 
     def _store(self, graph: WeightGraph, weight: Weight, quant: str) -> _Stored:
         choice = mlx_policy(quant, weight.view.dtype, refined=self.refine).choose(weight)
@@ -111,7 +123,9 @@ class MlxTarget(Target):
         return f'pip install "lfm-convert[{self.extra}]"' if absent else None
 
 
-def _tensor_plans(folder: str, stored: list[_Stored], shards: list[Shard]) -> tuple[TensorPlan, ...]:
+def _tensor_plans(
+    folder: str, stored: list[_Stored], shards: list[Shard], importance: ImportanceMatrix | None
+) -> tuple[TensorPlan, ...]:
     places = {name: Placement(f"{folder}/{shard.name}", at) for shard in shards for name, at in shard.offsets.items()}
     return tuple(
         TensorPlan(
@@ -122,9 +136,17 @@ def _tensor_plans(folder: str, stored: list[_Stored], shards: list[Shard]) -> tu
             encoding=each.choice.encoding,
             view=each.weight.view,
             placements=tuple(places[array.name] for array in each.arrays),
+            importance=_columns(each, importance),
         )
         for each in stored
     )
+
+
+def _columns(each: _Stored, importance: ImportanceMatrix | None) -> Float32 | None:
+    """Importance [experts, columns] of a matrix stored in groups, if there is any."""
+    if importance is None or not isinstance(each.choice.encoding, GroupEncoding):
+        return None
+    return importance.of_weight((each.weight.role, each.weight.layer), each.weight.shape)
 
 
 def _quantization(quant: str, stored: list[_Stored]) -> dict[str, Any]:
