@@ -121,19 +121,9 @@ def test_signals_leave_nothing(number: signal.Signals, code: int, tmp_path: Path
     from support.checkpoints import make_checkpoint, moe_config
 
     folder = make_checkpoint(tmp_path / "model", moe_config(hidden_size=256, num_experts=64, moe_intermediate_size=512))
-    command = [
-        *CLI,
-        folder,
-        "--target",
-        "gguf",
-        "--quant",
-        "Q4_0",
-        "--out",
-        tmp_path / "out",
-        "--no-validate",
-        "--jobs",
-        "1",
-    ]
+    # A search that takes many seconds, so that the signal finds it at work.
+    what = ["--target", "mlx", "--quant", "3bit", "--refine", "--jobs", "1", "--no-validate"]
+    command = [*CLI, folder, *what, "--out", tmp_path / "out"]
     process = subprocess.Popen([str(part) for part in command], stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 30
     while not (tmp_path / ".out.lfm-partial").exists() and time.monotonic() < deadline:
