@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 import signal
@@ -124,7 +125,9 @@ def test_signals_leave_nothing(number: signal.Signals, code: int, tmp_path: Path
     # A search that takes many seconds, so that the signal finds it at work.
     what = ["--target", "mlx", "--quant", "3bit", "--refine", "--jobs", "1", "--no-validate"]
     command = [*CLI, folder, *what, "--out", tmp_path / "out"]
-    process = subprocess.Popen([str(part) for part in command], stderr=subprocess.PIPE, text=True)
+    # A shell that runs the tests in the background has children ignore Ctrl-C.
+    heard = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen([str(part) for part in command], stderr=subprocess.PIPE, text=True, preexec_fn=heard)
     deadline = time.monotonic() + 30
     while not (tmp_path / ".out.lfm-partial").exists() and time.monotonic() < deadline:
         time.sleep(0.005)
