@@ -68,6 +68,7 @@ def staged(destination: Path, *, need_bytes: int) -> Iterator[Staging]:
                 yield Staging(folder, destination)
             finally:
                 shutil.rmtree(folder, ignore_errors=True)
+                Path(lock.lock_file).unlink(missing_ok=True)  # still held; whoever waits on it sees it is gone
     except Timeout:
         raise DiskError(f"{destination}: another run is writing there; wait for it or choose another --out") from None
     except OSError as error:

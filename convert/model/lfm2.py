@@ -77,6 +77,11 @@ def layer_prefix(layer: int) -> str:
     return f"model.layers.{layer}."
 
 
+def checkpoint_name(role: Role, layer: int | None) -> str:
+    """`model.layers.3.self_attn.q_proj.weight`; experts have "{e}" where each one's number stands."""
+    return _TOP_NAMES[role] if layer is None else layer_prefix(layer) + _LAYER_NAMES[role]
+
+
 def declare(config: ModelConfig) -> tuple[Slot, ...]:
     """Every weight of a model with this config, in model order."""
     shapes: dict[Role, Shape] = {
@@ -85,10 +90,10 @@ def declare(config: ModelConfig) -> tuple[Slot, ...]:
     }
     if not config.tied:
         shapes[Role.LM_HEAD] = (config.vocab_size, config.hidden_size)
-    slots = [Slot(role, None, _TOP_NAMES[role], shape) for role, shape in shapes.items()]
+    slots = [Slot(role, None, checkpoint_name(role, None), shape) for role, shape in shapes.items()]
     for layer in range(config.n_layers):
         for role, shape in _layer_shapes(config, layer).items():
-            slots.append(Slot(role, layer, layer_prefix(layer) + _LAYER_NAMES[role], shape))
+            slots.append(Slot(role, layer, checkpoint_name(role, layer), shape))
     return tuple(slots)
 
 
