@@ -17,7 +17,7 @@ JOBS := 2
 # What `make clients` installs, each in a folder of its own: runtimes that cannot share one environment.
 CLIENTS := ort-1.30.0 ort-1.24.3 genai-0.18.0 tfjs-4.3.1 tfjs-4.0.1 browser
 
-.PHONY: demo test slow clients check format bench lock clean
+.PHONY: demo test slow full clients check format bench screenshots lock clean
 
 # convert the bundled model to every light target, run each artifact, write the report
 demo: $(if $(filter $(HEAVY),$(CHOSEN)),.venv/.dev,.venv/.demo)
@@ -35,6 +35,9 @@ test: .venv/.dev  ## everything that runs in minutes
 
 slow: .venv/.dev  ## what takes long: full-size shapes
 	$(BIN)/pytest -m slow
+
+full: .venv/.dev  ## LFM2-8B-A1B's shape, generated, through the ExecuTorch export: memory, bytes, tokens; 27 GB of disk
+	$(BIN)/python benchmarks/executorch_full.py --scratch $(or $(SCRATCH),.)
 
 clients: .venv/.dev $(CLIENTS:%=.clients/%/.done)  ## ONNX folders in every client; BROWSER=--browser adds Chromium
 	$(BIN)/python tests/clients/table.py $(BROWSER)
@@ -101,6 +104,9 @@ define compile
 	  $(2) -o requirements/$(1).lock pyproject.toml requirements/build.in
 	sed -i.tmp '/^lfm-convert/d; s/+cpu$$//' requirements/$(1).lock && rm requirements/$(1).lock.tmp
 endef
+
+screenshots:  ## pictures of $(OUT)/report.html for docs/, by Chromium's headless shell
+	$(BIN)/python tests/support/screenshots.py $(OUT)/report.html docs/images
 
 clean:
 	rm -rf .venv .venv-lock $(OUT)

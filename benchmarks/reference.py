@@ -1,16 +1,18 @@
 """The reference's prefill against transformers in float32: tokens a second and peak memory.
 
-    python benchmarks/reference.py [--kind moe-1.2b | --checkpoint FOLDER] [--tokens 512] [--repeats 3]
+    python benchmarks/reference.py [--kind moe-1.2b | --checkpoint FOLDER] [--tokens 512] [--repeats 3] [--threads 2]
 
-Without options the bundled mixture is run. Each side is a process of its own that loads the checkpoint, prefills once
-to warm up, then counts the fastest of the repeats; RSS is the peak of the whole process, imports and loading included.
-Both get the threads that the environment gives them (OMP_NUM_THREADS, OPENBLAS_NUM_THREADS).
+Without options the bundled mixture is run. Each side is a process of its own that loads the checkpoint and prefills
+once to warm up; then the two take turns, so that what else the machine does meets both, and the fastest turn of each
+counts. The ratio by CPU time is that of the work itself: with --threads 1 it does not depend on the machine's load.
+RSS is the peak of the whole process, imports and loading included.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -29,10 +31,11 @@ def main() -> None:
     parser.add_argument("--kind", help="generate a random checkpoint of this kind, see tests/support/configs.py")
     parser.add_argument("--tokens", type=int, default=512)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.side:
-        print(json.dumps(measure(options.side, options.checkpoint, options.tokens, options.repeats)))
+        serve(options.side, options.checkpoint, options.tokens)
         return
     with tempfile.TemporaryDirectory() as scratch:
         folder = options.checkpoint
@@ -40,35 +43,51 @@ def main() -> None:
             folder = Path(scratch) / options.kind
             script = ROOT / "tests" / "support" / "checkpoints.py"
             subprocess.run([sys.executable, script, "--kind", options.kind, folder], check=True, stdout=sys.stderr)
-        arguments = ["--checkpoint", folder, "--tokens", options.tokens, "--repeats", options.repeats]
-        found = {side: run_side(side, arguments) for side in SIDES}
-    for side, row in found.items():
-        print(f"{side:14} {row['tokens_per_s']:9.1f} tokens/s {row['rss_mb']:9.0f} MB")
+        found = take_turns(folder, options.tokens, options.repeats, options.threads)
+    print(f"{options.tokens} tokens, {options.threads} threads, best of {options.repeats}")
+    print(f"{'':14} {'tokens/s':>10} {'per CPU s':>10} {'peak MB':>9}")
+    for side, (wall, cpu, rss) in found.items():
+        print(f"{side:14} {options.tokens / wall:10.1f} {options.tokens / cpu:10.1f} {rss:9.0f}")
     ours, theirs = (found[side] for side in SIDES)
-    print(
-        f"ratio          {ours['tokens_per_s'] / theirs['tokens_per_s']:9.2f} x        "
-        f"{ours['rss_mb'] / theirs['rss_mb']:9.2f} x"
-    )
+    print(f"{'ratio':14} {theirs[0] / ours[0]:10.2f} {theirs[1] / ours[1]:10.2f} {ours[2] / theirs[2]:9.2f}")
 
 
-def run_side(side: str, arguments: list) -> dict:
-    command = [sys.executable, __file__, "--side", side, *map(str, arguments)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
-    return json.loads(done.stdout)
+def take_turns(folder: Path, n_tokens: int, repeats: int, threads: int) -> dict[str, list[float]]:
+    """By side: seconds and CPU seconds of its fastest turn, and its peak memory in MB."""
+    limit = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
+    own = {name: value for name, value in os.environ.items() if name != "OPENBLAS_CORETYPE"}  # kernels of this CPU
+    command = [sys.executable, __file__, "--checkpoint", str(folder), "--tokens", str(n_tokens), "--side"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "env": {**own, **limit}}
+    sides = {side: subprocess.Popen([*command, side], **pipes) for side in SIDES}
+    turns: dict[str, list[list[float]]] = {side: [] for side in SIDES}
+    for turn in range(repeats + 1):
+        for side, process in sides.items():
+            process.stdin.write("run\n")
+            process.stdin.flush()
+            measured = json.loads(process.stdout.readline())
+            if turn:  # the first is to warm up
+                turns[side].append(measured)
+    for process in sides.values():
+        process.stdin.close()
+        process.wait()
+    return {
+        side: [min(wall), min(cpu), max(rss)]
+        for side, found in turns.items()
+        for wall, cpu, rss in [zip(*found, strict=True)]
+    }
 
 
-def measure(side: str, folder: Path, n_tokens: int, repeats: int) -> dict:
+def serve(side: str, folder: Path, n_tokens: int) -> None:
+    """Prefills once for every line of standard input, and prints [seconds, CPU seconds, peak RSS in MB]."""
     prefill = {"graph": graph_prefill, "transformers": transformers_prefill}[side](folder)
     vocab_size = json.loads((folder / "config.json").read_text())["vocab_size"]
     ids = [1, *((7 * i) % (vocab_size - 20) + 20 for i in range(n_tokens - 1))]
-    prefill(ids)
-    fastest = float("inf")
-    for _ in range(repeats):
-        began = time.perf_counter()
+    for _ in sys.stdin:
+        began, worked = time.perf_counter(), time.process_time()
         prefill(ids)
-        fastest = min(fastest, time.perf_counter() - began)
-    peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return {"tokens_per_s": n_tokens / fastest, "rss_mb": peak_kib / 1024}
+        seconds = time.perf_counter() - began, time.process_time() - worked
+        peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        print(json.dumps([*seconds, peak_kib / 1024]), flush=True)
 
 
 def graph_prefill(folder: Path) -> Callable[[list[int]], object]:

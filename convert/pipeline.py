@@ -14,13 +14,14 @@ from .files import hash_files, recover, staged
 from .manifest import MANIFEST_FILE, Entry, Manifest, describe_artifact, describe_source, load_manifest
 from .model.graph import WeightGraph
 from .model.lfm2 import open_graph
-from .plans import BASE_MEMORY_BYTES, DEFAULT_BUDGET_BYTES, Plan
+from .plans import DEFAULT_BUDGET_BYTES, Plan
 from .progress import SILENT, Progress
 from .source import find_model
 from .stream import DEFAULT_RANGE_BYTES, Execution
 from .units import format_size
 
 if TYPE_CHECKING:
+    from ..validate.budgets import Budgets
     from ..validate.results import Report
 
 _LEAST_BUDGET_BYTES = 32 << 20
@@ -82,36 +83,38 @@ def convert(
     jobs: int | None = None,
     max_memory: int | None = None,
     validate_after: bool = True,
-    max_size: int | None = None,
+    budgets: Budgets | None = None,
     range_bytes: int = DEFAULT_RANGE_BYTES,
     progress: Progress = SILENT,
 ) -> Converted:
     """Writes the artifacts of one target, then runs each and compares it with the checkpoint.
 
-    `max_memory`, `max_size` and `range_bytes` are bytes; `jobs` defaults to the number of cores; `options` are the
-    target's own, such as `{"refine": True}`.
+    `max_memory` and `range_bytes` are bytes; `jobs` defaults to the number of cores; `options` are the target's own,
+    such as `{"refine": True}`. A plan that is over one of the `budgets` is refused before any weight is read.
     Raises: any LfmConvertError; whatever happens, existing artifacts stay whole.
     """
     jobs = jobs or os.cpu_count() or 1
-    budget = _budget(max_memory)
     chosen = get_target(target).with_options(options or {})
     quants = _quants(chosen, quant or chosen.default_quant)
     graph = model if isinstance(model, WeightGraph) else open_model(model, progress=progress)
     folder = Path(out) if out is not None else Path(f"{graph.name}-{chosen.name.upper()}")
     recover(folder)
     plans = tuple(chosen.plan(graph, name) for name in quants)
+    budget = _budget(max_memory, plans)
     for each in plans:
         if strict:
             each.refuse_fallbacks()
         for fallback in each.fallbacks:
             progress.note(f"{each.quant}: '{fallback.tensor}' stored as {fallback.used}: {fallback.reason}")
+    if budgets is not None:
+        budgets.refuse(graph.config, plans)
     base = _base_manifest(folder, graph, plans, overwrite=overwrite, jobs=jobs, progress=progress)
     run = Execution(jobs=jobs, budget_bytes=budget, range_bytes=range_bytes, progress=progress.advance)
     _write(chosen, graph, plans, folder, base, run, progress)
     artifacts = tuple(find_artifacts(folder, only={p.main_file for p in plans}))
     report = None
     if validate_after:
-        report = validate(artifacts, reference=graph, max_size=max_size, progress=progress)
+        report = validate(artifacts, reference=graph, budgets=budgets, progress=progress)
         record(report)
     return Converted(folder, plans, artifacts, report)
 
@@ -124,7 +127,7 @@ def validate(
     prompts: Path | None = None,
     text: Path | None = None,
     n_chunks: int | None = None,
-    max_size: int | None = None,
+    budgets: Budgets | None = None,
     threads: int | None = None,
     time_limit_s: float = 1800,
     progress: Progress = SILENT,
@@ -135,6 +138,7 @@ def validate(
     and `text` choose what they are run on, see `choose_prompts`.
     Raises: InputError for a file that is not what its manifest says.
     """
+    from ..validate.budgets import UNLIMITED
     from ..validate.parity import validate as compare
     from ..validate.suites import choose_prompts
 
@@ -146,7 +150,7 @@ def validate(
         found,
         graph,
         prompts=choose_prompts(graph.tokenizer, suite=suite, prompts=prompts, text=text, n_chunks=n_chunks),
-        max_size=max_size,
+        budgets=budgets or UNLIMITED,
         threads=threads or os.cpu_count() or 1,
         time_limit_s=time_limit_s,
         progress=progress,
@@ -234,14 +238,15 @@ def _quants(target: Target, quant: str | Sequence[str]) -> list[str]:
     return list(dict.fromkeys(target.policy(name.strip()).name for name in names))
 
 
-def _budget(max_memory: int | None) -> int:
+def _budget(max_memory: int | None, plans: Sequence[Plan]) -> int:
     """Bytes the writers may hold at once, under a limit for the whole process."""
     if max_memory is None:
         return DEFAULT_BUDGET_BYTES
-    least = BASE_MEMORY_BYTES + _LEAST_BUDGET_BYTES
-    if max_memory < least:
-        raise UsageError(f"--max-memory {format_size(max_memory)} is too little: at least {format_size(least)}")
-    return max_memory - BASE_MEMORY_BYTES
+    base = max(plan.base_memory_bytes for plan in plans)
+    if max_memory < base + _LEAST_BUDGET_BYTES:
+        least = format_size(base + _LEAST_BUDGET_BYTES)
+        raise UsageError(f"--max-memory {format_size(max_memory)} is too little: at least {least}")
+    return max_memory - base
 
 
 def _base_manifest(

@@ -76,7 +76,8 @@ class Plan:
     """Everything about an artifact but its bytes.
 
     `tensor_bytes` counts tensor data with the padding the format puts between tensors;
-    `details` is the target's own (a file header, a graph) for its `write`.
+    `details` is the target's own (a file header, a graph) for its `write`; `base_memory_bytes` is what its writer holds
+    beside the byte budget.
     """
 
     target: str
@@ -89,6 +90,7 @@ class Plan:
     fallbacks: tuple[Fallback, ...] = ()
     notes: tuple[str, ...] = ()
     details: Any = field(default=None, repr=False)
+    base_memory_bytes: int = BASE_MEMORY_BYTES
 
     @property
     def total_bytes(self) -> int:
@@ -96,7 +98,7 @@ class Plan:
 
     def peak_memory_bytes(self, budget_bytes: int = DEFAULT_BUDGET_BYTES) -> int:
         """Expected peak resident memory of writing it, above the bare interpreter."""
-        return BASE_MEMORY_BYTES + budget_bytes
+        return self.base_memory_bytes + budget_bytes
 
     def refuse_fallbacks(self) -> None:
         """Raises UsageError naming every tensor that fell back (`--strict`)."""

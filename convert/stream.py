@@ -97,7 +97,8 @@ class _Budget:
 
 def _ranges(tensors: Sequence[TensorPlan], range_bytes: int) -> Iterator[_Range]:
     for tensor in tensors:
-        step = max(1, range_bytes // (4 * tensor.view.n_cols))
+        tile = tensor.encoding.tile_rows
+        step = max(tile, range_bytes // (4 * tensor.view.n_cols) // tile * tile)
         for first in range(0, tensor.view.n_rows, tensor.rows_per_slice):
             for start in range(first, first + tensor.rows_per_slice, step):
                 yield _Range(tensor, start, min(start + step, first + tensor.rows_per_slice))

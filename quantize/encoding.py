@@ -43,11 +43,13 @@ class Encoding(ABC):
     """A storage format for rows.
 
     `block` is the number of consecutive elements of a row that share scales: a row must be a multiple.
+    `tile_rows` is the number of rows that are stored interleaved: ranges of rows start and end at multiples of it.
     `class_name` is the quality class the validator's gates are stated for (f32, f16, q8, q4, …).
     """
 
     name: str
     block: int = 1
+    tile_rows: int = 1
     class_name: str
 
     def refusal(self, n_cols: int) -> str | None:
@@ -78,7 +80,7 @@ class Encoding(ABC):
 
 _MODULES = (
     "floats", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "iq4_nl", "iq4_xs", "mxfp4",
-    "int_block", "mlx_affine", "mlx_fp", "et_int",
+    "int_block", "mlx_affine", "mlx_fp", "et_int", "et_tiles",
 )  # fmt: skip
 
 

@@ -30,6 +30,11 @@ class EncodedTensor(TensorView):
         self._parts = parts
 
     def _rows(self, start: int, stop: int) -> Float32:
+        tile = self.encoding.tile_rows
+        first = start // tile * tile
+        return self._tiles(first, -(-stop // tile) * tile)[start - first : stop - first]
+
+    def _tiles(self, start: int, stop: int) -> Float32:
         arrays = []
         for part, stored in zip(self.encoding.parts(self.n_cols), self._parts, strict=True):
             wanted = (stop - start) * part.row_nbytes

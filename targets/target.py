@@ -10,6 +10,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ..convert.errors import UsageError
 from ..convert.model.config import CONFIG_FILE
 from ..convert.model.dtypes import Float32
@@ -78,6 +81,31 @@ class Runner(ABC):
         """Ids of a text by the runtime's own tokenizer, BOS first; None if it takes ids only."""
         return None
 
+    def template(self) -> str | None:
+        """The chat template inside the artifact; None if it lies in a file beside it."""
+        return None
+
+    def render(
+        self, conversations: Sequence[Sequence[Mapping[str, Any]]], tools: Sequence[Mapping[str, Any]]
+    ) -> list[str] | None:
+        """Chats as the runtime's own template engine writes them; None if it leaves that to its clients."""
+        return None
+
+    def another(self) -> Runner | None:
+        """A second conversation on the same loaded model, which closes with this one; None if there is only one."""
+        return None
+
+    # The ways in which `batch` lays prompts of different lengths side by side.
+    batches: ClassVar[Sequence[str]] = ()
+
+    def batch(self, prompts: Sequence[Sequence[int]], way: str) -> list[Float32]:
+        """Logits [n, V] of prompts that are run together, each from an empty state, in one of the `batches` ways."""
+        raise NotImplementedError
+
+    def experts(self, token_ids: Sequence[int]) -> dict[int, NDArray[np.int64]] | None:
+        """The experts [n, top_k] that each layer chose for a prompt; None if the runtime does not show them."""
+        return None
+
     def close(self) -> None:
         """Releases the runtime."""
         return
@@ -113,10 +141,14 @@ class Target(ABC):
 
     @property
     def options(self) -> dict[str, Any]:
-        """What was configured: the fields that differ from a plain target, as the manifest keeps them."""
+        """What was configured: the fields that differ from a plain target, as the manifest keeps them.
+
+        Of a file its name: no manifest tells where it lay.
+        """
         if not is_dataclass(self):
             return {}
-        return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
+        changed = {f: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
+        return {f.name: Path(value).name if f.metadata.get("is_file") else value for f, value in changed.items()}
 
     @abstractmethod
     def plan(self, graph: WeightGraph, quant: str) -> Plan:

@@ -21,10 +21,11 @@ def _snippets(page: Path, language: str) -> list[str]:
 
 
 @pytest.mark.peers
-def test_onnx_snippet_runs(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["onnxruntime.InferenceSession", "ORTModelForCausalLM"])
+def test_onnx_snippet_runs(name: str, tmp_path: Path) -> None:
     graph = open_graph(bundled.path("moe"))
     write_artifact(graph, "onnx", "fp32", tmp_path / "LFM2-350M-ONNX")
-    (snippet,) = _snippets(ROOT / "docs" / "onnx.md", "python")
+    (snippet,) = (text for text in _snippets(ROOT / "docs" / "onnx.md", "python") if name in text)
     done = subprocess.run([sys.executable, "-c", snippet], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert len(done.stdout) > 10
 

@@ -62,15 +62,20 @@ def update_baseline(path: Path, report: Report) -> None:
 def hold_to_baseline(report: Report, baseline: Stored) -> Report:
     """The report with a gate more for every artifact that has an entry: no worse than it by over two errors.
 
+    One without an entry says so: a new version of a runtime is another key, and must not end a comparison in silence.
     Raises: InputError if an entry is about other prompts.
     """
-    results = [_held(result, baseline.get(key_of(report.model, result))) for result in report.results]
+    results = [_held(result, baseline, key_of(report.model, result)) for result in report.results]
     return replace(report, results=tuple(results))
 
 
-def _held(result: ArtifactResult, stored: Mapping[str, Any] | None) -> ArtifactResult:
-    if stored is None or result.metrics is None or not result.metrics.finite:
+def _held(result: ArtifactResult, baseline: Stored, key: str) -> ArtifactResult:
+    if not baseline or result.metrics is None or not result.metrics.finite:
         return result
+    stored = baseline.get(key)
+    if stored is None:
+        unknown = f"the baseline has no entry '{key}'; --update-baseline makes one"
+        return replace(result, message="; ".join(filter(None, [result.message, unknown])))
     gate = _gate(result.metrics, stored, result.artifact.label)
     gates = (*result.gates, gate)
     if gate.passed:
@@ -86,4 +91,5 @@ def _gate(metrics: Metrics, stored: Mapping[str, Any], name: str) -> GateResult:
     groups: Sequence[Any] = [np.full(n, kld - stored[key][1]) for key, (n, kld) in now.items()]
     worse, error = mean_and_error(groups)
     allowed = (_ERRORS * error if error == error else 0.0) + _ROUNDING * metrics.kld_mean
-    return at_most("kld_over_baseline", worse, allowed)
+    source = f"the stored baseline: {_ERRORS:g} standard errors of paired prompts, and {_ROUNDING:.1%} of the mean"
+    return at_most("kld_over_baseline", worse, allowed, source=source)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..convert.errors import InputError
+from ..convert.errors import InputError, UsageError
 from .metrics import json_safe, mean_and_error
 from .results import ArtifactResult
 
@@ -56,11 +56,13 @@ class Comparison:
 def compare_results(first: ArtifactResult, second: ArtifactResult) -> Comparison:
     """Pairs the positions of two results of one validation.
 
-    Raises: InputError if one of them has no logits to compare.
+    Raises: InputError if one of them has no logits to compare; UsageError for one prompt, which has no error.
     """
     for result in (first, second):
         if result.metrics is None or not result.metrics.finite:
             raise InputError(f"{result.artifact.label}: nothing to compare: {result.message or 'it was not run'}")
+    if len(first.scores) < 2:
+        raise UsageError("one prompt tells no error of a difference: give two or more")
     differences = [b.kld - a.kld for a, b in zip(first.scores, second.scores, strict=True)]
     difference, error = mean_and_error(differences)
     same_first = np.concatenate([score.same_top1 for score in first.scores])

@@ -8,11 +8,12 @@ a wrong rotation or a convolution read backwards fails here at any number of bit
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ..targets.target import Target
-from .gates import GateResult, Part, at_least, at_most
+from .experts import LayerExperts
+from .gates import GateResult, Part, at_least, at_most, raised, raised_to
 from .metrics import Metrics
 
 
@@ -55,13 +56,37 @@ def arithmetic_of(target: Target, class_name: str) -> Arithmetic:
     return Arithmetic.FLOAT32 if target.runs_in_float32 else _ARITHMETIC.get(class_name, Arithmetic.INT8)
 
 
-def judge_execution(metrics: Metrics, arithmetic: Arithmetic, *, is_moe: bool) -> list[GateResult]:
-    """The gates of one artifact's execution. NaN passes none."""
+def judge_execution(
+    metrics: Metrics, arithmetic: Arithmetic, *, is_moe: bool, floor: Metrics | None = None
+) -> list[GateResult]:
+    """The gates of one artifact's execution; `floor` as in `gates.judge`. NaN passes none."""
     limits = TOLERANCES[arithmetic, is_moe]
+    source = f"{arithmetic} arithmetic; sound artifacts of the bundled models: {limits.measured}"
     gates = [
-        at_most("execution_kld_mean", metrics.kld_mean, limits.kld_mean, Part.EXECUTION),
-        at_most("execution_kld_median", metrics.kld_median, limits.kld_median, Part.EXECUTION),
+        at_most("execution_kld_mean", metrics.kld_mean, limits.kld_mean, Part.EXECUTION, source=source),
+        at_most("execution_kld_median", metrics.kld_median, limits.kld_median, Part.EXECUTION, source=source),
     ]
     if arithmetic is Arithmetic.FLOAT32:
-        gates.append(at_least("execution_top1", metrics.same_top1, 0.999, Part.EXECUTION))
-    return gates
+        same = metrics.same_top1 + metrics.n_ties / metrics.n_positions
+        gates.append(at_least("execution_top1", same, 0.999, Part.EXECUTION, source=source))
+    return [raised(gate, floor) for gate in gates]
+
+
+# The least share of experts that a layer must choose as its own weights say, by arithmetic: a wrong router is far
+# below, and what rounding turns over is what the floor measures.
+EXPERTS_AGREE: Mapping[Arithmetic, float] = {
+    Arithmetic.FLOAT32: 0.999,
+    Arithmetic.FLOAT16: 0.98,
+    Arithmetic.INT8: 0.95,
+}
+
+
+def judge_experts(layers: Sequence[LayerExperts], arithmetic: Arithmetic, floor: float | None) -> list[GateResult]:
+    """The gate of the layer that agrees least; none for a dense model or choices that were not seen."""
+    if not layers:
+        return []
+    worst = min(layers, key=lambda layer: layer.execution)
+    source = f"{arithmetic} arithmetic; sound artifacts of the bundled mixture"
+    limit = EXPERTS_AGREE[arithmetic]
+    gate = at_least("experts_agree", worst.execution, limit, Part.EXECUTION, f"layer {worst.layer}", source)
+    return [gate if floor is None else raised_to(gate, floor)]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..convert.files import replace_text
 from ..convert.units import format_size
-from .report import number, percent, ratio
+from .report import memory, number, percent, ratio
 from .results import ArtifactResult, Report, Verdict
 
 if TYPE_CHECKING:
@@ -39,14 +39,18 @@ def _suite(result: ArtifactResult) -> TestSuite:
         if not gate.passed:
             case.result = [Failure(gate.sentence, gate.part.value)]
         suite.add_testcase(case)
+    for check in result.budgets:
+        case = TestCase(f"{check.device} {check.name}".strip(), classname=f"{name}.budget")
+        if not check.passed:
+            case.result = [Failure(check.sentence, "budget")]
+        suite.add_testcase(case)
     if result.verdict is Verdict.SKIPPED:
         case = TestCase("run", classname=name)
         case.result = [Skipped(result.message)]
         suite.add_testcase(case)
-    elif result.verdict is not Verdict.PASS and all(gate.passed for gate in result.gates):
-        kind = "budget" if result.verdict is Verdict.BUDGET else "run"
-        case = TestCase(kind, classname=name)
-        case.result = [Failure(result.message, kind)]
+    elif result.verdict is Verdict.FAIL and result.metrics is None:  # the runtime did not get to the end
+        case = TestCase("run", classname=name)
+        case.result = [Failure(result.message, "run")]
         suite.add_testcase(case)
     return suite
 
@@ -57,8 +61,8 @@ def write_markdown(report: Report, path: Path) -> None:
     lines = [
         f"### {report.model}: {passed} of {len(report.results)} artifacts pass",
         "",
-        "| | artifact | size | mean KLD | p99.9 | same top-1 | PPL ratio |",
-        "|---|---|--:|--:|--:|--:|--:|",
+        "| | artifact | size | memory | mean KLD | p99.9 | same top-1 | PPL ratio |",
+        "|---|---|--:|--:|--:|--:|--:|--:|",
         *(_row(result) for result in report.results),
         "",
         *(f"- `{result.artifact.label}`: {_escape(result.message)}" for result in report.results if result.message),
@@ -73,7 +77,7 @@ def _row(result: ArtifactResult) -> str:
         divergence = f"{number(metrics.kld_mean)} ± {number(metrics.kld_se)}"
         numbers = (divergence, number(metrics.kld_p999), percent(metrics.same_top1), ratio(metrics.ppl_ratio))
     name = f"{result.artifact.target} {result.artifact.quant}"
-    cells = (_MARKS[result.verdict], _escape(name), format_size(result.size_bytes), *numbers)
+    cells = (_MARKS[result.verdict], _escape(name), format_size(result.size_bytes), memory(result), *numbers)
     return f"| {' | '.join(cells)} |"
 
 

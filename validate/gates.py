@@ -7,11 +7,15 @@ model nobody has measured yet; they catch what is broken, not what is a little w
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from ..convert.errors import UsageError
 from .metrics import Metrics
+from .probes import CacheCheck
+
+# A limit is never tighter than so many times the distance of the checkpoint from itself: validate/floor.py.
+FLOORS = 2
 
 
 class Part(enum.StrEnum):
@@ -46,7 +50,10 @@ class Limits:
 
 @dataclass(frozen=True)
 class GateResult:
-    """One limit and what was measured. `at_least` tells which side passes; `where` names what was worst."""
+    """One limit and what was measured.
+
+    `at_least` tells which side passes; `where` names what was worst; `source` is what the limit rests on.
+    """
 
     name: str
     value: float
@@ -55,6 +62,7 @@ class GateResult:
     at_least: bool = False
     part: Part = Part.QUALITY
     where: str = ""
+    source: str = ""
 
     @property
     def sentence(self) -> str:
@@ -139,30 +147,90 @@ def limits_of(class_name: str, *, is_moe: bool) -> Limits:
     return found
 
 
-def judge(metrics: Metrics, class_name: str, *, is_moe: bool) -> list[GateResult]:
-    """Every gate of the class; of logits that are not finite, that one alone. NaN passes no gate."""
+def judge(metrics: Metrics, class_name: str, *, is_moe: bool, floor: Metrics | None = None) -> list[GateResult]:
+    """Every gate of the class; of logits that are not finite, that one alone. NaN passes no gate.
+
+    `floor` is the checkpoint against itself in the artifact's arithmetic: a limit below twice that is raised to it.
+    """
     limits = limits_of(class_name, is_moe=is_moe)
     finite = at_least("finite", float(metrics.finite), 1.0)
     if not finite.passed:
         return [finite]
+    same = metrics.same_top1 + metrics.n_ties / metrics.n_positions
     gates = [
         finite,
         at_most("kld_mean", metrics.kld_mean, limits.kld_mean),
         at_most("kld_p999", metrics.kld_p999, limits.kld_p999),
-        at_least("same_top1", metrics.same_top1, limits.same_top1),
+        at_least("same_top1", same, limits.same_top1),
         at_most("ppl_change", abs(metrics.ppl_ratio - 1.0), limits.ppl_change),
     ]
     if limits.max_abs_logit is not None:
         gates.append(at_most("max_abs_logit", metrics.max_abs_logit, limits.max_abs_logit))
+    stated = f"class {class_name}, {'mixture' if is_moe else 'dense'}: {limits.source}"
+    return [raised(replace(gate, source=stated), floor) for gate in gates]
+
+
+# What of the floor each gate is about.
+_OF_FLOOR: Mapping[str, Callable[[Metrics], float]] = {
+    "kld_mean": lambda floor: floor.kld_mean,
+    "kld_p999": lambda floor: floor.kld_p999,
+    "same_top1": lambda floor: floor.same_top1,
+    "ppl_change": lambda floor: abs(floor.ppl_ratio - 1.0),
+    "max_abs_logit": lambda floor: floor.max_abs_logit,
+    "execution_kld_mean": lambda floor: floor.kld_mean,
+    "execution_kld_median": lambda floor: floor.kld_median,
+    "execution_top1": lambda floor: floor.same_top1,
+}
+
+
+def raised(gate: GateResult, floor: Metrics | None) -> GateResult:
+    """The gate, with a limit of twice the measured floor if that is looser."""
+    value = _OF_FLOOR.get(gate.name)
+    return gate if floor is None or value is None else raised_to(gate, value(floor))
+
+
+def raised_to(gate: GateResult, floor: float) -> GateResult:
+    """The gate, held to no more than twice the distance from perfect that the checkpoint has from itself."""
+    limit = 1 - FLOORS * (1 - floor) if gate.at_least else FLOORS * floor
+    if not (limit < gate.limit if gate.at_least else limit > gate.limit):
+        return gate
+    passed = gate.value >= limit if gate.at_least else gate.value <= limit
+    source = f"{FLOORS} x the measured floor {floor:.3g}, which is looser than: {gate.source}"
+    return replace(gate, limit=limit, passed=passed, source=source)
+
+
+# Rounding of float32 in a batch and in chunks, with room: an f32 artifact is meant to be exact.
+_EXACT_PROBE = 1e-4
+
+
+def judge_cache(cache: CacheCheck, limits: Limits, floor: Metrics) -> list[GateResult]:
+    """A gate for each way in which prompts were run again; exact classes are also held to the logits themselves.
+
+    `floor` is the checkpoint against itself in another order of additions, which is all that chunks may change.
+    """
+    source = "between what rounding does and what a forgotten convolution state does"
+    gates = []
+    for probe in cache.probes:
+        where = f"{probe.prompt}, position {probe.position}"
+        name = f"cache_{probe.name}"
+        gate = at_most(f"{name}_kld", probe.kld, limits.cache_kld, Part.CACHE, where, source)
+        gates.append(raised_to(gate, floor.kld_max))
+        if limits.max_abs_logit is not None:
+            gate = at_most(f"{name}_logit", probe.max_abs, _EXACT_PROBE, Part.CACHE, where, "float32 rounding")
+            gates.append(raised_to(gate, floor.max_abs_logit))
     return gates
 
 
-def at_most(name: str, value: float, limit: float, part: Part = Part.QUALITY, where: str = "") -> GateResult:
-    return GateResult(name, value, limit, value <= limit, part=part, where=where)
+def at_most(
+    name: str, value: float, limit: float, part: Part = Part.QUALITY, where: str = "", source: str = ""
+) -> GateResult:
+    return GateResult(name, value, limit, value <= limit, part=part, where=where, source=source)
 
 
-def at_least(name: str, value: float, limit: float, part: Part = Part.QUALITY, where: str = "") -> GateResult:
-    return GateResult(name, value, limit, value >= limit, at_least=True, part=part, where=where)
+def at_least(
+    name: str, value: float, limit: float, part: Part = Part.QUALITY, where: str = "", source: str = ""
+) -> GateResult:
+    return GateResult(name, value, limit, value >= limit, at_least=True, part=part, where=where, source=source)
 
 
 def verdict(gates: Sequence[GateResult]) -> str:

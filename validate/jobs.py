@@ -9,6 +9,7 @@ from __future__ import annotations
 import enum
 import importlib
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,11 @@ import numpy as np
 from ..convert.model.dtypes import Float32
 from ..targets.target import Artifact, Target
 from .metrics import json_safe
+from .probes import CacheCheck, Probe
+from .prompts import Chat
 
 # Where a worker finds targets by name, as "module:function"; plug-ins and tests have their own.
 FIND_TARGET = "lfm_convert.targets.target:get_target"
-
-# Chunks of the cache check around the batch size that runtimes like, for a prompt that is longer than all of them.
-LONG_CHUNKS = (511, 512, 513)
 
 _JOB = "job.json"
 _OUTCOME = "outcome.json"
@@ -32,8 +32,8 @@ _PATHS = ("path", "folder")
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One artifact to run. `cache_prompts` and `greedy_prompts` are indices into `prompts`; `texts` are for its
-    tokenizer.
+    """One artifact to run. `cache_prompts`, `greedy_prompts` and `expert_prompts` are indices into `prompts`; `texts`
+    are for its tokenizer, `chats` for its template, whose BOS token is `bos`.
     """
 
     artifact: Artifact
@@ -46,15 +46,20 @@ class Job:
     n_greedy: int
     stop: tuple[int, ...]
     texts: tuple[str, ...] = ()
+    chats: tuple[Chat, ...] = ()
+    bos: str = ""
+    expert_prompts: tuple[int, ...] = ()
 
     def save(self, folder: Path) -> None:
         artifact = _fields(self.artifact)
         artifact |= {key: str(artifact[key]) for key in _PATHS}
         artifact |= {"files": list(map(str, self.artifact.files)), "entry": dict(self.artifact.entry)}
-        (folder / _JOB).write_text(json.dumps({**_fields(self), "artifact": artifact}), encoding="utf-8")
+        chats = [_fields(chat) for chat in self.chats]
+        data = {**_fields(self), "artifact": artifact, "chats": chats}
+        (folder / _JOB).write_text(json.dumps(data), encoding="utf-8")
 
 
-def _fields(item: Job | Artifact) -> dict[str, Any]:
+def _fields(item: Job | Artifact | Chat) -> dict[str, Any]:
     return {field.name: getattr(item, field.name) for field in fields(item)}
 
 
@@ -65,8 +70,9 @@ def load_job(folder: Path) -> Job:
     artifact |= {key: Path(artifact[key]) for key in _PATHS}
     artifact["files"] = tuple(map(Path, artifact["files"]))
     data["prompts"] = tuple(map(tuple, data["prompts"]))
-    for key in ("cache_prompts", "greedy_prompts", "stop", "texts"):
+    for key in ("cache_prompts", "greedy_prompts", "expert_prompts", "stop", "texts"):
         data[key] = tuple(data[key])
+    data["chats"] = tuple(Chat(tuple(chat["messages"]), tuple(chat["tools"])) for chat in data["chats"])
     return Job(**{**data, "artifact": Artifact(**artifact)})
 
 
@@ -86,25 +92,13 @@ class Status(enum.StrEnum):
     DISK = "disk"
 
 
-@dataclass(frozen=True)
-class CacheCheck:
-    """Whether the caches change what the artifact says: step by step against whole, and after a reset.
-
-    Units: `*_max_abs` in logits, `*_kld` in nats, both the largest over all positions.
-    """
-
-    stepwise_max_abs: float
-    stepwise_kld: float
-    reset_max_abs: float
-    reset_kld: float
-
-
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
     """A worker's answer beside the logits.
 
-    `greedy` holds the tokens of each greedy prompt, `encoded` the ids of each of the job's texts; None if the
-    artifact takes ids only.
+    `greedy` holds the tokens of each greedy prompt, `encoded` the ids of each of the job's texts, `rendered` its chats
+    as text without BOS; None if the artifact takes ids only. `experts` is [n, top_k] by layer, of the expert prompts
+    laid end to end; None if the runtime does not show them.
     """
 
     status: Status
@@ -113,6 +107,8 @@ class Outcome:
     cache: CacheCheck | None = None
     greedy: tuple[tuple[int, ...], ...] = ()
     encoded: tuple[tuple[int, ...], ...] | None = None
+    rendered: tuple[str, ...] | None = None
+    experts: Mapping[int, Sequence[Sequence[int]]] | None = None
 
     def save(self, folder: Path) -> None:
         path = folder / _OUTCOME
@@ -128,10 +124,19 @@ def load_outcome(folder: Path) -> Outcome | None:
     data: dict[str, Any] = json.loads(path.read_bytes())
     cache = data["cache"]
     if cache is not None:
-        cache = CacheCheck(**{key: np.nan if value is None else value for key, value in cache.items()})
+        cache = CacheCheck(tuple(map(_probe, cache["probes"])), tuple(cache["not_seen"]))
     greedy = tuple(map(tuple, data["greedy"]))
     encoded = None if data["encoded"] is None else tuple(map(tuple, data["encoded"]))
-    return Outcome(**{**data, "status": Status(data["status"]), "cache": cache, "greedy": greedy, "encoded": encoded})
+    rendered = None if data["rendered"] is None else tuple(data["rendered"])
+    experts = None if data["experts"] is None else {int(layer): rows for layer, rows in data["experts"].items()}
+    found = {"cache": cache, "greedy": greedy, "encoded": encoded, "rendered": rendered, "experts": experts}
+    return Outcome(**{**data, "status": Status(data["status"]), **found})
+
+
+def _probe(row: Mapping[str, Any]) -> Probe:
+    """A probe as it was written, null meaning NaN."""
+    found: dict[str, Any] = {key: np.nan if value is None else value for key, value in row.items()}
+    return Probe(**found)
 
 
 def save_logits(folder: Path, index: int, logits: Float32) -> None:

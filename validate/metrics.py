@@ -34,7 +34,8 @@ class PromptScore:
     """One prompt by scored position, of which `first` is the first.
 
     Shapes: [n]; [2, n] for `top`, the likeliest token of the reference and of the artifact; [n - 1] for `log_prob_loss` and `prob_change` if the last position has no next token.
-    Units: nats; `prob_change` is the next token's probability, the artifact's less the reference's.
+    Units: nats; `prob_change` is the next token's probability, the artifact's less the reference's; `lead` is the
+    reference's logit of its own top token less that of the artifact's, 0 where both are one.
     """
 
     id: str
@@ -46,6 +47,7 @@ class PromptScore:
     top: NDArray[np.int64]
     max_abs_logit: float
     finite: bool
+    lead: Float64
     first: int = 0
 
 
@@ -80,6 +82,7 @@ class Metrics:
 
     Units: `kld_*` in nats; `same_top1`, `top5_overlap`, `prob_change_*` fractions; `ppl_ratio` is the artifact's
     perplexity over the reference's; `max_abs_logit` in logits. `*_se` are standard errors over prompts.
+    `n_ties` counts positions where another token was chosen only by rounding: the reference's led by less than that.
     `distribution` counts positions by `BIN_EXPONENTS`: below the first, between each two, above the last.
     NaN where the logits do not define a number.
     """
@@ -102,6 +105,7 @@ class Metrics:
     prob_change_rms: float
     max_abs_logit: float
     worst: tuple[Worst, ...]
+    n_ties: int = 0
     distribution: tuple[int, ...] = ()
     prompts: tuple[PromptMean, ...] = ()
 
@@ -157,6 +161,7 @@ def score_prompt(prompt: EncodedPrompt, reference: Float32, artifact: Float32) -
         top=np.concatenate([b.top for b in blocks], axis=1),
         max_abs_logit=float(np.max([b.max_abs_logit for b in blocks])),
         finite=all(b.finite for b in blocks),
+        lead=np.concatenate([b.lead for b in blocks]),
         first=first,
     )
 
@@ -179,6 +184,7 @@ def _score_rows(prompt_id: str, reference: Float32, artifact: Float32, following
             top=np.stack([reference.argmax(axis=1), chosen]),
             max_abs_logit=float(np.abs(reference - artifact).max()),
             finite=bool(np.isfinite(artifact).all() and np.isfinite(reference).all()),
+            lead=(reference.max(axis=1) - reference[rows, chosen]).astype(np.float64),
         )
 
 
@@ -203,10 +209,11 @@ def _top_overlap(reference: Float32, artifact: Float32) -> Float64:
     return overlap
 
 
-def summarize(scores: Sequence[PromptScore], prompts: Sequence[EncodedPrompt] = ()) -> Metrics:
+def summarize(scores: Sequence[PromptScore], prompts: Sequence[EncodedPrompt] = (), *, tie: float = 0.0) -> Metrics:
     """The metrics of all prompts together: every position weighs the same.
 
-    `prompts` are those that were scored, in the same order, for the tokens that `worst` names.
+    `prompts` are those that were scored, in the same order, for the tokens that `worst` names. `tie` is a lead in
+    logits that rounding can turn over.
     """
     if not scores:
         raise ValueError("metrics of zero prompts")
@@ -229,6 +236,7 @@ def summarize(scores: Sequence[PromptScore], prompts: Sequence[EncodedPrompt] = 
             kld_max=float(kld.max()),
             same_top1=same,
             same_top1_se=same_se,
+            n_ties=sum(int(np.sum(~s.same_top1 & (s.lead <= tie))) for s in scores),
             top5_overlap=float(np.concatenate([s.top5_overlap for s in scores]).mean()),
             ppl_ratio=float(np.exp(loss)),
             ppl_ratio_se=float(np.exp(loss) * loss_se),

@@ -19,8 +19,9 @@ from ..convert.model.graph import Layer, Role, WeightGraph
 from ..convert.model.tensor import ArrayTensor, TensorView
 from .metrics import position_kld
 
-# A mistake is named only if it explains all but this share of the divergence.
+# A mistake is named only if it explains all but this share of the divergence, or leaves no more than arithmetic does.
 _UNEXPLAINED = 0.05
+_AT_LEAST_HALF = 0.5
 
 
 @dataclass(frozen=True)
@@ -149,10 +150,13 @@ MISTAKES: Sequence[Mistake] = (
 )
 
 
-def explain(graph: WeightGraph, prompts: Sequence[Sequence[int]], artifact: Sequence[Float32]) -> str:
+def explain(
+    graph: WeightGraph, prompts: Sequence[Sequence[int]], artifact: Sequence[Float32], *, allowed: float = 0.0
+) -> str:
     """The mistake that gives the artifact's logits, or an empty text if none does.
 
-    `graph` holds the artifact's own weights; `artifact` is its logits [n, V] of each prompt.
+    `graph` holds the artifact's own weights; `artifact` is its logits [n, V] of each prompt; `allowed` is the mean
+    divergence, in nats, that the artifact's arithmetic may leave.
     """
 
     def distance(forward: Forward) -> float:
@@ -160,7 +164,8 @@ def explain(graph: WeightGraph, prompts: Sequence[Sequence[int]], artifact: Sequ
             logits, _ = forward.prefill(prompts)
             return float(np.concatenate([position_kld(a, b) for a, b in zip(logits, artifact, strict=True)]).mean())
 
-    bound = _UNEXPLAINED * distance(Forward(graph))
+    whole = distance(Forward(graph))
+    bound = max(_UNEXPLAINED * whole, min(allowed, _AT_LEAST_HALF * whole))
     tried = [(distance(forward), m.sentence) for m in MISTAKES if (forward := m.forward(graph)) is not None]
     least, sentence = min((found for found in tried if found[0] == found[0]), default=(np.inf, ""))
     return sentence if least < bound else ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,28 +12,27 @@ from ..convert.model.dtypes import Float32
 from ..convert.model.forward import Forward
 from ..convert.model.graph import WeightGraph
 from ..convert.progress import SILENT, Progress
-from ..convert.units import format_size
 from ..targets.target import Artifact
-from .execution import Arithmetic, arithmetic_of, judge_execution
-from .gates import GateResult, Part, at_most, judge, limits_of
+from .budgets import UNLIMITED, BudgetCheck, Budgets
+from .execution import Arithmetic, arithmetic_of, judge_execution, judge_experts
+from .experts import LayerExperts, compare_experts, routed
+from .floor import Floor, measure_floor
+from .gates import GateResult, Part, at_most, judge, judge_cache, limits_of
 from .isolate import run_job
-from .jobs import FIND_TARGET, LONG_CHUNKS, Job, Outcome, Status, resolve_target
+from .jobs import FIND_TARGET, Job, Outcome, Status, resolve_target
 from .localize import Location, locate
 from .memory import run_bytes
 from .metrics import Metrics, PromptScore, score_prompt, summarize
 from .mistakes import explain
-from .prompts import EncodedPrompt, Prompt, encode_prompts
+from .probes import CacheCheck
+from .prompts import Chat, EncodedPrompt, Prompt, bos_token, chats_of, encode_prompts
 from .reference import GreedyRun, Reference, compute_reference
 from .results import ArtifactResult, Excerpt, GreedyCheck, Report, Verdict, describe_environment
+from .selection import cache_prompts, greedy_prompts, probe_prompts
 from .suites import check_stored_ids
 from .weights import TensorError, weight_errors
 
-_N_CACHE_PROMPTS = 2
-_CACHE_MIN_TOKENS = 12  # the chunks of a cache check, and one token after them
-_N_GREEDY_PROMPTS = 4
 _N_GREEDY_TOKENS = 32
-_PROBE_MAX_TOKENS = 128
-_PROBE_TOKENS = 512
 _EXCERPT_CHARACTERS = 60
 
 
@@ -44,13 +43,13 @@ def validate(
     prompts: Sequence[Prompt],
     threads: int,
     time_limit_s: float = 1800.0,
-    max_size: int | None = None,
+    budgets: Budgets = UNLIMITED,
     progress: Progress = SILENT,
     find_target: str = FIND_TARGET,
 ) -> Report:
     """Runs every artifact in a process of its own and compares it with the graph's own logits.
 
-    `max_size` is the budget of each artifact in bytes, `time_limit_s` what each may take. The logits of one
+    `budgets` are limits of size and memory, `time_limit_s` what each artifact may take. The logits of one
     artifact and of the reference lie in the temporary folder meanwhile: tokens x vocabulary x 4 bytes each.
     Raises: UsageError or InputError for prompts or artifacts that cannot be compared; DiskError for a full
     temporary folder. What is wrong with an artifact is in its result.
@@ -65,64 +64,39 @@ def validate(
         session = _Session(
             graph=graph,
             prompts=encoded,
-            cache_prompts=(*_spread(encoded, _N_CACHE_PROMPTS, least=_CACHE_MIN_TOKENS), *_longest(encoded)),
-            greedy_prompts=_spread(encoded, _N_GREEDY_PROMPTS, least=1),
-            probe=_probe(encoded),
+            chats=chats_of(prompts, graph.assets),
+            cache_prompts=cache_prompts(encoded),
+            greedy_prompts=greedy_prompts(encoded),
+            probe=probe_prompts(encoded),
             folder=Path(name),
             threads=threads,
             time_limit_s=time_limit_s,
-            max_size=max_size,
+            budgets=budgets,
             progress=progress,
             find_target=find_target,
         )
         reference = session.reference()
-        results = tuple(session.check(artifact, reference) for artifact in artifacts)
-    return Report(graph.name, results, describe_environment(threads=threads))
-
-
-def _spread(prompts: Sequence[EncodedPrompt], n: int, *, least: int) -> tuple[int, ...]:
-    """Indices of up to n prompts of different lengths, none so long that running it again costs much."""
-    fit = [i for i, prompt in enumerate(prompts) if least <= len(prompt.token_ids) <= _PROBE_MAX_TOKENS]
-    by_length = sorted(fit, key=lambda i: len(prompts[i].token_ids))
-    return tuple(by_length[(2 * k + 1) * len(fit) // (2 * n)] for k in range(min(n, len(fit))))
-
-
-def _longest(prompts: Sequence[EncodedPrompt]) -> tuple[int, ...]:
-    """The shortest prompt that the long chunks of the cache check fit in, if there is one."""
-    long = [i for i, prompt in enumerate(prompts) if len(prompt.token_ids) > sum(LONG_CHUNKS)]
-    return tuple(sorted(long, key=lambda i: len(prompts[i].token_ids))[:1])
-
-
-def _probe(prompts: Sequence[EncodedPrompt]) -> tuple[int, ...]:
-    """Prompts, longest first among those that are not too long, up to a number of tokens; the shortest at least.
-
-    What a runtime computes does not depend on the text, so that a few hundred positions tell it from quantisation.
-    """
-    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i].token_ids))
-    chosen, room = [], _PROBE_TOKENS
-    for i in order:
-        n = len(prompts[i].token_ids)
-        if n <= min(room, _PROBE_MAX_TOKENS):
-            chosen.append(i)
-            room -= n
-    return tuple(sorted(chosen or order[-1:]))
+        floor = measure_floor(graph, [encoded[i] for i in session.probe])
+        results = tuple(session.check(artifact, reference, floor) for artifact in artifacts)
+    return Report(graph.name, results, describe_environment(threads=threads), floor)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Session:
     """What is the same for all artifacts of one validation. `probe` are the prompts whose logits tell execution
-    from quantisation, and on which a failure is traced.
+    from quantisation, and on which the floor is measured and a failure is traced; `chats` go by the prompts' ids.
     """
 
     graph: WeightGraph
     prompts: tuple[EncodedPrompt, ...]
+    chats: Mapping[str, Chat]
     cache_prompts: tuple[int, ...]
     greedy_prompts: tuple[int, ...]
     probe: tuple[int, ...]
     folder: Path
     threads: int
     time_limit_s: float
-    max_size: int | None
+    budgets: Budgets
     progress: Progress
     find_target: str
 
@@ -139,7 +113,7 @@ class _Session:
             progress=self.progress,
         )
 
-    def check(self, artifact: Artifact, reference: Reference) -> ArtifactResult:
+    def check(self, artifact: Artifact, reference: Reference, floor: Floor) -> ArtifactResult:
         """One artifact's result; whatever is wrong with it is in there."""
         try:
             size_bytes = artifact.size_bytes
@@ -152,9 +126,10 @@ class _Session:
             return self._unread(artifact, Verdict.FAIL, f"the artifact cannot be read: {error}")
         own = self.graph.with_weights(decoded)
         arithmetic = arithmetic_of(target, artifact.class_name)
-        run = self._run(artifact, reference, own)
-        gates = self._gates(artifact, run, weights, arithmetic)
-        found, message = _decide(run.outcome, gates, size_bytes, self.max_size)
+        run = self._run(artifact, reference, own, floor)
+        gates = self._gates(artifact, run, weights, arithmetic, floor)
+        checks = self.budgets.check_artifact(self.graph.config, artifact)
+        found, message = _decide(run.outcome, gates, checks)
         location, mistake = self._explain(gates, own, run)
         causes = [
             location.sentence if location else "",
@@ -165,8 +140,9 @@ class _Session:
             backend=run.outcome.backend,
             verdict=found,
             size_bytes=size_bytes,
-            budget_bytes=self.max_size,
-            run_bytes=run_bytes(self.graph.config, size_bytes),
+            budgets=checks,
+            run_bytes=run_bytes(self.graph.config, size_bytes, n_tokens=self.budgets.context),
+            context=self.budgets.context,
             metrics=run.metrics,
             execution=run.execution,
             weights=weights,
@@ -175,24 +151,24 @@ class _Session:
             scores=tuple(run.scores),
             excerpts=self._excerpts(run.metrics),
             gates=tuple(gates),
-            cache=run.outcome.cache,
+            cache=self._name_prompts(run.outcome.cache),
+            experts=run.experts,
             greedy=compare_greedy(reference.greedy, run.outcome.greedy) if run.outcome.greedy else None,
             message="; ".join(filter(None, [message, *causes])),
         )
 
     def _unread(self, artifact: Artifact, verdict: Verdict, message: str) -> ArtifactResult:
-        return ArtifactResult(
-            artifact=artifact, backend="", verdict=verdict, size_bytes=0, budget_bytes=self.max_size, message=message
-        )
+        return ArtifactResult(artifact=artifact, backend="", verdict=verdict, size_bytes=0, message=message)
 
     def _start(self, sentence: str) -> None:
         self.progress.note(sentence)
         self.progress.start(sentence, len(self.prompts), "prompts")
 
-    def _run(self, artifact: Artifact, reference: Reference, own: WeightGraph) -> _Run:
+    def _run(self, artifact: Artifact, reference: Reference, own: WeightGraph, floor: Floor) -> _Run:
         """Runs the artifact; scores each prompt against the checkpoint, those of the probe also against `own`."""
         self._start(f"running {artifact.label}")
-        expected, _ = Forward(own).prefill([self.prompts[i].token_ids for i in self.probe])
+        forward = Forward(own)
+        expected, _ = forward.prefill([self.prompts[i].token_ids for i in self.probe])
         scores: list[PromptScore] = []
         fidelity: list[PromptScore] = []
         logits_of_probe: list[Float32] = []
@@ -208,12 +184,14 @@ class _Session:
 
         with tempfile.TemporaryDirectory(dir=self.folder) as name:
             outcome = run_job(self._job(artifact), Path(name), time_limit_s=self.time_limit_s, on_logits=score)
+        is_whole, is_probed = len(scores) == len(self.prompts), len(fidelity) == len(self.probe)
         return _Run(
             outcome=outcome,
             scores=scores,
-            metrics=summarize(scores, self.prompts) if len(scores) == len(self.prompts) else None,
-            execution=summarize(fidelity, self.prompts) if len(fidelity) == len(self.probe) else None,
+            metrics=summarize(scores, self.prompts, tie=floor.tie) if is_whole else None,
+            execution=summarize(fidelity, self.prompts, tie=floor.tie) if is_probed else None,
             probe_logits=logits_of_probe,
+            experts=compare_experts(outcome.experts, routed(forward), floor.routed),
         )
 
     def _job(self, artifact: Artifact) -> Job:
@@ -228,31 +206,48 @@ class _Session:
             n_greedy=_N_GREEDY_TOKENS,
             stop=self.graph.config.eos_token_ids,
             texts=tuple(prompt.text for prompt in self.prompts if prompt.text is not None),
+            chats=tuple(self.chats.values()),
+            bos=bos_token(self.graph.assets),
+            expert_prompts=self.probe if self.graph.config.moe is not None else (),
         )
 
     def _gates(
-        self, artifact: Artifact, run: _Run, weights: Sequence[TensorError], arithmetic: Arithmetic
+        self, artifact: Artifact, run: _Run, weights: Sequence[TensorError], arithmetic: Arithmetic, floor: Floor
     ) -> list[GateResult]:
         is_moe = self.graph.config.moe is not None
         limits = limits_of(artifact.class_name, is_moe=is_moe)
-        worst = weights[0]
-        gates = [at_most("weight_rms", worst.rel_rms, limits.weight_rms, Part.WEIGHTS, worst.where)]
-        if run.outcome.encoded is not None:
-            gates.append(self._tokenizer_gate(run.outcome.encoded))
+        itself = floor.distances[arithmetic]
+        worst, source = weights[0], f"class {artifact.class_name}: what its coarsest encoding loses of any tensor"
+        gates = [at_most("weight_rms", worst.rel_rms, limits.weight_rms, Part.WEIGHTS, worst.where, source)]
+        gates += self._tokenizer_gates(run.outcome)
         if run.execution is not None and run.execution.finite:
-            gates += judge_execution(run.execution, arithmetic, is_moe=is_moe)
+            gates += judge_execution(run.execution, arithmetic, is_moe=is_moe, floor=itself.metrics)
+            gates += judge_experts(run.experts, arithmetic, itself.experts_agree)
         if run.metrics is not None:
-            gates += judge(run.metrics, artifact.class_name, is_moe=is_moe)
-        cache = run.outcome.cache
-        if cache is not None:
-            gates.append(at_most("cache_stepwise_kld", cache.stepwise_kld, limits.cache_kld, Part.CACHE))
-            gates.append(at_most("cache_reset_kld", cache.reset_kld, limits.cache_kld, Part.CACHE))
+            gates += judge(run.metrics, artifact.class_name, is_moe=is_moe, floor=itself.metrics)
+        cache = self._name_prompts(run.outcome.cache)
+        order = floor.distances[Arithmetic.FLOAT32].metrics
+        return gates if cache is None else [*gates, *judge_cache(cache, limits, order)]
+
+    def _tokenizer_gates(self, outcome: Outcome) -> list[GateResult]:
+        texts = [prompt for prompt in self.prompts if prompt.text is not None]
+        gates = []
+        if outcome.encoded is not None:
+            wrong = [prompt.id for prompt, ids in zip(texts, outcome.encoded, strict=True) if prompt.token_ids != ids]
+            gates.append(_none_of("texts_encoded_otherwise", wrong, "every id equal"))
+        if outcome.rendered is not None:
+            expected = {prompt.id: prompt.text for prompt in texts}
+            found = zip(self.chats, outcome.rendered, strict=True)
+            wrong = [prompt for prompt, text in found if expected[prompt] != text]
+            gates.append(_none_of("chats_rendered_otherwise", wrong, "every character equal"))
         return gates
 
-    def _tokenizer_gate(self, encoded: Sequence[tuple[int, ...]]) -> GateResult:
-        texts = [prompt for prompt in self.prompts if prompt.text is not None]
-        wrong = [prompt.id for prompt, ids in zip(texts, encoded, strict=True) if prompt.token_ids != ids]
-        return at_most("texts_encoded_otherwise", len(wrong), 0, Part.TOKENIZER, ", ".join(wrong[:3]))
+    def _name_prompts(self, cache: CacheCheck | None) -> CacheCheck | None:
+        """The same probes, with the prompts' ids for their places among those of the check."""
+        if cache is None:
+            return None
+        names = [self.prompts[i].id for i in self.cache_prompts]
+        return replace(cache, probes=tuple(replace(p, prompt=names[int(p.prompt)]) for p in cache.probes))
 
     def _excerpts(self, metrics: Metrics | None) -> tuple[Excerpt, ...]:
         """The worst positions as text; as ids, if the model has no tokenizer."""
@@ -279,8 +274,10 @@ class _Session:
         failed = {gate.part for gate in gates if not gate.passed}
         prompts = [self.prompts[i].token_ids for i in self.probe]
         location = locate(self.graph, own, prompts) if failed & {Part.WEIGHTS, Part.EXECUTION, Part.QUALITY} else None
-        mistake = explain(own, prompts, run.probe_logits) if Part.EXECUTION in failed else ""
-        return location, mistake
+        if Part.EXECUTION not in failed:
+            return location, ""
+        allowed = next((gate.limit for gate in gates if gate.name == "execution_kld_mean"), 0.0)
+        return location, explain(own, prompts, run.probe_logits, allowed=allowed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -292,15 +289,16 @@ class _Run:
     metrics: Metrics | None
     execution: Metrics | None
     probe_logits: list[Float32]
+    experts: Sequence[LayerExperts]
 
 
-def _decide(
-    outcome: Outcome, gates: Sequence[GateResult], size_bytes: int, max_size: int | None
-) -> tuple[Verdict, str]:
+def _none_of(name: str, wrong: Sequence[str], source: str) -> GateResult:
+    return at_most(name, len(wrong), 0, Part.TOKENIZER, ", ".join(wrong[:3]), source)
+
+
+def _decide(outcome: Outcome, gates: Sequence[GateResult], budgets: Sequence[BudgetCheck]) -> tuple[Verdict, str]:
     """The verdict and the sentence that explains it. Quality is worse than size; neither needs a run to be seen."""
-    too_large = ""
-    if max_size is not None and size_bytes > max_size:
-        too_large = f"{format_size(size_bytes)} ({size_bytes} bytes) is over the budget of {max_size} bytes"
+    too_large = "; ".join(check.sentence for check in budgets if not check.passed)
     failed = [gate.sentence for gate in gates if not gate.passed]
     if failed or outcome.status is Status.FAILED:
         found = Verdict.FAIL

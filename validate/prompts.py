@@ -40,6 +40,14 @@ class Prompt:
 
 
 @dataclass(frozen=True)
+class Chat:
+    """One conversation and the tools it is about."""
+
+    messages: tuple[Message, ...]
+    tools: tuple[Mapping[str, Any], ...] = ()
+
+
+@dataclass(frozen=True)
 class EncodedPrompt:
     """A prompt as the model sees it.
 
@@ -141,7 +149,7 @@ def encode_prompts(
     small to compare anything.
     """
     rendered = _render(prompts, assets)
-    bos = _bos_token(assets)
+    bos = bos_token(assets)
     encoded = tuple(_encode(p, rendered.get(p.id), tokenizer, bos=bos) for p in prompts)
     check_encoded(encoded, vocab_size=vocab_size)
     return encoded
@@ -176,10 +184,17 @@ def _render(prompts: Sequence[Prompt], assets: Assets) -> dict[str, str]:
     for group in groups.values():
         conversations = [prompt.messages for prompt in group]
         texts = render_chats(
-            assets.chat_template, conversations, bos_token=_bos_token(assets), tools=group[0].tools or None
+            assets.chat_template, conversations, bos_token=bos_token(assets), tools=group[0].tools or None
         )
         found |= {prompt.id: text for prompt, text in zip(group, texts, strict=True)}
     return found
+
+
+def chats_of(prompts: Sequence[Prompt], assets: Assets) -> dict[str, Chat]:
+    """The conversations by prompt id, in order; empty without a template that could render them."""
+    if assets.chat_template is None:
+        return {}
+    return {prompt.id: Chat(prompt.messages, prompt.tools) for prompt in prompts if prompt.messages}
 
 
 def _encode(prompt: Prompt, rendered: str | None, tokenizer: Tokenizer | None, *, bos: str) -> EncodedPrompt:
@@ -195,7 +210,7 @@ def _encode(prompt: Prompt, rendered: str | None, tokenizer: Tokenizer | None, *
     return EncodedPrompt(prompt.id, tuple(tokenizer.encode(text)), text=text)
 
 
-def _bos_token(assets: Assets) -> str:
+def bos_token(assets: Assets) -> str:
     """The BOS token's text: published either as a string or as an object with its `content`."""
     found = assets.tokenizer_config.get("bos_token") or assets.special_tokens_map.get("bos_token") or ""
     return str(found.get("content", "")) if isinstance(found, dict) else str(found)

@@ -14,13 +14,14 @@ from .chart import draw
 from .gates import part_verdicts
 from .localize import Location
 from .results import ArtifactResult, Report
+from .weights import TensorError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 _STYLES = {"pass": "green", "fail": "red", "budget": "yellow", "skipped": "dim"}
-_COLUMNS = ("artifact", "target", "quant", "size", "mean KLD", "p99.9", "same top-1", "PPL ratio", "verdict")
-_NUMBERS = range(3, 8)  # columns set flush right
+_COLUMNS = ("artifact", "target", "quant", "size", "memory", "mean KLD", "p99.9", "same top-1", "PPL ratio", "verdict")
+_NUMBERS = range(3, 9)  # columns set flush right
 
 
 def write_html(report: Report, path: Path) -> None:
@@ -31,7 +32,7 @@ def write_html(report: Report, path: Path) -> None:
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
     environment.globals |= {"number": number, "percent": percent, "ratio": ratio, "size": format_size}
-    environment.globals |= {"parts": part_verdicts, "recovered": _recovered}
+    environment.globals |= {"parts": part_verdicts, "recovered": _recovered, "by_layer": _by_layer, "memory": memory}
     template = environment.from_string((files(__package__) / "report.html.j2").read_text(encoding="utf-8"))
     replace_text(path, template.render(report=report, chart=draw(report.results)))
 
@@ -39,6 +40,19 @@ def write_html(report: Report, path: Path) -> None:
 def _recovered(location: Location) -> dict[int | None, float]:
     """The share of the divergence that goes away with each layer that was put back."""
     return {recovery.layer: recovery.share for recovery in location.recoveries}
+
+
+def _by_layer(weights: Sequence[TensorError]) -> list[TensorError]:
+    """The worst tensor of each layer, those outside layers first; `weights` are worst first."""
+    worst: dict[int, TensorError] = {}
+    for error in weights:
+        worst.setdefault(-1 if error.layer is None else error.layer, error)
+    return [worst[layer] for layer in sorted(worst)]
+
+
+def memory(result: ArtifactResult) -> str:
+    """What running takes, weights and caches; a dash for an artifact that could not be read."""
+    return "–" if result.run_bytes is None else format_size(result.run_bytes)
 
 
 def number(value: float | None) -> str:
@@ -98,4 +112,5 @@ def _cells(result: ArtifactResult) -> tuple[str, ...]:
     if metrics is not None:
         divergence = number(metrics.kld_mean), number(metrics.kld_p999)
         measured = (*divergence, percent(metrics.same_top1), ratio(metrics.ppl_ratio))
-    return (artifact.label, artifact.target, artifact.quant, format_size(result.size_bytes), *measured)
+    sizes = format_size(result.size_bytes), memory(result)
+    return (artifact.label, artifact.target, artifact.quant, *sizes, *measured)

@@ -12,10 +12,14 @@ from typing import Any
 
 from ..convert.errors import ExitCode
 from ..targets.target import Artifact
+from .budgets import BudgetCheck
+from .experts import LayerExperts
+from .floor import Floor
 from .gates import GateResult, part_verdicts
-from .jobs import CacheCheck
 from .localize import Location
+from .memory import CONTEXT_TOKENS
 from .metrics import Metrics, PromptScore, json_safe
+from .probes import CacheCheck
 from .weights import TensorError
 
 # Of docs/report.schema.json; a field that is added leaves it as it is.
@@ -67,15 +71,17 @@ class ArtifactResult:
     """One artifact: how it did and why. What it did not get to is None or empty.
 
     `metrics` compare it with the checkpoint, `execution` with the forward of its own `weights`, whose errors are
-    worst first. `location` and `mistake` say where a failure comes from. `run_bytes` estimates what running takes.
+    worst first. `location` and `mistake` say where a failure comes from. `run_bytes` estimates what running takes
+    with caches of `context` tokens.
     """
 
     artifact: Artifact
     backend: str
     verdict: Verdict
     size_bytes: int
-    budget_bytes: int | None
+    budgets: tuple[BudgetCheck, ...] = ()
     run_bytes: int | None = None
+    context: int = CONTEXT_TOKENS
     metrics: Metrics | None = None
     execution: Metrics | None = None
     weights: tuple[TensorError, ...] = ()
@@ -85,6 +91,7 @@ class ArtifactResult:
     scores: tuple[PromptScore, ...] = field(default=(), repr=False)
     gates: tuple[GateResult, ...] = ()
     cache: CacheCheck | None = None
+    experts: Sequence[LayerExperts] = ()
     greedy: GreedyCheck | None = None
     message: str = ""
 
@@ -98,8 +105,9 @@ class ArtifactResult:
             "backend": self.backend,
             "verdict": self.verdict.value,
             "size_bytes": self.size_bytes,
-            "budget_bytes": self.budget_bytes,
+            "budgets": [check.to_json() for check in self.budgets],
             "run_bytes": self.run_bytes,
+            "context": self.context,
             "verdicts": part_verdicts(self.gates),
             "metrics": self.metrics.to_json() if self.metrics else None,
             "execution": self.execution.to_json() if self.execution else None,
@@ -109,6 +117,7 @@ class ArtifactResult:
             "excerpts": [json_safe(asdict(excerpt)) for excerpt in self.excerpts],
             "gates": [json_safe(asdict(gate)) for gate in self.gates],
             "cache": json_safe(asdict(self.cache)) if self.cache else None,
+            "experts": [json_safe(asdict(layer)) for layer in self.experts],
             "greedy": json_safe(asdict(self.greedy)) if self.greedy else None,
             "message": self.message,
         }
@@ -116,11 +125,12 @@ class ArtifactResult:
 
 @dataclass(frozen=True)
 class Report:
-    """All artifacts of one model."""
+    """All artifacts of one model, and how far the model is from itself in the arithmetics they run in."""
 
     model: str
     results: tuple[ArtifactResult, ...]
     environment: dict[str, Any]
+    floor: Floor | None = None
 
     @property
     def exit_code(self) -> ExitCode:
@@ -137,6 +147,7 @@ class Report:
             "schema": SCHEMA_VERSION,
             "model": self.model,
             "artifacts": [result.to_json() for result in self.results],
+            "floor": self.floor.to_json() if self.floor else [],
             "environment": self.environment,
         }
 

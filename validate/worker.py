@@ -6,25 +6,30 @@ A runtime that crashes, hangs or eats all memory takes this process down and not
 from __future__ import annotations
 
 import errno
+import json
 import os
 import sys
 import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ..convert.errors import BackendError, InputError, LfmConvertError
+from ..convert.model.assets import CHAT_TEMPLATE, TOKENIZER_CONFIG, read_assets
+from ..convert.model.chat import render_chats
 from ..convert.model.dtypes import Float32
 from ..convert.model.tokenizer import TOKENIZER_FILE, Tokenizer
 from ..targets.target import Artifact, Runner
-from .jobs import LONG_CHUNKS, CacheCheck, Job, Outcome, Status, load_job, resolve_target, save_logits
-from .metrics import position_kld
+from .jobs import Job, Outcome, Status, load_job, resolve_target, save_logits
+from .probes import check_cache
+from .prompts import Chat
 
-# Chunks that cross the window of a short convolution in every way; the rest of the prompt follows whole.
-_CHUNKS = (1, 2, 3, 4, 1)
+_NO_EXPERTS = "experts: the runtime does not show which it chose"
 
 
 def main(folder: Path) -> None:
@@ -50,11 +55,7 @@ def work(job: Job, folder: Path) -> Outcome:
             return Outcome(status=Status.SKIPPED, message=missing)
         with closing(target.run(job.artifact, threads=job.threads)) as runner:
             backend = runner.backend
-            kept = _run_prompts(runner, job, folder)
-            cache = check_cache(runner, [job.prompts[i] for i in job.cache_prompts], kept)
-            greedy = tuple(_generate(runner, job.prompts[i], n=job.n_greedy, stop=job.stop) for i in job.greedy_prompts)
-            encoded = _tokenize(runner, job.artifact, job.texts)
-            return Outcome(status=Status.DONE, backend=backend, cache=cache, greedy=greedy, encoded=encoded)
+            return _probe(runner, job, _run_prompts(runner, job, folder))
     except BackendError as error:
         return Outcome(status=Status.SKIPPED, backend=backend, message=str(error))
     except LfmConvertError as error:
@@ -64,6 +65,25 @@ def work(job: Job, folder: Path) -> Outcome:
         full = isinstance(error, OSError) and error.errno == errno.ENOSPC
         message = f"{type(error).__name__}: {error}"
         return Outcome(status=Status.DISK if full else Status.FAILED, backend=backend, message=message)
+
+
+def _probe(runner: Runner, job: Job, kept: Sequence[Float32]) -> Outcome:
+    """Everything but the logits; `kept` are those of the cache prompts."""
+    cache = check_cache(runner, [job.prompts[i] for i in job.cache_prompts], kept)
+    greedy = tuple(_generate(runner, job.prompts[i], n=job.n_greedy, stop=job.stop) for i in job.greedy_prompts)
+    encoded, rendered = _tokenize(runner, job.artifact, job.texts), _render(runner, job)
+    experts = _experts(runner, [job.prompts[i] for i in job.expert_prompts])
+    if job.expert_prompts and experts is None and cache is not None:
+        cache = replace(cache, not_seen=(*cache.not_seen, _NO_EXPERTS))
+    return Outcome(
+        status=Status.DONE,
+        backend=runner.backend,
+        cache=cache,
+        greedy=greedy,
+        encoded=encoded,
+        rendered=rendered,
+        experts=experts,
+    )
 
 
 def _run_prompts(runner: Runner, job: Job, folder: Path) -> list[Float32]:
@@ -87,36 +107,6 @@ def _checked(logits: Float32, n: int, vocab_size: int) -> Float32:
     return found.astype(np.float32)
 
 
-def check_cache(runner: Runner, prompts: Sequence[Sequence[int]], whole: Sequence[Float32]) -> CacheCheck | None:
-    """Runs prompts again in chunks, and the first once more after the others; None without prompts."""
-    if not prompts:
-        return None
-    stepwise = [_differences(logits, _in_chunks(runner, ids)) for ids, logits in zip(prompts, whole, strict=True)]
-    reset = _differences(whole[0], runner.logits(prompts[0]))
-    return CacheCheck(
-        stepwise_max_abs=float(np.max([max_abs for max_abs, _ in stepwise])),
-        stepwise_kld=float(np.max([kld for _, kld in stepwise])),
-        reset_max_abs=reset[0],
-        reset_kld=reset[1],
-    )
-
-
-def _in_chunks(runner: Runner, token_ids: Sequence[int]) -> Float32:
-    runner.reset()
-    pieces, low = [], 0
-    sizes = LONG_CHUNKS if len(token_ids) > sum(LONG_CHUNKS) else _CHUNKS
-    for size in (*sizes, len(token_ids)):
-        if chunk := token_ids[low : low + size]:
-            pieces.append(runner.extend(chunk))
-        low += size
-    return np.concatenate(pieces)
-
-
-def _differences(first: Float32, second: Float32) -> tuple[float, float]:
-    """Largest logit difference and largest divergence of two arrays [n, V]."""
-    return float(np.abs(first - second).max()), float(position_kld(first, second).max())
-
-
 def _generate(runner: Runner, prompt: Sequence[int], *, n: int, stop: Sequence[int]) -> tuple[int, ...]:
     """Greedy continuation, ending with the first stop id."""
     out: list[int] = []
@@ -132,12 +122,56 @@ def _tokenize(runner: Runner, artifact: Artifact, texts: Sequence[str]) -> tuple
     """Ids of texts by the runtime's tokenizer, or by the one that lies beside the artifact; None without either."""
     found = [runner.tokenize(text) for text in texts]
     if None in found:
-        path = artifact.folder / TOKENIZER_FILE
-        if not path.is_file():
+        folder = _folder_with(artifact, TOKENIZER_FILE)
+        if folder is None:
             return None
-        tokenizer = Tokenizer(path)
+        tokenizer = Tokenizer(folder / TOKENIZER_FILE)
         found = [tokenizer.encode(text) for text in texts]
     return tuple(tuple(ids or ()) for ids in found)
+
+
+def _folder_with(artifact: Artifact, name: str) -> Path | None:
+    """The folder beside the artifact's main file, or above it, that holds a file."""
+    return next((folder for folder in (artifact.path.parent, artifact.folder) if (folder / name).is_file()), None)
+
+
+def _render(runner: Runner, job: Job) -> tuple[str, ...] | None:
+    """Chats by the runtime's own template engine, or by ours with the artifact's template; None without either."""
+    template = runner.template()
+    if template is None:
+        names = (CHAT_TEMPLATE, TOKENIZER_CONFIG)
+        folder = next((found for name in names if (found := _folder_with(job.artifact, name))), None)
+        template = read_assets(folder).chat_template if folder else None
+    if template is None or not job.chats:
+        return None
+    texts = [""] * len(job.chats)
+    for tools, members in _by_tools(job.chats):
+        conversations = [job.chats[i].messages for i in members]
+        rendered = runner.render(conversations, tools)
+        if rendered is None:
+            rendered = render_chats(template, conversations, bos_token=job.bos, tools=tools or None)
+        for i, text in zip(members, rendered, strict=True):
+            texts[i] = text.removeprefix(job.bos)
+    return tuple(texts)
+
+
+def _by_tools(chats: Sequence[Chat]) -> list[tuple[Sequence[Mapping[str, Any]], list[int]]]:
+    """Indices of chats by the tools they share: one engine renders them together."""
+    groups: dict[str, list[int]] = {}
+    for i, chat in enumerate(chats):
+        groups.setdefault(json.dumps(chat.tools), []).append(i)
+    return [(chats[members[0]].tools, members) for members in groups.values()]
+
+
+def _experts(runner: Runner, prompts: Sequence[Sequence[int]]) -> dict[int, list[list[int]]] | None:
+    """What each layer's router chose, prompts end to end. The last probe: a runner may load its model anew for it."""
+    found = []
+    for token_ids in prompts:
+        chosen = runner.experts(token_ids)
+        if chosen is None:
+            return None
+        found.append(chosen)
+    return {layer: np.concatenate([each[layer] for each in found]).tolist() for layer in found[0]} if found else None
 
 
 if __name__ == "__main__":

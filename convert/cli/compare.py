@@ -3,30 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from .. import pipeline
 from ..errors import ExitCode, UsageError
+from .bundle import bundled
+from .comparison_options import Reference, comparison_options
 from .console import Json, Offline, Revision, output, print_json, watched
-from .validate import Chunks, Prompts, Suite, TextFile
 
 
+@bundled(comparison=comparison_options)
 def compare(
+    *,
     first: Annotated[Path, typer.Argument(help="An artifact's file.", show_default=False)],
     second: Annotated[Path, typer.Argument(help="Another of the same checkpoint.", show_default=False)],
-    reference: Annotated[
-        str | None, typer.Option("--reference", "-r", help="The checkpoint they came from.", show_default=False)
-    ] = None,
-    suite: Suite = "standard",
-    prompts: Prompts = None,
-    text: TextFile = None,
-    chunks: Chunks = None,
-    threads: Annotated[
-        int | None,
-        typer.Option("--threads", min=1, help="Threads of each runtime; default: all cores.", show_default=False),
-    ] = None,
+    reference: Reference = None,
+    comparison: dict[str, Any],
     json_output: Json = False,
     revision: Revision = None,
     offline: Offline = False,
@@ -39,11 +33,7 @@ def compare(
         report = pipeline.validate(
             [first, second],
             reference=graph,
-            suite=suite,
-            prompts=prompts,
-            text=text,
-            n_chunks=chunks,
-            threads=threads,
+            **comparison,
             progress=progress,
         )
     if len(report.results) != 2:

@@ -19,23 +19,6 @@ from ..units import format_size
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
 Target = Annotated[str, typer.Option("--target", "-t", help="Runtime to write for; 'lfm-convert targets' lists them.")]
-Refine = Annotated[
-    bool, typer.Option("--refine", help="Search for a lower error in the same format and size; takes longer.")
-]
-Context = Annotated[
-    int | None,
-    typer.Option(
-        "--context", help="Positions the caches hold, where the file fixes them; default: 4096.", show_default=False
-    ),
-]
-OnnxMoe = Annotated[
-    str | None,
-    typer.Option(
-        "--onnx-moe",
-        help="Experts in ONNX: unrolled (any runtime) or qmoe (ONNX Runtime 1.31 on CPU).",
-        show_default=False,
-    ),
-]
 Revision = Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit of a hub model.")]
 Offline = Annotated[bool, typer.Option("--offline", help="Never ask the hub; use its local cache.")]
 Model = Annotated[
@@ -48,11 +31,6 @@ Model = Annotated[
 errors = Console(stderr=True, highlight=False)
 # Tables in a log are as wide as they need; rich would cut them at 80 columns.
 output = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
-
-
-def given(**options: Any) -> dict[str, Any]:
-    """The target options that were set on the command line."""
-    return {name: value for name, value in options.items() if value not in (None, False, ())}
 
 
 def print_json(value: Any) -> None:

@@ -2,41 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from ...validate.budgets import Budgets
 from .. import pipeline
 from ..units import format_size, parse_size
-from .console import (
-    Context,
-    Json,
-    Model,
-    Offline,
-    OnnxMoe,
-    Refine,
-    Revision,
-    Target,
-    given,
-    output,
-    print_json,
-    watched,
-)
-from .gguf_options import (
-    Imatrix,
-    Metadata,
-    OutputTensorType,
-    Pre,
-    Pure,
-    SplitMaxSize,
-    TensorType,
-    TokenEmbeddingType,
-    gguf_options,
-)
+from .budget_options import budget_options
+from .bundle import bundled
+from .console import Json, Model, Offline, Revision, Target, output, print_json, watched
+from .target_options import target_options
 
 
+@bundled(options=target_options, budgets=budget_options)
 def convert(
+    *,
     target: Target,
     model: Model = None,
     quant: Annotated[
@@ -48,17 +31,7 @@ def convert(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder to write; default: ./MODEL-TARGET.", show_default=False)
     ] = None,
-    refine: Refine = False,
-    onnx_moe: OnnxMoe = None,
-    context: Context = None,
-    imatrix: Imatrix = None,
-    pure: Pure = False,
-    token_embedding_type: TokenEmbeddingType = None,
-    output_tensor_type: OutputTensorType = None,
-    tensor_type: TensorType = None,
-    metadata: Metadata = None,
-    pre: Pre = None,
-    split_max_size: SplitMaxSize = None,
+    options: dict[str, Any],
     strict: Annotated[bool, typer.Option("--strict", help="Refuse encodings other than the quant names.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace artifacts that are there already.")] = False,
     jobs: Annotated[
@@ -67,30 +40,13 @@ def convert(
     max_memory: Annotated[
         str | None, typer.Option("--max-memory", help="Peak memory of writing, like 1GB.", show_default=False)
     ] = None,
-    max_size: Annotated[
-        str | None, typer.Option("--max-size", help="Largest artifact allowed, like 4.8GB.", show_default=False)
-    ] = None,
+    budgets: Budgets,
     no_validate: Annotated[bool, typer.Option("--no-validate", help="Write only; do not run the artifacts.")] = False,
     revision: Revision = None,
     offline: Offline = False,
     as_json: Json = False,
 ) -> int:
     """Write the artifacts of one target, then run each and compare it with the checkpoint."""
-    options = given(
-        refine=refine,
-        onnx_moe=onnx_moe,
-        context=context,
-        **gguf_options(
-            imatrix=imatrix,
-            pure=pure,
-            token_embedding_type=token_embedding_type,
-            output_tensor_type=output_tensor_type,
-            tensor_type=tensor_type,
-            metadata=metadata,
-            pre=pre,
-            split_max_size=split_max_size,
-        ),
-    )
     with watched() as progress:
         graph = pipeline.open_model(model, revision=revision, offline=offline, progress=progress)
         done = pipeline.convert(
@@ -103,7 +59,7 @@ def convert(
             overwrite=overwrite,
             jobs=jobs,
             max_memory=parse_size(max_memory) if max_memory else None,
-            max_size=parse_size(max_size) if max_size else None,
+            budgets=replace(budgets, context=options.get("context", budgets.context)),
             validate_after=not no_validate,
             progress=progress,
         )

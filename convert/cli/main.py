@@ -67,10 +67,10 @@ class _Terminated(BaseException):
     """SIGTERM, raised where the program stands, so that temporary files are removed on the way out."""
 
 
-def run() -> NoReturn:
-    """The console script: runs the command line of this process and ends it with the exit code."""
+def run(arguments: list[str] | None = None) -> NoReturn:
+    """The console script: runs the command line, this process's own by default, and ends it with the exit code."""
     signal.signal(signal.SIGTERM, _on_terminate)
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main(sys.argv[1:] if arguments is None else arguments))
 
 
 def main(arguments: list[str]) -> int:

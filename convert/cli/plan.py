@@ -2,91 +2,60 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from dataclasses import replace
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 
+from ...validate.budgets import BudgetCheck, Budgets
+from ...validate.memory import run_bytes
 from .. import pipeline
+from ..errors import ExitCode
 from ..plans import Plan
 from ..units import format_size
-from .console import (
-    Context,
-    Json,
-    Model,
-    Offline,
-    OnnxMoe,
-    Refine,
-    Revision,
-    Target,
-    given,
-    output,
-    print_json,
-    watched,
-)
-from .gguf_options import (
-    Imatrix,
-    Metadata,
-    OutputTensorType,
-    Pre,
-    Pure,
-    SplitMaxSize,
-    TensorType,
-    TokenEmbeddingType,
-    gguf_options,
-)
+from .budget_options import budget_options
+from .bundle import bundled
+from .console import Json, Model, Offline, Revision, Target, output, print_json, watched
+from .target_options import target_options
 
 
+@bundled(options=target_options, budgets=budget_options)
 def plan(
+    *,
     target: Target,
     model: Model = None,
     quant: Annotated[
         str | None, typer.Option("--quant", "-q", help="Quants, comma-separated; default: all.", show_default=False)
     ] = None,
-    refine: Refine = False,
-    onnx_moe: OnnxMoe = None,
-    context: Context = None,
-    imatrix: Imatrix = None,
-    pure: Pure = False,
-    token_embedding_type: TokenEmbeddingType = None,
-    output_tensor_type: OutputTensorType = None,
-    tensor_type: TensorType = None,
-    metadata: Metadata = None,
-    pre: Pre = None,
-    split_max_size: SplitMaxSize = None,
+    options: dict[str, Any],
+    budgets: Budgets,
     strict: Annotated[bool, typer.Option("--strict", help="Fail if a tensor would fall back.")] = False,
     revision: Revision = None,
     offline: Offline = False,
     as_json: Json = False,
 ) -> int:
     """Say what would be written, to the byte, without reading a weight; config.json is enough."""
-    options = given(
-        refine=refine,
-        onnx_moe=onnx_moe,
-        context=context,
-        **gguf_options(
-            imatrix=imatrix,
-            pure=pure,
-            token_embedding_type=token_embedding_type,
-            output_tensor_type=output_tensor_type,
-            tensor_type=tensor_type,
-            metadata=metadata,
-            pre=pre,
-            split_max_size=split_max_size,
-        ),
-    )
     with watched() as progress:
         graph = pipeline.open_model(model, revision=revision, offline=offline, weights=False, progress=progress)
     plans = pipeline.plan(graph, target=target, quant=quant or "all", options=options)
     for each in plans:
         if strict:
             each.refuse_fallbacks()
+    budgets = replace(budgets, context=options.get("context", budgets.context))
+    checks = [budgets.check_plan(graph.config, each) for each in plans]
+    memory = [run_bytes(graph.config, each.total_bytes, n_tokens=budgets.context) for each in plans]
+    fits = all(check.passed for found in checks for check in found)
+    code = ExitCode.OK if fits else ExitCode.BUDGET
     if as_json:
-        objects = [each.to_json() for each in plans]
+        objects = [
+            {**each.to_json(), "run_bytes": run, "budgets": [check.to_json() for check in found]}
+            for each, run, found in zip(plans, memory, checks, strict=True)
+        ]
         print_json(objects[0] if len(objects) == 1 else objects)
-        return 0
+        return code
     output.print(f"{graph.name}: {graph.n_parameters:,} parameters, {graph.config.n_layers} layers")
-    output.print(_table(plans))
+    output.print(_table(plans, memory))
     for each in plans:
         for fallback in each.fallbacks:
             output.print(
@@ -94,16 +63,23 @@ def plan(
             )
     for note in dict.fromkeys(note for each in plans for note in each.notes):
         output.print(note)
-    return 0
+    for each, found in zip(plans, checks, strict=True):
+        _print_checks(each, found)
+    return code
 
 
-def _table(plans: tuple[Plan, ...]) -> Table:
+def _print_checks(each: Plan, found: tuple[BudgetCheck, ...]) -> None:
+    for check in found:
+        output.print(f"{each.quant}: {check.name}: {check.sentence}", markup=False, soft_wrap=True)
+
+
+def _table(plans: tuple[Plan, ...], memory: list[int]) -> Table:
     table = Table(box=None, pad_edge=False)
     for heading in ("quant", "file"):
         table.add_column(heading)
-    for heading in ("size", "bytes", "tensor bytes", "tensors", "fallbacks", "peak memory"):
+    for heading in ("size", "bytes", "tensor bytes", "tensors", "fallbacks", "memory to write", "memory to run"):
         table.add_column(heading, justify="right")
-    for each in plans:
+    for each, run in zip(plans, memory, strict=True):
         table.add_row(
             each.quant,
             each.main_file,
@@ -113,5 +89,6 @@ def _table(plans: tuple[Plan, ...]) -> Table:
             str(len(each.tensors)),
             str(len(each.fallbacks)),
             format_size(each.peak_memory_bytes()),
+            format_size(run),
         )
     return table

@@ -3,50 +3,35 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from ...validate.budgets import Budgets
+from ...validate.memory import CONTEXT_TOKENS
 from .. import pipeline
 from ..errors import UsageError
 from ..files import replace_text
-from ..units import parse_size
+from .budget_options import budget_options
+from .bundle import bundled
+from .comparison_options import Reference, comparison_options
 from .console import Offline, Revision, output, print_json, watched
 
-Suite = Annotated[str, typer.Option("--suite", help="Which of the shared prompts: smoke or standard.")]
-Prompts = Annotated[
-    Path | None,
-    typer.Option("--prompts", help="JSON lines of text, messages or ids instead of a suite.", show_default=False),
-]
-TextFile = Annotated[
-    Path | None,
-    typer.Option("--text", help="A text instead of a suite, read as llama-perplexity does.", show_default=False),
-]
-Chunks = Annotated[
-    int | None, typer.Option("--chunks", min=1, help="Chunks of --text; default: all.", show_default=False)
-]
 
-
+@bundled(comparison=comparison_options, budgets=budget_options)
 def validate(
+    *,
     artifacts: Annotated[
         list[Path], typer.Argument(help="Artifact files, or folders with their manifest.", show_default=False)
     ],
-    reference: Annotated[
-        str | None, typer.Option("--reference", "-r", help="The checkpoint they came from.", show_default=False)
-    ] = None,
-    suite: Suite = "standard",
-    prompts: Prompts = None,
-    text: TextFile = None,
-    chunks: Chunks = None,
-    max_size: Annotated[
-        str | None, typer.Option("--max-size", help="Largest artifact allowed, like 4.8GB.", show_default=False)
-    ] = None,
-    threads: Annotated[
-        int | None,
-        typer.Option("--threads", min=1, help="Threads of each runtime; default: all cores.", show_default=False),
-    ] = None,
-    time_limit: Annotated[float, typer.Option("--time-limit", min=1, help="Seconds for each artifact.")] = 1800,
+    reference: Reference = None,
+    comparison: dict[str, Any],
+    budgets: Budgets,
+    context: Annotated[
+        int, typer.Option("--context", min=1, help="Tokens of the caches that memory is told for.")
+    ] = CONTEXT_TOKENS,
     json_path: Annotated[
         str | None,
         typer.Option("--json", help="Write the result as JSON to this file; '-' is stdout.", show_default=False),
@@ -83,13 +68,8 @@ def validate(
         report = pipeline.validate(
             artifacts,
             reference=graph,
-            suite=suite,
-            prompts=prompts,
-            text=text,
-            n_chunks=chunks,
-            max_size=parse_size(max_size) if max_size else None,
-            threads=threads,
-            time_limit_s=time_limit,
+            **comparison,
+            budgets=replace(budgets, context=context),
             progress=progress,
         )
     report = hold_to_baseline(report, stored)

@@ -62,8 +62,10 @@ def stored(raw: memoryview, dtype: DType) -> NDArray[np.unsignedinteger[Any]]:
 def first_not_finite(bits: NDArray[np.unsignedinteger[Any]], dtype: DType) -> int | None:
     """Flat index of the first NaN or infinity in stored elements, or None."""
     exponent = bits.dtype.type(_BITS[dtype][1])
-    found = (bits & exponent) == exponent
-    return int(found.argmax()) if found.any() else None
+    magnitude = bits & bits.dtype.type(np.iinfo(bits.dtype).max >> 1)
+    if not bits.size or magnitude.max() < exponent:
+        return None
+    return int((magnitude >= exponent).argmax())
 
 
 def widen(bits: NDArray[np.unsignedinteger[Any]], dtype: DType) -> Float32:

@@ -18,10 +18,15 @@ from ..errors import UsageError
 from .config import ModelConfig, MoEConfig, Operator
 from .dtypes import Float32
 from .graph import Layer, Role, WeightGraph
+from .side_by_side import cut, each
 from .tensor import TensorView
 
-_HEAD_BLOCK_BYTES = 64 << 20
-_SCORE_ELEMENTS = 1 << 24
+# Of a piece of a product: weights that stay in cache between being widened and used, or, of kept weights, the work
+# that pays for handing it to another core.
+_PIECE_ELEMENTS = 3 << 17
+_PIECE_PRODUCTS = 1 << 22
+_PIECE_ROWS = 128
+_SCORE_ELEMENTS = 1 << 22
 # Queries scored at a time: keys after the block's last are not even multiplied, which saves up to half.
 _QUERY_ROWS = 128
 
@@ -72,16 +77,15 @@ class Routing:
 class Forward:
     """Runs a weight graph.
 
-    `keep_bytes` of float32 weights are kept between calls (small models decode fast); what does not
-    fit is streamed from the checkpoint each time, so that peak memory is `keep_bytes`, one matrix and
-    the activations.
+    A model of up to `keep_bytes` in float32 is kept between calls, so that it decodes fast. The weights of a larger
+    one are streamed from the checkpoint each time, a piece at a time, and peak memory is that of the activations.
     """
 
-    def __init__(self, graph: WeightGraph, *, keep_bytes: int = 1 << 30) -> None:
+    def __init__(self, graph: WeightGraph, *, keep_bytes: int = 1 << 28) -> None:
         self.graph = graph
         self.config: ModelConfig = graph.config
-        self._kept: dict[tuple[int, int, int], Float32] = {}
-        self._room = keep_bytes
+        self._kept: dict[int, Float32] = {}
+        self._keeps = 4 * graph.n_parameters <= keep_bytes
         self.routings: dict[int, Routing] = {}
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> tuple[list[Float32], State]:
@@ -152,22 +156,18 @@ class Forward:
     # Weights
 
     def _load(self, view: TensorView, start: int, stop: int) -> Float32:
-        key = (id(view), start, stop)
-        kept = self._kept.get(key)
-        if kept is not None:
-            return kept
-        values = view.rows(start, stop)
-        if values.nbytes <= self._room:
-            self._room -= values.nbytes
-            self._kept[key] = values
-        return values
+        if not self._keeps:
+            return view.rows(start, stop)
+        if id(view) not in self._kept:
+            self._kept[id(view)] = view.rows(0, view.n_rows)
+        return self._kept[id(view)][start:stop]
 
     def _vector(self, view: TensorView) -> Float32:
         return self._load(view, 0, 1)[0]
 
     def _embed(self, ids: np.ndarray) -> Float32:
         table = self.graph[Role.EMBED]
-        if 4 * table.n_rows * table.n_cols <= _HEAD_BLOCK_BYTES:
+        if self._keeps:
             return self._load(table, 0, table.n_rows)[ids]
         tokens, places = np.unique(ids, return_inverse=True)
         # single rows: a 128,000-row table is never widened for a prompt
@@ -178,23 +178,31 @@ class Forward:
     ) -> Float32:
         """x [n, in] times rows [start, start+count) of the matrix, transposed: [n, count]."""
         count = view.n_rows if count < 0 else count
-        step = max(1, _HEAD_BLOCK_BYTES // (4 * view.n_cols))
-        if count <= step:
-            out = x @ self._load(view, start, start + count).T
-        else:
-            out = np.empty((x.shape[0], count), np.float32)
-            for low in range(0, count, step):
-                high = min(low + step, count)
-                np.matmul(x, self._load(view, start + low, start + high).T, out=out[:, low:high])
-        return out if bias is None else out + self._vector(bias)
+        out = np.empty((x.shape[0], count), np.float32)
+        added = None if bias is None else self._vector(bias)
+
+        def multiply(low: int, high: int) -> None:
+            np.matmul(x, self._load(view, start + low, start + high).T, out=out[:, low:high])
+            if added is not None:
+                out[:, low:high] += added[low:high]
+
+        step = _PIECE_PRODUCTS // x.size if self._keeps else _PIECE_ELEMENTS // view.n_cols
+        each(multiply, cut(count, max(_PIECE_ROWS, step)))
+        return out
 
     def _norm(self, x: Float32, gain: TensorView) -> Float32:
         """Root-mean-square norm over the last axis."""
-        mean_square = np.mean(x * x, axis=-1, keepdims=True, dtype=np.float32)
-        scale: Float32 = np.sqrt(mean_square + np.float32(self.config.norm_eps))
-        normed: Float32 = x / scale
-        normed *= self._vector(gain)
-        return normed
+        weight, epsilon = self._vector(gain), np.float32(self.config.norm_eps)
+        out = np.empty_like(x)
+
+        def norm(low: int, high: int) -> None:
+            np.multiply(x[low:high], x[low:high], out=out[low:high])
+            mean_square = np.mean(out[low:high], axis=-1, keepdims=True, dtype=np.float32)
+            np.divide(x[low:high], np.sqrt(mean_square + epsilon), out=out[low:high])
+            out[low:high] *= weight
+
+        each(norm, _by_rows(x))
+        return out
 
     # Operators
 
@@ -258,7 +266,7 @@ class Forward:
 
     def _dense(self, layer: Layer, x: Float32) -> Float32:
         gate, up = self._linear(x, layer[Role.FFN_GATE]), self._linear(x, layer[Role.FFN_UP])
-        return self._linear(_silu(gate) * up, layer[Role.FFN_DOWN])
+        return self._linear(_gated(gate, up), layer[Role.FFN_DOWN])
 
     def route(self, layer: Layer, x: Float32) -> Routing:
         """Experts and weights of each token: sigmoid scores, chosen with the bias, weighted without."""
@@ -281,7 +289,7 @@ class Forward:
             chosen = x[token]
             gate = self._expert(chosen, layer[Role.EXPERT_GATE], int(expert))
             up = self._expert(chosen, layer[Role.EXPERT_UP], int(expert))
-            down = self._expert(_silu(gate) * up, layer[Role.EXPERT_DOWN], int(expert))
+            down = self._expert(_gated(gate, up), layer[Role.EXPERT_DOWN], int(expert))
             out[token] += down * routing.weights[token, slot, None]
         return out
 
@@ -306,11 +314,24 @@ def _sigmoid(x: Float32) -> Float32:
         return np.reciprocal(1 + np.exp(-x), dtype=np.float32)
 
 
-def _silu(x: Float32) -> Float32:
-    with np.errstate(over="ignore"):  # as above
-        out = np.exp(-x)
-    out += 1
-    return np.divide(x, out, out=out)
+def _by_rows(x: Float32) -> list[tuple[int, int]]:
+    """Ranges of the first axis that stay in a core's cache."""
+    return cut(len(x), max(1, _PIECE_ELEMENTS * len(x) // x.size))
+
+
+def _gated(gate: Float32, up: Float32) -> Float32:
+    """silu(gate) * up, in place of the gate."""
+
+    def multiply(low: int, high: int) -> None:
+        piece = gate[low:high]
+        with np.errstate(over="ignore"):  # as above
+            scale = np.exp(-piece)
+        scale += 1
+        np.divide(piece, scale, out=piece)
+        piece *= up[low:high]
+
+    each(multiply, _by_rows(gate))
+    return gate
 
 
 def _rotary(config: ModelConfig, start: int, n: int) -> tuple[Float32, Float32]:
@@ -330,15 +351,18 @@ def _attend(q: Float32, keys: Float32, values: Float32) -> Float32:
     n_kv, total, _ = keys.shape
     grouped = q.reshape(n_kv, n_heads // n_kv, n, d) * np.float32(d**-0.5)
     out = np.empty_like(grouped)
-    step = max(1, min(_QUERY_ROWS, _SCORE_ELEMENTS // (n_heads * total)))
-    for low in range(0, n, step):
-        high = min(low + step, n)
-        seen = total - n + high  # keys after the block's last query are masked for all of it
-        scores = grouped[:, :, low:high] @ keys[:, None, :seen].swapaxes(-1, -2)
-        future = np.arange(seen) > (total - n + np.arange(low, high))[:, None]
-        np.copyto(scores, np.float32(-np.inf), where=future)
-        scores -= scores.max(axis=-1, keepdims=True)
-        np.exp(scores, out=scores)
-        scores /= scores.sum(axis=-1, keepdims=True)
-        out[:, :, low:high] = scores @ values[:, None, :seen]
+    step = max(1, min(_QUERY_ROWS, _SCORE_ELEMENTS * n_kv // (n_heads * total)))
+
+    def attend(first: int, last: int) -> None:
+        for kv, (low, high) in ((kv, block) for kv in range(first, last) for block in cut(n, step)):
+            seen = total - n + high  # keys after the block's last query are masked for all of it
+            scores = grouped[kv, :, low:high] @ keys[kv, :seen].T
+            future = np.arange(seen) > (total - n + np.arange(low, high))[:, None]
+            np.copyto(scores, np.float32(-np.inf), where=future)
+            scores -= scores.max(axis=-1, keepdims=True)
+            np.exp(scores, out=scores)
+            scores /= scores.sum(axis=-1, keepdims=True)
+            out[kv, :, low:high] = scores @ values[kv, :seen]
+
+    each(attend, cut(n_kv, 1))
     return out.reshape(n_heads, n, d)

@@ -1,6 +1,7 @@
 """What GGUF's block formats share: one record a block, a row is its records end to end.
 
 Encoding is compiled (`_kernels_*.py`) and gives the bits of ggml's reference: float32 arithmetic in C's order.
+`_refined` at the end of a name is the same format with scales of lower error, where there are any.
 Source: llama.cpp `ggml/src/ggml-quants.c`, `ggml/src/ggml-common.h`.
 """
 
@@ -17,11 +18,12 @@ from numpy.typing import NDArray
 
 from ...convert.errors import InputError, needs_extra
 from ...convert.model.dtypes import Float32
-from ..encoding import Bytes, Encoding, Part
+from ..encoding import Bytes, Encoding, Part, get_encoding
 
 Levels = NDArray[np.uint8]
 Records = NDArray[Any]
 
+_REFINED = "_refined"
 # Beyond this, squares of squares of a search could overflow, and no scale of float16 reaches it.
 _LARGEST_SEARCHED = 1e9
 
@@ -38,6 +40,13 @@ class BlockEncoding(Encoding):
     searches: ClassVar[bool] = False
     halves: ClassVar[tuple[str, ...]] = ("d",)
 
+    def __init__(self, *, refined: bool = False) -> None:
+        """`refined` keeps ggml's bytes of a block only where a longer search does not lower its squared error."""
+        self.type_name = self.name
+        self.refined = refined
+        if refined:
+            self.name = self.type_name + _REFINED
+
     def parts(self, n_cols: int) -> tuple[Part, ...]:
         n_bytes = n_cols // self.block * self.layout.itemsize
         return (Part("blocks", np.dtype(np.uint8), (n_bytes,)),)
@@ -52,10 +61,32 @@ class BlockEncoding(Encoding):
             self._refuse(max(blocks.max(), -blocks.min()) > _LARGEST_SEARCHED)
         weights = self._blocks(np.empty(0, np.float32) if importance is None else importance)
         out = np.empty((len(blocks), self.layout.itemsize), np.uint8)
-        _kernel(self.module, self.name)(blocks, weights, out)
+        _kernel(self.module, self.type_name)(blocks, weights, out)
         records = out.view(self.layout)
         self._refuse(not all(np.isfinite(records[field]).all() for field in self.halves))
+        if self.refined:
+            self._refine(blocks, weights, out)
         return (out.reshape(len(rows), self.parts(rows.shape[1])[0].row_nbytes),)
+
+    def _refine(self, blocks: Float32, weights: Float32, exact: Levels) -> None:
+        """Replaces records whose values, as a reader computes them, are farther from the blocks than those found."""
+        found = np.empty_like(exact)
+        from ._kernels_refined import refine  # brings the compiler
+
+        refine(self.type_name, blocks, weights, found)
+        better = self._errors(blocks, weights, found) < self._errors(blocks, weights, exact)
+        exact[better] = found[better]
+
+    def _errors(self, blocks: Float32, weights: Float32, stored: Levels) -> NDArray[np.float64]:
+        """The squared error [n] of each record, weighted if there are weights."""
+        with np.errstate(invalid="ignore", over="ignore"):  # what was found may be beyond float16: NaN is not better
+            values = self._decode(stored.reshape(-1).view(self.layout)).reshape(blocks.shape)
+            off = np.subtract(values, blocks, dtype=np.float64)
+            np.square(off, out=off)
+            if len(weights):
+                off.reshape(-1, *weights.shape)[:] *= weights
+            total: NDArray[np.float64] = off.sum(axis=1)
+        return total
 
     def decode(self, *parts: Bytes) -> Float32:
         (stored,) = parts
@@ -82,6 +113,16 @@ def _kernel(module: str, name: str) -> Callable[[Float32, Float32, Levels], None
         found = importlib.import_module(f".{module}", __package__)
     kernel: Callable[[Float32, Float32, Levels], None] = getattr(found, f"encode_{name.lower()}")
     return kernel
+
+
+def refined(encoding: Encoding) -> Encoding:
+    """The same format refined; itself if it has no blocks."""
+    return get_encoding(encoding.name + _REFINED) if isinstance(encoding, BlockEncoding) else encoding
+
+
+def stored_type(encoding: Encoding) -> str:
+    """ggml's name of the bytes, refined or not."""
+    return encoding.type_name if isinstance(encoding, BlockEncoding) else encoding.name
 
 
 def column(values: NDArray[Any]) -> Float32:

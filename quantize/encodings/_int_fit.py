@@ -40,11 +40,13 @@ def _sums(x: Lanes, weights: Lanes, inverse: Lanes, zero: Lanes, top: np.float32
 
 
 @kernel
-def fit(blocks: Float32, importance: Float32, widths: Float32, top: np.float32) -> tuple[Float32, NDArray[np.uint8]]:
+def fit(
+    blocks: Float32, importance: Float32, widths: Float32, shifts: Float32, top: np.float32
+) -> tuple[Float32, NDArray[np.uint8]]:
     """Scale and zero point [n] of blocks [n, size] with the lowest weighted squared error that was found.
 
     importance [m, size] repeats every m blocks; codes are 0 … top. Each width, in steps, is tried as the range's
-    with the nearest zero point, then the best try's fitted scale once more.
+    with the nearest zero point and each shift of it, then the best try's fitted scale once more.
     """
     n, size = blocks.shape
     scales, zeros = np.zeros(n, np.float32), np.zeros(n, np.uint8)
@@ -58,11 +60,13 @@ def fit(blocks: Float32, importance: Float32, widths: Float32, top: np.float32) 
         load_importance(importance, first, weights)
         _range(x, low, high)
         best[:], best_scale[:], best_zero[:] = -_ONE, _ZERO, _ZERO
-        for trial in range(len(widths) + 1):
+        for trial in range(len(shifts) * len(widths) + 1):
             for lane in range(LANES):
-                if trial < len(widths):
-                    inverse[lane] = _ONE / max((high[lane] - low[lane]) / widths[trial], _TINY)
-                    zero[lane] = min(max((-low[lane] * inverse[lane] + _ROUND) - _ROUND, _ZERO), top)
+                if trial < len(shifts) * len(widths):
+                    width, shift = widths[trial % len(widths)], shifts[trial // len(widths)]
+                    inverse[lane] = _ONE / max((high[lane] - low[lane]) / width, _TINY)
+                    nearest = (-low[lane] * inverse[lane] + _ROUND) - _ROUND
+                    zero[lane] = min(max(nearest + shift, _ZERO), top)
                 else:
                     inverse[lane], zero[lane] = _ONE / max(best_scale[lane], _TINY), best_zero[lane]
             _sums(x, weights, inverse, zero, top, dot, norm)

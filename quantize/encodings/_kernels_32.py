@@ -22,6 +22,10 @@ from ._runs import found_levels
 from ._search import BASE, INVERSE, MINIMUM, ONE, SCALE, ZERO, search_ranged, search_signed
 
 Blocks = NDArray[np.float32]
+Words = NDArray[np.uint64]
+# Of eight bytes in a word: the lowest bit of each, a factor that gathers those in the highest byte, the low halves.
+_ONES, _GATHER = np.uint64(0x0101010101010101), np.uint64(0x0102040810204080)
+_NIBBLES = np.uint64(0x0F0F0F0F0F0F0F0F)
 _SIGN, _MAGNITUDE = np.int32(-0x8000_0000), np.int32(0x7FFF_FFFF)
 # Truncation after adding the float below one half, with the value's sign, is C's roundf: half away from zero.
 _ALMOST_HALF = np.nextafter(np.float32(0.5), np.float32(0))
@@ -70,13 +74,15 @@ def _encode_signed(blocks: Blocks, importance: Blocks, n: int, out: Records) -> 
     if len(importance):
         _search_blocks(blocks, importance, n, False, out)
         return
+    codes = np.empty(32, np.uint8)
+    words = codes.view(np.uint64)
     for b in range(len(blocks)):
         d = _extreme(blocks[b]) / np.float32(-n)
         inverse = _inverse(d)
         _put_half(d, out[b], 0)
         # where C's inverse would be infinite the levels are 0, not the middle
         middle = ZERO if inverse == ZERO and d != ZERO else np.float32(n + 0.5)
-        _pack(blocks[b], ZERO, inverse, middle, n, out[b, 2:])
+        _pack(blocks[b], ZERO, inverse, middle, n, codes, words, out[b, 2:])
 
 
 @kernel
@@ -84,12 +90,14 @@ def _encode_ranged(blocks: Blocks, importance: Blocks, n: int, out: Records) -> 
     if len(importance):
         _search_blocks(blocks, importance, n, True, out)
         return
+    codes = np.empty(32, np.uint8)
+    words = codes.view(np.uint64)
     for b in range(len(blocks)):
         low, high = _range(blocks[b])
         d = (high - low) / np.float32(2 * n - 1)
         _put_half(d, out[b], 0)
         _put_half(low, out[b], 2)
-        _pack(blocks[b], low, _inverse(d), np.float32(0.5), n, out[b, 4:])
+        _pack(blocks[b], low, _inverse(d), np.float32(0.5), n, codes, words, out[b, 4:])
 
 
 @kernel
@@ -152,25 +160,28 @@ def _ordered(word: np.int32) -> np.int32:
 
 
 @kernel
-def _pack(x: Blocks, base: np.float32, inverse: np.float32, middle: np.float32, n: int, out: Records) -> None:
-    """Levels trunc((x - base) · inverse + middle), up to 2n - 1, as bytes.
+def _pack(
+    x: Blocks, base: np.float32, inverse: np.float32, middle: np.float32, n: int, codes: Records, words: Words, out: Records
+) -> None:  # fmt: skip
+    """Levels trunc((x - base) · inverse + middle), up to 2n - 1, as bytes; codes [32], and words [4] of the
+    same bytes, are scratch.
 
     Fifth bits, if n is 16, come first, as a 32-bit word; then the low four, of elements j and 16 + j in byte j.
     """
-    high = np.int32(2 * n - 1)
-    at = 0
     if n == 16:
+        for j in range(len(codes)):
+            codes[j] = np.uint8(min(np.int32(31), np.int32((x[j] - base) * inverse + middle)))
         for k in range(4):
-            word = np.int32(0)
+            out[k] = np.uint8((((words[k] >> np.uint64(4)) & _ONES) * _GATHER) >> np.uint64(56))
+        for k in range(2):
+            nibbles = (words[k] & _NIBBLES) | ((words[k + 2] & _NIBBLES) << np.uint64(4))
             for j in range(8):
-                q = min(high, np.int32((x[8 * k + j] - base) * inverse + middle))
-                word |= (q >> 4) << j
-            out[k] = np.uint8(word)
-        at = 4
+                out[4 + 8 * k + j] = np.uint8(nibbles >> np.uint64(8 * j))
+        return
     for j in range(16):
-        first = min(high, np.int32((x[j] - base) * inverse + middle))
-        second = min(high, np.int32((x[16 + j] - base) * inverse + middle))
-        out[at + j] = np.uint8((first & 15) | ((second & 15) << 4))
+        first = min(np.int32(15), np.int32((x[j] - base) * inverse + middle))
+        second = min(np.int32(15), np.int32((x[16 + j] - base) * inverse + middle))
+        out[j] = np.uint8((first & 15) | ((second & 15) << 4))
 
 
 @kernel
@@ -181,7 +192,8 @@ def _search_blocks(blocks: Blocks, importance: Blocks, n: int, is_ranged: bool, 
         np.empty((32, LANES), np.float32),
     )
     found, spread = np.empty(4 * LANES, np.float32), _mean_squares(blocks, len(importance))
-    of_block, at = np.empty(32, np.float32), 4 if is_ranged else 2
+    of_block, codes, at = np.empty(32, np.float32), np.empty(32, np.uint8), 4 if is_ranged else 2
+    words = codes.view(np.uint64)
     for start in range(0, len(blocks), LANES):
         n_lanes = min(LANES, len(blocks) - start)
         load(blocks, start, x)
@@ -201,7 +213,7 @@ def _search_blocks(blocks: Blocks, importance: Blocks, n: int, is_ranged: bool, 
                 _put_half(-found[MINIMUM + i], out[start + i], 2)
             for j in range(32):
                 of_block[j] = steps[j, i]
-            _pack(of_block, ZERO, ONE, ZERO if is_ranged else np.float32(n), n, out[start + i, at:])
+            _pack(of_block, ZERO, ONE, ZERO if is_ranged else np.float32(n), n, codes, words, out[start + i, at:])
 
 
 @kernel

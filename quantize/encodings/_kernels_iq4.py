@@ -35,7 +35,7 @@ def encode_iq4_nl(blocks: Blocks, importance: Blocks, out: Records) -> None:
         for i in range(LANES):
             store_half(scale[i], records, 0, i)
             scale[i] = ZERO if scale[i] == ZERO else ONE / scale[i]
-        _pack_run(x, scale, 2, records)
+        pack_run(x, scale, 2, records)
         store(records, start, out)
 
 
@@ -64,7 +64,7 @@ def encode_iq4_xs(blocks: Blocks, importance: Blocks, out: Records) -> None:
                 byte = np.uint8(q + np.int32(32))
                 records[2 + run // 4, i] |= (byte >> np.uint8(4)) << np.uint8(2 * (run % 4))
                 records[4 + run // 2, i] |= (byte & np.uint8(15)) << np.uint8(4 * (run % 2))
-            _pack_run(x[32 * run : 32 * run + 32], inverse, 8 + 16 * run, records)
+            pack_run(x[32 * run : 32 * run + 32], inverse, 8 + 16 * run, records)
         store(records, start, out)
 
 
@@ -91,7 +91,7 @@ def _search_table(x: Lanes, w: Lanes, scale: Lanes) -> None:
         sums[:] = ZERO
         for j in range(x.shape[0]):
             for i in range(LANES):
-                q = _nearest_value(inverse[i] * x[j, i])
+                q = nearest_value(inverse[i] * x[j, i])
                 sums[i] += w[j, i] * q * x[j, i]
                 sums[LANES + i] += w[j, i] * q * q
         for i in range(LANES):
@@ -107,7 +107,7 @@ def _search_table(x: Lanes, w: Lanes, scale: Lanes) -> None:
 
 
 @kernel
-def _nearest_value(x: np.float32) -> np.float32:
+def nearest_value(x: np.float32) -> np.float32:
     """The table's value nearest to x, the higher of two as near."""
     q = np.float32(IQ4[0])
     for k in range(15):
@@ -125,7 +125,7 @@ def _nearest_index(x: np.float32) -> np.uint8:
 
 
 @kernel
-def _pack_run(x: Lanes, inverse: Lanes, at: int, records: Records) -> None:
+def pack_run(x: Lanes, inverse: Lanes, at: int, records: Records) -> None:
     """Indices of 32 elements in 16 bytes: element j in the low half of byte j, element 16 + j in the high half."""
     for j in range(16):
         for i in range(LANES):
@@ -138,24 +138,36 @@ def encode_mxfp4(blocks: Blocks, importance: Blocks, out: Records) -> None:
     """Blocks of 32 with a power of two each; importance is not used, as in ggml."""
     codes = np.empty(32, np.uint8)
     for b in range(len(blocks)):
-        largest = np.int32(0)
+        exponent = power(blocks[b])
+        step = half_scale(exponent)
         for j in range(32):
-            largest = max(largest, bits(blocks[b, j]) & np.int32(0x7FFF_FFFF))
-        exponent = np.int32(0)
-        if largest > 0:
-            # C's log2f rounds to float32 before floor does
-            logarithm = np.float32(math.log2(np.float64(float_of(largest))))
-            exponent = (np.int32(math.floor(logarithm)) + np.int32(125)) & np.int32(255)
-        step = float_of(np.int32(0x0020_0000) << exponent if exponent < 2 else (exponent - np.int32(1)) << np.int32(23))
-        for j in range(32):
-            codes[j] = _nearest_e2m1(blocks[b, j], step)
+            codes[j] = nearest_e2m1(blocks[b, j], step)
         out[b, 0] = np.uint8(exponent)
         for j in range(16):
             out[b, 1 + j] = codes[j] | (codes[16 + j] << np.uint8(4))
 
 
 @kernel
-def _nearest_e2m1(x: np.float32, step: np.float32) -> np.uint8:
+def power(x: Blocks) -> np.int32:
+    """The stored exponent of a block's scale; 0 of zeros."""
+    largest = np.int32(0)
+    for j in range(len(x)):
+        largest = max(largest, bits(x[j]) & np.int32(0x7FFF_FFFF))
+    if largest == 0:
+        return np.int32(0)
+    # C's log2f rounds to float32 before floor does
+    logarithm = np.float32(math.log2(np.float64(float_of(largest))))
+    return (np.int32(math.floor(logarithm)) + np.int32(125)) & np.int32(255)
+
+
+@kernel
+def half_scale(exponent: np.int32) -> np.float32:
+    """Half of 2^(exponent - 127)."""
+    return float_of(np.int32(0x0020_0000) << exponent if exponent < 2 else (exponent - np.int32(1)) << np.int32(23))
+
+
+@kernel
+def nearest_e2m1(x: np.float32, step: np.float32) -> np.uint8:
     """The code of the value nearest to x / step, the smaller of two as near; zero has no sign."""
     code, error = np.uint8(0), abs(x)
     for k in range(1, 8):

@@ -1,6 +1,6 @@
 """Puts levels into the bytes of a record, for `LANES` blocks side by side.
 
-Shapes: levels [256, LANES], records [bytes, LANES]; `at` is the first byte written.
+Shapes: levels [256, LANES] or [32, LANES], records [bytes, LANES]; `at` is the first byte written.
 """
 
 from __future__ import annotations
@@ -20,6 +20,25 @@ def pack_nibbles(levels: Records, at: int, records: Records) -> None:
             for i in range(LANES):
                 low, high = levels[64 * part + j, i], levels[64 * part + 32 + j, i]
                 records[at + 32 * part + j, i] = (low & _NIBBLE) | (high << np.uint8(4))
+
+
+@kernel
+def pack_halves(levels: Records, at: int, records: Records) -> None:
+    """Low four bits of 32 levels in 16 bytes: element j in the low half of byte j, element 16 + j in the high half."""
+    for j in range(16):
+        for i in range(LANES):
+            records[at + j, i] = (levels[j, i] & _NIBBLE) | (levels[16 + j, i] << np.uint8(4))
+
+
+@kernel
+def pack_fifth_bits(levels: Records, at: int, records: Records) -> None:
+    """Bit 4 of 32 levels: that of element j is bit j of the little-endian word."""
+    for k in range(4):
+        for i in range(LANES):
+            byte = np.uint8(0)
+            for j in range(8):
+                byte |= (levels[8 * k + j, i] >> np.uint8(4)) << np.uint8(j)
+            records[at + k, i] = byte
 
 
 @kernel
@@ -89,3 +108,14 @@ def pack_scales_q3(scales: Lanes, records: Records) -> None:
             for k in range(4):
                 byte |= (np.uint8(scales[run + 4 * k, i] + 32) >> np.uint8(4)) << np.uint8(2 * k)
             records[104 + run, i] = byte
+
+
+@kernel
+def pack_scales_iq4(scales: Lanes, records: Records) -> None:
+    """Six-bit scales -32 … 31 [8, LANES] into bytes 2-7 as IQ4_XS has them."""
+    records[2:8] = np.uint8(0)
+    for run in range(8):
+        for i in range(LANES):
+            byte = np.uint8(np.int32(scales[run, i]) + np.int32(32))
+            records[2 + run // 4, i] |= (byte >> np.uint8(4)) << np.uint8(2 * (run % 4))
+            records[4 + run // 2, i] |= (byte & _NIBBLE) << np.uint8(4 * (run % 2))

@@ -2,17 +2,18 @@
 
 | encoding      | values, row of K elements              | scales                    | read by                        |
 |---------------|----------------------------------------|---------------------------|--------------------------------|
-| et_int4_g32   | uint8 [K/2], even element in the low nibble  | bfloat16 [K/32]     | XNNPACK `qbint4`               |
+| et_int4_gG    | uint8 [K/2], even element in the low nibble  | bfloat16 [K/G]      | XNNPACK `qbint4`               |
 | et_int8       | int8 [K]                               | float32 [1]               | XNNPACK `qcint8`               |
 | et_embed4_g32 | uint8 [K/2], even element in the high nibble | float16 [K/32]      | `quantized_decomposed::embedding_4bit` |
 | et_embed8     | int8 [K]                               | float32 [1]               | `quantized_decomposed::embedding_byte` |
 
-A nibble holds code + 8; value = code * scale. XNNPACK demands scales that are positive and not subnormal.
+G is 32, 64 or 128. A nibble holds code + 8; value = code * scale. XNNPACK demands scales that are positive and not subnormal.
 Source: executorch `backends/xnnpack/operators/node_visitor.py`, `kernels/quantized/cpu/op_embedding4b.cpp`.
 """
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +24,6 @@ from ...convert.errors import InputError
 from ...convert.model.dtypes import Float32, to_bfloat16
 from ..encoding import Bytes, Encoding, Part
 
-_GROUP = 32
 # Largest magnitude of a group over its scale. 7 and 8 put the extreme on the last code of its side; the
 # others trade a clipped extreme for a finer grid.
 _RATIOS = (6.5, 7.0, 7.5, 8.0, 8.5, 9.0)
@@ -62,44 +62,61 @@ class _ScaleType:
 
 _BFLOAT16 = _ScaleType(np.dtype("<u2"), is_bfloat16=True)
 _FLOAT16 = _ScaleType(np.dtype("<f2"))
-_FLOAT32 = _ScaleType(np.dtype("<f4"))
+FLOAT32 = _ScaleType(np.dtype("<f4"))
 
 
-class GroupInt4(Encoding):
-    """4-bit codes in groups of 32; the scale that leaves the least squared error among those tried.
+class Integers(Encoding):
+    """Codes of `n_bits` and scales."""
+
+    n_bits: int
+
+    @abstractmethod
+    def integers(self, values: Bytes, scales: Bytes) -> tuple[NDArray[np.int8], Float32]:
+        """Codes [n, n_cols] and scales [n, groups] of stored parts."""
+
+    def decode(self, *parts: Bytes) -> Float32:
+        codes, scales = self.integers(*parts)
+        groups = codes.reshape(*scales.shape, -1).astype(np.float32)
+        groups *= scales[..., None]
+        return groups.reshape(codes.shape)
+
+
+class GroupInt4(Integers):
+    """4-bit codes in groups of `block`; the scale that leaves the least squared error among those tried.
 
     Every candidate is rounded to its stored width before it is judged, so that the codes are the nearest
     on the grid a runtime will use.
     """
 
-    block = _GROUP
     class_name = "q4"
+    n_bits = 4
 
-    def __init__(self, name: str, scales: _ScaleType, *, even_high: bool) -> None:
-        self.name = name
+    def __init__(self, name: str, scales: _ScaleType, *, even_high: bool, block: int = 32) -> None:
+        self.name, self.block = name, block
         self._scales = scales
         self._shifts = (4, 0) if even_high else (0, 4)
 
     def parts(self, n_cols: int) -> tuple[Part, ...]:
         return (
             Part("values", np.dtype("u1"), (n_cols // 2,)),
-            Part("scales", self._scales.dtype, (n_cols // _GROUP,)),
+            Part("scales", self._scales.dtype, (n_cols // self.block,)),
         )
 
     def encode(self, rows: Float32, importance: Float32 | None = None) -> tuple[Bytes, ...]:
-        n, n_cols = rows.shape
-        groups = rows.reshape(n, n_cols // _GROUP, _GROUP)
-        weights = None if importance is None else importance.reshape(n_cols // _GROUP, _GROUP)
-        scales = self._search(groups, weights)
-        codes = _codes(groups, scales).astype(np.int8).reshape(n, n_cols)
-        return self._pack(codes), self._scales.store(scales[..., 0])
+        codes, scales = self.quantize(rows, importance)
+        return self._pack(codes), self._scales.store(scales)
 
-    def decode(self, *parts: Bytes) -> Float32:
-        values, scales = parts
-        n, n_groups = scales.shape
-        codes = self._unpack(values).reshape(n, n_groups, _GROUP).astype(np.float32)
-        decoded: Float32 = codes * self._scales.load(scales)[..., None]
-        return decoded.reshape(n, n_groups * _GROUP)
+    def quantize(self, rows: Float32, importance: Float32 | None = None) -> tuple[NDArray[np.int8], Float32]:
+        """Codes [n, n_cols] and scales [n, n_cols / block], before either is packed."""
+        n, n_cols = rows.shape
+        groups = rows.reshape(n, n_cols // self.block, self.block)
+        weights = None if importance is None else importance.reshape(n_cols // self.block, self.block)
+        scales = self._search(groups, weights)
+        return _codes(groups, scales).astype(np.int8).reshape(n, n_cols), scales[..., 0]
+
+    def integers(self, values: Bytes, scales: Bytes) -> tuple[NDArray[np.int8], Float32]:
+        pairs = np.stack([(values >> shift) & 15 for shift in self._shifts], axis=-1)
+        return (pairs.astype(np.int8) - np.int8(8)).reshape(len(values), -1), self._scales.load(scales)
 
     def _search(self, groups: Float32, weights: Float32 | None) -> Float32:
         """The best scale of each group: [n, groups, 1]."""
@@ -124,21 +141,18 @@ class GroupInt4(Encoding):
         even, odd = self._shifts
         return np.asarray((nibbles[:, 0::2] << even) | (nibbles[:, 1::2] << odd), np.uint8)
 
-    def _unpack(self, packed: Bytes) -> NDArray[np.int8]:
-        pairs = np.stack([(packed >> shift) & 15 for shift in self._shifts], axis=-1)
-        return pairs.astype(np.int8) - np.int8(8)
 
-
-class RowInt8(Encoding):
+class RowInt8(Integers):
     """8-bit codes with one float32 scale a row."""
 
     class_name = "q8"
+    n_bits = 8
 
     def __init__(self, name: str) -> None:
         self.name = name
 
     def parts(self, n_cols: int) -> tuple[Part, ...]:
-        return Part("values", np.dtype("i1"), (n_cols,)), Part("scales", _FLOAT32.dtype, (1,))
+        return Part("values", np.dtype("i1"), (n_cols,)), Part("scales", FLOAT32.dtype, (1,))
 
     def encode(self, rows: Float32, importance: Float32 | None = None) -> tuple[Bytes, ...]:
         largest = np.abs(rows).max(axis=1, keepdims=True)
@@ -146,10 +160,8 @@ class RowInt8(Encoding):
         codes = np.clip(np.rint(rows / scales), -127, 127)
         return codes.astype(np.int8), scales.astype(np.float32)
 
-    def decode(self, *parts: Bytes) -> Float32:
-        values, scales = parts
-        decoded: Float32 = values.astype(np.float32) * scales
-        return decoded
+    def integers(self, values: Bytes, scales: Bytes) -> tuple[NDArray[np.int8], Float32]:
+        return values, scales
 
 
 def _codes(groups: Float32, scales: Float32) -> Float32:
@@ -159,7 +171,7 @@ def _codes(groups: Float32, scales: Float32) -> Float32:
 
 
 ENCODINGS: tuple[Encoding, ...] = (
-    GroupInt4("et_int4_g32", _BFLOAT16, even_high=False),
+    *(GroupInt4(f"et_int4_g{block}", _BFLOAT16, even_high=False, block=block) for block in (32, 64, 128)),
     RowInt8("et_int8"),
     GroupInt4("et_embed4_g32", _FLOAT16, even_high=True),
     RowInt8("et_embed8"),

@@ -24,9 +24,16 @@ from ..encoding import Bytes, Encoding, Part
 
 Codes = NDArray[np.uint8]
 
-# Steps the range of a block is divided into, one try each: fewer than the levels stretch it a little,
-# more clip its extremes, which pays at few bits.
-_WIDTHS = {4: np.arange(13.5, 19, 0.5).astype(np.float32), 8: np.array([255], np.float32)}
+# Steps the range of a block is divided into, one try each: fewer than the levels stretch it a little, which moves
+# values nearer to codes where there are many, and more clip its extremes, which pays where there are few.
+# The first of equals is kept.
+_WIDTHS = {
+    4: np.arange(13.5, 19, 0.5).astype(np.float32),
+    8: np.concatenate([np.arange(255, 243.5, -0.5), np.arange(255.5, 257.5, 0.5)]).astype(np.float32),
+}
+# Where columns count differently it pays to clip more, also at the lower end: the zero point is moved down.
+_WEIGHED_WIDTHS = {4: np.arange(13, 25.5, 0.5).astype(np.float32), 8: _WIDTHS[8]}
+_NO_SHIFT, _SHIFTS = np.zeros(1, np.float32), np.array([0, -1, -2], np.float32)
 
 
 class IntBlock32(Encoding):
@@ -60,7 +67,11 @@ class IntBlock32(Encoding):
 
         n, n_blocks = len(rows), rows.shape[1] // self.block
         blocks = np.ascontiguousarray(rows).reshape(-1, self.block)
-        fitted, zeros = fit(blocks, self._weights(importance), _WIDTHS[self.bits], self._top)
+        weights = self._weights(importance)
+        if (weights == 1).all():
+            fitted, zeros = fit(blocks, weights, _WIDTHS[self.bits], _NO_SHIFT, self._top)
+        else:
+            fitted, zeros = fit(blocks, weights, _WEIGHED_WIDTHS[self.bits], _SHIFTS, self._top)
         with np.errstate(over="ignore"):  # a scale beyond the type is infinity, which the writer refuses
             scales = fitted.astype(self.scale_dtype)
         values = codes(blocks, scales.astype(np.float32), zeros, self._top)

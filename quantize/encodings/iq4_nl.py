@@ -34,4 +34,4 @@ class IQ4_NL(BlockEncoding):
         return column(records["d"]) * _VALUES[unpack_nibbles(records["qs"])]
 
 
-ENCODINGS: tuple[Encoding, ...] = (IQ4_NL(),)
+ENCODINGS: tuple[Encoding, ...] = (IQ4_NL(), IQ4_NL(refined=True))

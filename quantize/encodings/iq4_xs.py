@@ -39,4 +39,4 @@ class IQ4_XS(BlockEncoding):
         return scales[:, :, None] * _VALUES[unpack_nibbles(records["qs"])]
 
 
-ENCODINGS: tuple[Encoding, ...] = (IQ4_XS(),)
+ENCODINGS: tuple[Encoding, ...] = (IQ4_XS(), IQ4_XS(refined=True))

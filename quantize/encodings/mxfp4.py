@@ -38,4 +38,4 @@ class MXFP4(BlockEncoding):
         return halved[:, None] * _VALUES[unpack_nibbles(records["qs"])]
 
 
-ENCODINGS: tuple[Encoding, ...] = (MXFP4(),)
+ENCODINGS: tuple[Encoding, ...] = (MXFP4(), MXFP4(refined=True))

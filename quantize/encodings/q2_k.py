@@ -38,4 +38,4 @@ class Q2_K(BlockEncoding):
         return scales[:, :, None] * levels - minima[:, :, None]
 
 
-ENCODINGS: tuple[Encoding, ...] = (Q2_K(),)
+ENCODINGS: tuple[Encoding, ...] = (Q2_K(), Q2_K(refined=True))

@@ -42,4 +42,4 @@ class Q3_K(BlockEncoding):
         return scaled[:, :, None] * (levels.reshape(-1, 16, 16).astype(np.float32) - 4)
 
 
-ENCODINGS: tuple[Encoding, ...] = (Q3_K(),)
+ENCODINGS: tuple[Encoding, ...] = (Q3_K(), Q3_K(refined=True))

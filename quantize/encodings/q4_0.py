@@ -31,4 +31,4 @@ class Q4_0(BlockEncoding):
         return (levels - 8) * column(records["d"])
 
 
-ENCODINGS: tuple[Encoding, ...] = (Q4_0(),)
+ENCODINGS: tuple[Encoding, ...] = (Q4_0(), Q4_0(refined=True))

@@ -33,4 +33,4 @@ class Q4_1(BlockEncoding):
         return levels * column(records["d"]) + column(records["m"])
 
 
-ENCODINGS: tuple[Encoding, ...] = (Q4_1(),)
+ENCODINGS: tuple[Encoding, ...] = (Q4_1(), Q4_1(refined=True))

@@ -41,4 +41,4 @@ class Q4_K(BlockEncoding):
         return scales[:, :, None] * levels - minima[:, :, None]
 
 
-ENCODINGS: tuple[Encoding, ...] = (Q4_K(),)
+ENCODINGS: tuple[Encoding, ...] = (Q4_K(), Q4_K(refined=True))

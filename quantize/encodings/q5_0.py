@@ -32,4 +32,4 @@ class Q5_0(BlockEncoding):
         return (levels.astype(np.float32) - 16) * column(records["d"])
 
 
-ENCODINGS: tuple[Encoding, ...] = (Q5_0(),)
+ENCODINGS: tuple[Encoding, ...] = (Q5_0(), Q5_0(refined=True))

@@ -34,4 +34,4 @@ class Q5_1(BlockEncoding):
         return levels.astype(np.float32) * column(records["d"]) + column(records["m"])
 
 
-ENCODINGS: tuple[Encoding, ...] = (Q5_1(),)
+ENCODINGS: tuple[Encoding, ...] = (Q5_1(), Q5_1(refined=True))

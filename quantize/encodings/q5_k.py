@@ -40,4 +40,4 @@ class Q5_K(BlockEncoding):
         return scales[:, :, None] * levels - minima[:, :, None]
 
 
-ENCODINGS: tuple[Encoding, ...] = (Q5_K(),)
+ENCODINGS: tuple[Encoding, ...] = (Q5_K(), Q5_K(refined=True))

@@ -42,4 +42,4 @@ class Q6_K(BlockEncoding):
         return values.reshape(-1, 256)
 
 
-ENCODINGS: tuple[Encoding, ...] = (Q6_K(),)
+ENCODINGS: tuple[Encoding, ...] = (Q6_K(), Q6_K(refined=True))

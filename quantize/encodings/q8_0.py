@@ -30,4 +30,4 @@ class Q8_0(BlockEncoding):
         return records["qs"].astype(np.float32) * column(records["d"])
 
 
-ENCODINGS: tuple[Encoding, ...] = (Q8_0(),)
+ENCODINGS: tuple[Encoding, ...] = (Q8_0(), Q8_0(refined=True))

@@ -17,6 +17,8 @@ _SENSITIVE = frozenset({
 })  # fmt: skip
 _MATRICES = _FFN | _SENSITIVE
 
+FLOATS = ("fp32", "fp16")
+
 POLICIES: tuple[Policy, ...] = (
     Policy(name="fp32", class_name="f32", rules=(Rule("F32"),)),
     Policy(name="fp16", class_name="f16", rules=(Rule("F32", _ROUTING), Rule("F16"))),

@@ -3,45 +3,24 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from ...convert.model.graph import Role
-from ...convert.plans import Placement, TensorPlan
+from ...convert.plans import TensorPlan
+from .fused import HEADER, Operand, is_tiled, operands
 from .layout import n_cuts, parts_of
 from .regions import REGIONS, RegionName
+from .stored import Piece, Stored
 
-
-@dataclass(frozen=True)
-class Piece:
-    """One part of one encoded matrix in the scratch file. Units: bytes."""
-
-    label: str
-    path: Path
-    offset: int
-    nbytes: int
-    dtype: np.dtype[Any]
-
-    @cached_property
-    def digest(self) -> str:
-        """SHA-256 of the bytes, in hex."""
-        with self.path.open("rb") as file:
-            file.seek(self.offset)
-            found = hashlib.sha256()
-            left = self.nbytes
-            while left:
-                data = file.read(min(left, 8 << 20))
-                found.update(data)
-                left -= len(data)
-        return found.hexdigest()
+_MARK_BYTES = 16
 
 
 @dataclass(frozen=True)
@@ -54,15 +33,18 @@ class Matrix:
 
 
 class Constants:
-    """Hands out constants: small ones and the token table as tensors, matrices as pieces of the file.
+    """Hands out constants: small ones as tensors, large ones as stand-ins, matrices of delegates as pieces of the file.
 
     `tensors` place their parts in one scratch file in `folder`, already written. `index` gets the label and the
-    hash of every constant handed out as a tensor.
+    hash of every constant handed out as a tensor. A stand-in is zeros that the system never backs with memory,
+    behind a mark by which `stored` knows what is to be written in its place.
     """
 
     def __init__(self, tensors: Sequence[TensorPlan], folder: Path) -> None:
         self._folder = folder
         self._tensors = {(tensor.role, tensor.layer): tensor for tensor in tensors}
+        self._operands = {operand.label: operand for operand in operands(tensors)}
+        self._stored: dict[bytes, Stored] = {}
         self.index: dict[str, str] = {}
 
     def vector(self, role: Role, layer: int | None) -> Tensor:
@@ -72,19 +54,45 @@ class Constants:
     def vectors(self, role: Role, layer: int | None) -> list[Tensor]:
         """The cuts of a float32 tensor: columns of a conv kernel, runs of elements of anything else."""
         tensor = self._tensors[role, layer]
-        values = torch.from_numpy(self._map(tensor.placements[0], np.dtype("<f4"), tensor.shape).copy())
+        place = tensor.placements[0]
+        read = np.fromfile(self._folder / place.path, "<f4", math.prod(tensor.shape), offset=place.offset)
+        values = torch.from_numpy(read.reshape(tensor.shape))
         count = n_cuts(tensor)
         cuts = values.unbind(1) if role is Role.CONV_KERNEL else values.chunk(count)
         return [self._indexed(f"{tensor.name}.{i}.values", cut.contiguous()) for i, cut in enumerate(cuts)]
 
     def embedding(self) -> tuple[str, list[Tensor]]:
-        """The encoding of the token table and its parts [V, ...], mapped from the file."""
+        """The encoding of the token table and stand-ins of its parts [V, ...]."""
         tensor = self._tensors[Role.EMBED, None]
-        found = []
-        for part, placement in zip(parts_of(tensor), tensor.placements, strict=True):
-            array = self._map(placement, part.dtype, (tensor.view.n_rows, *part.row_shape))
-            found.append(self._indexed(f"{tensor.name}.0.{part.name}", torch.from_numpy(array)))
+        pieces = self._matrix(tensor, 0).pieces
+        shapes = [(tensor.view.n_rows, *part.row_shape) for part in parts_of(tensor)]
+        found = [
+            self._stand_in(piece.label, shape, piece.dtype, [piece])
+            for piece, shape in zip(pieces, shapes, strict=True)
+        ]
         return tensor.encoding.name, found
+
+    def is_fused(self, layer: int) -> bool:
+        """Whether the experts of a layer are operands of one operator."""
+        return is_tiled(self._tensors[Role.EXPERT_GATE, layer])
+
+    def operand(self, name: str, layer: int) -> tuple[Operand, Tensor]:
+        """The operand `experts_in` or `experts_out` of a layer and its stand-in [E, bytes]."""
+        operand = self._operands[f"{name}.{layer}"]
+        pieces: list[bytes | Piece] = []
+        for tensor, expert, _, _ in operand.places():
+            if tensor is operand.tensors[0]:
+                pieces.append(HEADER)
+            pieces += self._matrix(tensor, expert).pieces
+        shape = operand.n_experts, operand.expert_nbytes
+        return operand, self._stand_in(operand.label, shape, np.dtype("u1"), pieces)
+
+    def stands_in(self, constant: Tensor) -> bool:
+        return constant.numel() > 0 and bytes(constant.view(-1).view(torch.uint8)[:_MARK_BYTES]) in self._stored
+
+    def stored(self, emitted: bytes) -> bytes | Stored:
+        """What to write for the bytes of a constant: themselves, or what they stand in for."""
+        return self._stored.get(emitted[:_MARK_BYTES], emitted)
 
     def matrices(self, name: RegionName) -> list[Matrix]:
         """The matrices of a region, in the order its function takes them."""
@@ -109,9 +117,16 @@ class Constants:
         ]
         return Matrix(tensor.encoding.name, (n_rows, tensor.view.n_cols), tuple(pieces))
 
-    def _map(self, placement: Placement, dtype: np.dtype[Any], shape: tuple[int, ...]) -> NDArray[Any]:
-        # copy-on-write, since torch demands memory it may write to
-        return np.memmap(self._folder / placement.path, dtype, "c", placement.offset, shape)
+    def _stand_in(
+        self, label: str, shape: tuple[int, ...], dtype: np.dtype[Any], pieces: Sequence[bytes | Piece]
+    ) -> Tensor:
+        stored = Stored(pieces)
+        mark = hashlib.md5(label.encode(), usedforsecurity=False).digest()
+        self._stored[mark] = stored
+        self.index[label] = stored.sha256().hex()
+        zeros = np.zeros(shape, dtype)  # torch.zeros would touch every page
+        zeros.reshape(-1).view(np.uint8)[:_MARK_BYTES] = np.frombuffer(mark, np.uint8)
+        return torch.from_numpy(zeros)
 
     def _indexed(self, label: str, values: Tensor) -> Tensor:
         self.index[label] = hashlib.sha256(values.numpy().data).hexdigest()

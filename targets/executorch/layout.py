@@ -10,16 +10,29 @@ from ...convert.model.graph import BIASES, EXPERTS, NORMS, Role, Weight, WeightG
 from ...convert.plans import Fallback, Placement, TensorPlan
 from ...quantize.encoding import Part
 from ...quantize.policy import Policy
+from .fused import HEADER, is_tiled, operands
 
 # The entry of named data that says which of the file's nameless constants is which tensor.
 INDEX_KEY = "lfm-convert"
+# Of the file that holds the weights if they are not in the program.
+DATA_SUFFIX = ".ptd"
 # What the module takes as float32 constants of its own; all else but the embedding belongs to a delegate.
 VECTORS = NORMS | BIASES | {Role.CONV_KERNEL}
 _CONSTANTS = VECTORS | {Role.EMBED}
 # B, C and x of a short convolution; the two halves that a rotation pairs.
 _CUTS = {Role.CONV_IN: 3, Role.CONV_IN_BIAS: 3, Role.Q_NORM: 2, Role.K_NORM: 2}
 # What instructions, names and delegates take beside the data, measured on files of executorch 1.5.1.
-_PROGRAM_BYTES = {"model": 9600, "conv": 7900, "attention": 10500, "dense": 5700, "moe": 6000, "expert": 4300}
+_PROGRAM_BYTES = {
+    "model": 9600,
+    "conv": 7900,
+    "attention": 10500,
+    "dense": 5700,
+    "moe": 6000,
+    "expert": 4300,
+    "fused": 6350,
+}
+# What the name of a piece of data takes where it is listed.
+_NAME_BYTES = 115
 # Parts start on multiples of this in the scratch file and, as segments, in the .pte.
 ALIGNMENT = 128
 
@@ -90,21 +103,32 @@ def aligned(n_bytes: int) -> int:
     return -(-n_bytes // ALIGNMENT) * ALIGNMENT
 
 
-def file_bytes(config: ModelConfig, tensors: Sequence[TensorPlan]) -> int:
-    """Bytes of the .pte, within 1 %: its data exactly, its program as `_PROGRAM_BYTES` has it."""
-    data = sum(
-        n_bytes if tensor.role in _CONSTANTS else aligned(n_bytes)
-        for tensor in tensors
-        for _, n_bytes in part_sizes(tensor)
-    )
-    n_moe = sum(config.is_moe_layer(layer) for layer in range(config.n_layers))
+def file_bytes(config: ModelConfig, tensors: Sequence[TensorPlan], *, is_split: bool = False) -> list[int]:
+    """Bytes of the .pte, of .pte and .ptd if it is split, within 1 %: data exactly, the rest by `_PROGRAM_BYTES`."""
+    fused = operands(tensors)
+    fused_layers = {operand.tensors[0].layer for operand in fused}
+    vectors = data = n_named = 0
+    for tensor in tensors:
+        is_constant = tensor.role in _CONSTANTS or is_tiled(tensor)
+        for _, n_bytes in part_sizes(tensor):
+            if tensor.role in VECTORS or (tensor.role is Role.ROUTER and tensor.layer in fused_layers):
+                vectors += n_bytes
+            else:
+                data += n_bytes if is_constant else aligned(n_bytes)
+                n_named += not is_constant
+    data += sum(operand.n_experts * len(HEADER) for operand in fused)
+    n_moe = sum(config.is_moe_layer(layer) for layer in range(config.n_layers)) - len(fused_layers)
     n_attention = len(config.attention_layers)
     counts = {
         "model": 1,
         "conv": config.n_layers - n_attention,
         "attention": n_attention,
-        "dense": config.n_layers - n_moe,
+        "dense": config.n_layers - n_moe - len(fused_layers),
         "moe": n_moe,
         "expert": n_moe * (config.moe.n_experts if config.moe else 0),
+        "fused": len(fused_layers),
     }
-    return data + sum(count * _PROGRAM_BYTES[kind] for kind, count in counts.items())
+    program = vectors + sum(count * _PROGRAM_BYTES[kind] for kind, count in counts.items())
+    if not is_split:
+        return [program + data]
+    return [program - n_named * _NAME_BYTES, data + n_named * _NAME_BYTES]

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from executorch.exir import EdgeProgramManager, ExecutorchBackendConfig, to_edge
+from executorch.exir.emit._emitter import _Emitter
 from executorch.exir.passes import MemoryPlanningPass
+from executorch.exir.program import _program
+from torch.export._remove_auto_functionalized_pass import unsafe_remove_auto_functionalized_pass
 
 from ...convert.model.graph import WeightGraph
+from .backends import XNNPACK
 from .calls import call_delegate, call_if, values
 from .constants import Constants
 from .layout import INDEX_KEY
@@ -19,22 +24,76 @@ from .module import Lfm2
 from .regions import EXPERT, LIBRARY, RegionName
 from .templates import EDGE_CONFIG, Templates
 
+if TYPE_CHECKING:
+    from .foreign import ForeignRegions
+
 _EXAMPLE_TOKENS = 3
 
 
 def write_pte(
-    graph: WeightGraph, constants: Constants, path: Path, *, context: int, metadata: Mapping[str, Any]
+    graph: WeightGraph,
+    constants: Constants,
+    paths: Sequence[Path],
+    *,
+    context: int,
+    metadata: Mapping[str, Any],
+    backend: str = XNNPACK,
 ) -> None:
-    """Lowers the model and writes it; `metadata` become the file's constant methods."""
+    """Lowers the model and writes it; `metadata` become the file's constant methods.
+
+    `backend` is one of `BACKENDS`. `paths` are the program's and, if the weights do not go into the program, that of the file they go to.
+    """
+    path, *data = paths
+    data_file = data[0].name if data else None
     edge = to_edge(_trace(graph, constants, context), constant_methods=dict(metadata), compile_config=EDGE_CONFIG)
-    program = edge.exported_program()
-    templates = Templates(constants, longest=context)
-    _delegate_regions(program.graph_module, templates)
+    program = unsafe_remove_auto_functionalized_pass(edge.exported_program())
+    templates = Templates(constants, longest=context, data_file=data_file)
+    _delegate_regions(program.graph_module, _lowering(backend, constants, templates, context))
     edge = EdgeProgramManager(program, dict(metadata), EDGE_CONFIG)  # collects the delegates' data anew
     edge._named_data_store.add_named_data(INDEX_KEY, json.dumps(constants.index).encode())
-    config = ExecutorchBackendConfig(memory_planning_pass=MemoryPlanningPass(alloc_graph_input=False))
-    with path.open("wb") as file:
-        edge.to_executorch(config).write_to_file(file)
+
+    def home(node: torch.fx.Node) -> str | None:
+        buffer = program.graph_signature.inputs_to_buffers.get(node.name)
+        return data_file if buffer and constants.stands_in(program.state_dict[buffer]) else None
+
+    config = ExecutorchBackendConfig(
+        memory_planning_pass=MemoryPlanningPass(alloc_graph_input=False),
+        external_constants=home if data_file else False,
+    )
+    with path.open("wb") as file, _serialising(constants):
+        written = edge.to_executorch(config)
+        written.write_to_file(file)
+        if data_file:
+            written.write_tensor_data_to_file(path.parent)
+
+
+def _lowering(backend: str, constants: Constants, templates: Templates, context: int) -> Templates | ForeignRegions:
+    if backend == XNNPACK:
+        return templates
+    from .foreign import ForeignRegions
+
+    return ForeignRegions(backend, constants, longest=context, rest=templates)
+
+
+@contextmanager
+def _serialising(constants: Constants) -> Iterator[None]:
+    """Two changes to executorch while it makes a file.
+
+    A constant that is a stand-in is emitted as what it stands in for, so that it is never held in memory. The pass
+    that takes out functionalised operators, done before the branches came, is not done again: it goes over the
+    whole graph for every branch, half an hour for the 1408 of LFM2-8B-A1B.
+    """
+    emit, remove = _Emitter._save_new_const_tensor, _program.unsafe_remove_auto_functionalized_pass
+
+    def save(self: _Emitter, spec: Any, data: bytes, *arguments: Any) -> Any:
+        return emit(self, spec, constants.stored(data), *arguments)
+
+    _Emitter._save_new_const_tensor = save
+    _program.unsafe_remove_auto_functionalized_pass = lambda program: program
+    try:
+        yield
+    finally:
+        _Emitter._save_new_const_tensor, _program.unsafe_remove_auto_functionalized_pass = emit, remove
 
 
 def _trace(graph: WeightGraph, constants: Constants, context: int) -> torch.export.ExportedProgram:
@@ -48,7 +107,7 @@ def _trace(graph: WeightGraph, constants: Constants, context: int) -> torch.expo
         return torch.export.export(module, (tokens, torch.zeros(1, dtype=torch.int64)), dynamic_shapes=dynamic)
 
 
-def _delegate_regions(graph_module: torch.fx.GraphModule, templates: Templates) -> None:
+def _delegate_regions(graph_module: torch.fx.GraphModule, templates: Templates | ForeignRegions) -> None:
     """Replaces every call of a region by a call of its delegate, an expert's inside a branch."""
     for node in graph_module.graph.nodes:
         if node.op != "call_function" or LIBRARY not in str(node.target):

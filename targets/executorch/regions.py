@@ -20,6 +20,7 @@ from ...convert.model.graph import Role
 LIBRARY = "lfm_convert"
 # The one kind that runs on a condition: its last input says whether, and is not its function's.
 EXPERT = "expert"
+ROUTER = "router"
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,7 @@ REGIONS: Mapping[str, Region] = {
     "rotate": Region(rotate, ()),
     "attention_out": Region(attention_out, (Role.ATTN_OUT,)),
     "dense": Region(dense, (Role.FFN_GATE, Role.FFN_UP, Role.FFN_DOWN)),
-    "router": Region(router, (Role.ROUTER,)),
+    ROUTER: Region(router, (Role.ROUTER,)),
     EXPERT: Region(expert, (Role.EXPERT_GATE, Role.EXPERT_UP, Role.EXPERT_DOWN)),
     "head": Region(head, (Role.LM_HEAD,)),
 }

@@ -16,7 +16,8 @@ from executorch.runtime import Runtime, Verification
 from ...convert.errors import InputError, UsageError
 from ...convert.model.dtypes import Float32
 from ..target import Runner
-from .reader import read_program
+from .operators import refuse_missing_operators
+from .reader import read_data, read_program
 
 
 class ExecutorchRunner(Runner):
@@ -27,13 +28,17 @@ class ExecutorchRunner(Runner):
     prefill, chunks and the reset at position 0 are all exercised by it.
     """
 
-    def __init__(self, path: Path, *, threads: int) -> None:
-        read_program(path)  # a damaged file is refused here, in a sentence
+    def __init__(self, path: Path, *, threads: int, data: Path | None = None) -> None:
+        program = read_program(path)  # a damaged file is refused here, in a sentence
+        if data is not None:
+            read_data(data)
+        runtime = Runtime.get()
+        refuse_missing_operators(program, runtime.operator_registry.operator_names)
         _unsafe_reset_threadpool(threads)
-        self._path, self._threads = path, threads
+        self._path, self._threads, self._data = path, threads, data
         self._pieces: list[list[int]] = []
         try:
-            self._program = Runtime.get().load_program(path, verification=Verification.Minimal)
+            self._program = runtime.load_program(path, verification=Verification.Minimal, data_path=data)
             self.context = int(self._constant("get_max_context_len"))
             self.n_vocab = int(self._constant("get_vocab_size"))
             self._method = self._program.load_method("forward")
@@ -60,6 +65,10 @@ class ExecutorchRunner(Runner):
 
     def reset(self) -> None:
         self._pieces = []
+
+    def another(self) -> ExecutorchRunner:
+        """The file loaded a second time, since all methods of one program share their state (ExecuTorch 1.5.1)."""
+        return ExecutorchRunner(self._path, threads=self._threads, data=self._data)
 
     def call(self, token_ids: Sequence[int], start: int) -> Float32:
         """Logits [1, V] of the last of these tokens, the first of them at position `start`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Iterable
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,10 @@ from ...convert.plans import FilePlan, Plan
 from ...convert.stream import Execution, write_tensors
 from ...quantize.policies.executorch import POLICIES
 from ..target import Address, Artifact, Runner, Target
-from .layout import file_bytes, place
+from .backends import BACKENDS, XNNPACK, find_backend, refuse_missing, refuse_running
+from .fused import MINIMUM_RUNTIME, MOE_FORMS, OPERATOR, moe_policy
+from .layout import DATA_SUFFIX, file_bytes, place
+from .memory import base_memory_bytes
 
 _DEFAULT_CONTEXT = 4096
 _PACKAGES = ("torch", "torchao", "executorch")
@@ -36,7 +40,11 @@ class _Details:
 
 @dataclass(frozen=True)
 class ExecutorchTarget(Target):
-    """XNNPACK delegates around static caches. `context` is the number of positions the caches hold."""
+    """XNNPACK delegates around static caches. `context` is the number of positions the caches hold.
+
+    `et_moe` is one of `MOE_FORMS`, `et_backend` one of `BACKENDS`. With `external_weights` the
+    weights lie in a .ptd file beside the program.
+    """
 
     name = "executorch"
     title = "ExecuTorch (Android, iOS)"
@@ -45,31 +53,48 @@ class ExecutorchTarget(Target):
     default_quant = "8da4w"
 
     context: int | None = None
+    et_moe: str = MOE_FORMS[0]
+    external_weights: bool = False
+    et_backend: str = XNNPACK
 
     def plan(self, graph: WeightGraph, quant: str) -> Plan:
-        policy = self.policy(quant)
+        backend = find_backend(self.et_backend)
+        if self.external_weights and self.et_backend != XNNPACK:
+            raise UsageError(f"--external-weights: {backend.title} keeps its weights inside the program")
+        policy = moe_policy(self.policy(quant), self.et_moe, graph)
         context = _context(graph.config, self.context)
-        path = f"{graph.name}-{policy.name}.pte"
+        suffix = "" if self.et_backend == XNNPACK else f"-{self.et_backend}"
+        path = f"{graph.name}-{policy.name}{suffix}.pte"
+        paths = path, path.removesuffix(".pte") + DATA_SUFFIX
         scratch = path + ".weights"
         tensors, fallbacks, scratch_bytes = place(graph, policy, scratch)
+        sizes = file_bytes(graph.config, tensors, is_split=self.external_weights)
         return Plan(
             target=self.name,
             quant=policy.name,
             class_name=policy.class_name,
             main_file=path,
-            files=(FilePlan(path, file_bytes(graph.config, tensors)),),
+            files=tuple(FilePlan(file, n_bytes) for file, n_bytes in zip(paths, sizes, strict=False)),
             tensors=tuple(tensors),
             tensor_bytes=sum(tensor.nbytes for tensor in tensors),
             fallbacks=tuple(fallbacks),
-            notes=_notes(graph, context, is_float=policy.class_name == "f32"),
+            notes=(
+                *_notes(graph, context, is_float=policy.class_name == "f32", is_fused=self.et_moe == "moe_ffn"),
+                *_backend_notes(self.et_backend),
+            ),
             details=_Details(context, scratch, scratch_bytes),
+            base_memory_bytes=base_memory_bytes(tensors, policy.class_name),
         )
 
     def write(self, plan: Plan, graph: WeightGraph, folder: Path, run: Execution) -> None:
+        refuse_missing(self.et_backend)
         with needs_extra(self.extra, "the executorch target"):
             from .constants import Constants
             from .lowering import write_pte
+            from .operators import refuse_old_executorch
             from .tokenizer import check_tokenizer
+        if self.et_moe == "moe_ffn":
+            refuse_old_executorch(version("executorch"))
         if graph.tokenizer is not None:
             check_tokenizer(graph.tokenizer)
         scratch = folder / plan.details.scratch
@@ -79,7 +104,8 @@ class ExecutorchTarget(Target):
             write_tensors(plan.tensors, folder, run)
             constants = Constants(plan.tensors, folder)
             metadata = _metadata(graph.config, plan.details.context)
-            write_pte(graph, constants, folder / plan.main_file, context=plan.details.context, metadata=metadata)
+            paths = [folder / file.path for file in plan.files]
+            write_pte(graph, constants, paths, context=plan.details.context, metadata=metadata, backend=self.et_backend)
         finally:
             scratch.unlink()
 
@@ -94,20 +120,32 @@ class ExecutorchTarget(Target):
         return found
 
     def read(self, artifact: Artifact) -> dict[Address, TensorView]:
+        refuse_running(_backend(artifact))
         with needs_extra(self.extra, "reading a .pte"):
             from .reader import read_weights
         graph = open_graph(artifact.folder, weights=False)
-        return read_weights(artifact.path, self.plan(graph, artifact.quant).tensors)
+        tensors = self.with_options(artifact.options).plan(graph, artifact.quant).tensors
+        return read_weights(artifact.path, tensors, data=_data_file(artifact))
 
     def run(self, artifact: Artifact, *, threads: int) -> Runner:
+        refuse_running(_backend(artifact))
         with needs_extra(self.extra, "running a .pte"):
             from .runner import ExecutorchRunner
 
-            return ExecutorchRunner(artifact.path, threads=threads)
+            return ExecutorchRunner(artifact.path, threads=threads, data=_data_file(artifact))
 
     def missing(self) -> str | None:
         absent = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
         return f'pip install "lfm-convert[{self.extra}]"' if absent else None
+
+
+def _backend(artifact: Artifact) -> str:
+    return str(artifact.options.get("et_backend", XNNPACK))
+
+
+def _data_file(artifact: Artifact) -> Path | None:
+    """The file of weights beside a program, if it has one."""
+    return next((file for file in artifact.files if file.suffix == DATA_SUFFIX), None)
 
 
 def _context(config: ModelConfig, wanted: int | None) -> int:
@@ -141,14 +179,29 @@ def _metadata(config: ModelConfig, context: int) -> dict[str, Any]:
     return found
 
 
-def _notes(graph: WeightGraph, context: int, *, is_float: bool) -> tuple[str, ...]:
+def _notes(graph: WeightGraph, context: int, *, is_float: bool, is_fused: bool) -> tuple[str, ...]:
     libraries = ["xnnpack_backend", "optimized_native_cpu_ops_lib", "custom_ops (LLM)"]
     if not is_float:
         libraries.append("quantized_ops_lib")
     notes = [f"context {context}; an app links {', '.join(libraries)}"]
+    if is_fused:
+        notes.append(f"needs executorch {MINIMUM_RUNTIME} or newer: its custom_ops have {OPERATOR}")
     if graph.tokenizer is None:
         notes.append("the checkpoint has no tokenizer.json, which the LLM runner needs beside the file")
     return tuple(notes)
+
+
+def _backend_notes(name: str) -> tuple[str, ...]:
+    """What a file for another delegate is; its size is planned as XNNPACK's."""
+    if name == XNNPACK:
+        return ()
+    found = BACKENDS[name]
+    return (
+        f"{found.title} computes projections, feed-forwards and rotations, runs on {found.runs_on}, and is not run here; "
+        f"an app links {found.library}, too",
+        "on the CPU: token table, mean squares, caches, attention, experts and their router",
+        f"{found.title} packs weights in its own way, so that the file is not of exactly the planned size",
+    )
 
 
 TARGET = ExecutorchTarget()

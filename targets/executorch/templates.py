@@ -8,7 +8,6 @@ lead to ranges of the scratch file.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from operator import getitem
@@ -18,7 +17,6 @@ import numpy as np
 import torch
 from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
 from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
-from executorch.exir._serialize._cord import FileBackedData
 from executorch.exir._serialize._named_data_store import NamedDataStoreOutput
 from executorch.exir._serialize.data_serializer import DataEntry
 from executorch.exir.delegate import executorch_call_delegate
@@ -32,94 +30,94 @@ from torchao.quantization.quantize_.workflows.intx.intx_unpacked_to_int8_tensor 
 from torchao.utils import unwrap_tensor_subclass
 
 from ...convert.model.dtypes import to_bfloat16
-from .constants import Constants, Matrix, Piece
+from .constants import Constants, Matrix
 from .regions import REGIONS, Matrices, RegionName
+from .stored import Piece, Stored
 
 EDGE_CONFIG = EdgeCompileConfig(_check_ir_validity=False, _skip_dim_order=True)
 _ALIGNMENT = 16  # of XNNPACK's constants
-_COPY_BYTES = 8 << 20
-
-
-class FileRange(FileBackedData):  # type: ignore[misc]
-    """A piece of the scratch file as executorch's serialiser takes data that is not in memory."""
-
-    def __init__(self, piece: Piece) -> None:
-        self._piece = piece
-
-    def __len__(self) -> int:
-        return self._piece.nbytes
-
-    def prefix(self, size: int) -> bytes:
-        with self._piece.path.open("rb") as file:
-            file.seek(self._piece.offset)
-            return file.read(min(size, len(self)))
-
-    def sha256(self) -> bytes:
-        return bytes.fromhex(self._piece.digest)
-
-    def to_bytes(self) -> bytes:
-        return self.prefix(len(self))
-
-    def write_to_file(self, outfile: io.BufferedIOBase) -> None:
-        left = len(self)
-        with self._piece.path.open("rb") as file:
-            file.seek(self._piece.offset)
-            while left:
-                left -= outfile.write(file.read(min(left, _COPY_BYTES)))
+Shape = tuple[int | None, ...]  # None is the number of tokens of a call
 
 
 @dataclass(frozen=True)
-class _Template:
-    """A lowered region, and the names of its stand-ins in the order of its matrices' pieces.
+class Delegate:
+    """A lowered region, ready to be called.
 
     Lowering may reorder: the delegate's input i is the region's inputs[i], result i is its output outputs[i].
     """
 
     lowered: LoweredBackendModule
-    keys: tuple[str, ...]
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class Delegate:
-    """A region ready to be called; inputs and outputs as in its template."""
+class _Template(Delegate):
+    """A region lowered around stand-ins; `keys` are their names in the order of its matrices' pieces."""
 
-    lowered: LoweredBackendModule
-    inputs: tuple[int, ...]
-    outputs: tuple[int, ...]
+    keys: tuple[str, ...]
 
 
 class Templates:
-    """Lowers regions as they are met. `longest` is the most tokens of a call."""
+    """Lowers regions as they are met. `longest` is the most tokens of a call.
 
-    def __init__(self, constants: Constants, *, longest: int) -> None:
-        self._constants, self._longest = constants, longest
+    `data_file` is the name of the file beside the program that the weights go to, if they go to one.
+    """
+
+    def __init__(self, constants: Constants, *, longest: int, data_file: str | None) -> None:
+        self._constants, self._longest, self._data_file = constants, longest, data_file
         self._made: dict[Any, _Template] = {}
 
     def delegate(self, text: str, inputs: Sequence[Tensor]) -> Delegate:
         """The delegate of one region, for inputs of these (fake) shapes."""
         name = RegionName.parse(text)
         matrices = self._constants.matrices(name)
-        shapes = tuple(tuple(None if isinstance(n, torch.SymInt) else n for n in each.shape) for each in inputs)
+        shapes = fixed_shapes(inputs)
         kind = name.kind, shapes, tuple((matrix.encoding, matrix.shape) for matrix in matrices)
         if kind not in self._made:
             self._made[kind] = self._lower(name.kind, shapes, matrices)
-        return _stamp(self._made[kind], [piece for matrix in matrices for piece in matrix.pieces])
+        pieces = [piece for matrix in matrices for piece in matrix.pieces]
+        return _stamp(self._made[kind], pieces, self._data_file)
 
-    def _lower(self, kind: str, shapes: Sequence[tuple[int | None, ...]], matrices: Sequence[Matrix]) -> _Template:
+    def _lower(self, kind: str, shapes: Sequence[Shape], matrices: Sequence[Matrix]) -> _Template:
         marks = _Marks()
         is_float = all(matrix.encoding == "F32" for matrix in matrices)
-        quantize = _unchanged if is_float else _apply_int8_act_asym_per_token_quant_dequant
-        region = _Traced(kind, [marks.matrix(matrix) for matrix in matrices], quantize).eval()
-        unwrap_tensor_subclass(region)
-        tokens = torch.export.Dim("tokens", max=self._longest)
-        example = tuple(torch.zeros(*(3 if n is None else n for n in shape)) for shape in shapes)
-        dynamic = tuple({i: tokens for i, n in enumerate(shape) if n is None} for shape in shapes)
-        with torch.no_grad():
-            program = torch.export.export(region, example, dynamic_shapes=(dynamic,))
-        edge = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()], compile_config=EDGE_CONFIG)
-        return _template(edge.exported_program(), kind, marks)
+        delegate = lower_region(
+            kind,
+            shapes,
+            [marks.matrix(matrix) for matrix in matrices],
+            quantize=unchanged if is_float else rounded_to_int8,
+            longest=self._longest,
+            partitioner=XnnpackPartitioner(),
+        )
+        keys = marks.keys(delegate.lowered.named_data_store_output)
+        return _Template(delegate.lowered, delegate.inputs, delegate.outputs, keys)
+
+
+def fixed_shapes(inputs: Sequence[Tensor]) -> tuple[Shape, ...]:
+    """Shapes of (fake) inputs, None for the number of tokens."""
+    return tuple(tuple(None if isinstance(n, torch.SymInt) else n for n in each.shape) for each in inputs)
+
+
+def lower_region(
+    kind: str,
+    shapes: Sequence[Shape],
+    weights: Sequence[Tensor],
+    *,
+    quantize: Callable[[Tensor], Tensor],
+    longest: int,
+    partitioner: Any,
+) -> Delegate:
+    """One region as one call of a delegate. `longest` is the most tokens of a call."""
+    region = _Traced(kind, weights, quantize).eval()
+    unwrap_tensor_subclass(region)
+    tokens = torch.export.Dim("tokens", max=longest)
+    example = tuple(torch.zeros(*(3 if n is None else n for n in shape)) for shape in shapes)
+    dynamic = tuple({i: tokens for i, n in enumerate(shape) if n is None} for shape in shapes)
+    with torch.no_grad():
+        program = torch.export.export(region, example, dynamic_shapes=(dynamic,))
+    edge = to_edge_transform_and_lower(program, partitioner=[partitioner], compile_config=EDGE_CONFIG)
+    return _only_delegate(edge.exported_program(), kind)
 
 
 class _Traced(nn.Module):
@@ -134,8 +132,27 @@ class _Traced(nn.Module):
         return self.function(Matrices(list(self.weights), self.quantize), *inputs)
 
 
-def _unchanged(x: Tensor) -> Tensor:
+def unchanged(x: Tensor) -> Tensor:
     return x
+
+
+def rounded_to_int8(x: Tensor) -> Tensor:
+    """x as the nearest of 256 steps between the least and the largest of its row."""
+    found: Tensor = _apply_int8_act_asym_per_token_quant_dequant(x)
+    return found
+
+
+def integer_tensor(codes: Tensor, scales: Tensor, *, n_bits: int) -> Tensor:
+    """A matrix of codes int8 [out, in] and float32 scales [out, groups], whose `functional.linear` delegates know."""
+    return IntxUnpackedToInt8Tensor(
+        qdata=codes,
+        scale=scales,
+        zero_point=torch.zeros(scales.shape, dtype=torch.int8),
+        target_dtype=getattr(torch, f"int{n_bits}"),
+        block_size=(1, codes.shape[1] // scales.shape[1]),
+        dtype=torch.float32,
+        activation_quantization=None,  # a region rounds what it multiplies, once for several matrices
+    )
 
 
 class _Marks:
@@ -149,16 +166,12 @@ class _Marks:
         if matrix.encoding == "F32":
             return self._stand_in(matrix.pieces[0], matrix.shape)
         values, scales = matrix.pieces
-        n_rows, n_cols = matrix.shape
+        n_rows = matrix.shape[0]
         n_scales = scales.nbytes // scales.dtype.itemsize // n_rows
-        return IntxUnpackedToInt8Tensor(
-            qdata=self._stand_in(values, matrix.shape),
-            scale=self._stand_in(scales, (n_rows, n_scales)),
-            zero_point=torch.zeros(n_rows, n_scales, dtype=torch.int8),
-            target_dtype=torch.int4 if values.dtype == np.uint8 else torch.int8,  # type: ignore[attr-defined]
-            block_size=(1, n_cols // n_scales),
-            dtype=torch.float32,
-            activation_quantization=None,  # a region rounds what it multiplies, once for several matrices
+        return integer_tensor(
+            self._stand_in(values, matrix.shape),
+            self._stand_in(scales, (n_rows, n_scales)),
+            n_bits=4 if values.dtype == np.uint8 else 8,
         )
 
     def _stand_in(self, piece: Piece, shape: tuple[int, int]) -> Tensor:
@@ -185,31 +198,34 @@ class _Marks:
         )
 
 
-def _template(program: torch.export.ExportedProgram, kind: str, marks: _Marks) -> _Template:
-    """Raises ValueError unless XNNPACK took all of a region: what it leaves would be lost."""
+def _only_delegate(program: torch.export.ExportedProgram, kind: str) -> Delegate:
+    """Raises ValueError unless a delegate took all of a region: what it leaves would be lost."""
     graph_module = program.graph_module
     calls = [node for node in graph_module.graph.nodes if node.op == "call_function" and node.target is not getitem]
     if len(calls) != 1 or calls[0].target is not executorch_call_delegate:
-        raise ValueError(f"XNNPACK does not take region '{kind}' whole: {[str(node.target) for node in calls]}")
+        raise ValueError(f"no delegate takes region '{kind}' whole: {[str(node.target) for node in calls]}")
     lowered: LoweredBackendModule = getattr(graph_module, calls[0].args[0].target)
+    module = lowered.original_module.module()
+    lowered.original_module.module = lambda: module  # later passes make it anew for every call of a delegate
     names = program.graph_signature.user_inputs
-    return _Template(
+    return Delegate(
         lowered=lowered,
-        keys=marks.keys(lowered.named_data_store_output),
         inputs=tuple(names.index(node.name) for node in calls[0].args[1:]),
         outputs=tuple(node.args[1] for node in graph_module.graph.output_node().args[0]),
     )
 
 
-def _stamp(template: _Template, pieces: Sequence[Piece]) -> Delegate:
+def _stamp(template: _Template, pieces: Sequence[Piece], data_file: str | None) -> Delegate:
     """The template's delegate with other weights."""
     blob = template.lowered.processed_bytes
-    store = NamedDataStoreOutput([], {}, {})
+    entries: dict[str, DataEntry] = {}
+    in_program, outside = ({}, {data_file: entries}) if data_file else (entries, {})
+    store = NamedDataStoreOutput([], in_program, outside)
     for old, piece in zip(template.keys, pieces, strict=True):
         new = data_key(piece, len(old))
         blob = blob.replace(old.encode(), new.encode())
-        store.pte_data[new] = DataEntry(len(store.buffers), _ALIGNMENT, None)
-        store.buffers.append(FileRange(piece))
+        entries[new] = DataEntry(len(store.buffers), _ALIGNMENT, None)
+        store.buffers.append(Stored([piece]))
     lowered = template.lowered
     stamped = LoweredBackendModule(lowered.original_module, lowered.backend_id, blob, lowered.compile_specs, store)
     return Delegate(stamped, template.inputs, template.outputs)

@@ -1,22 +1,45 @@
-"""What the model card's front matter says of a model, as GGUF metadata.
+"""What the model card's front matter and the model's name say of it, as GGUF metadata.
 
-Source: llama.cpp `gguf-py/gguf/metadata.py`.
+Source: llama.cpp `gguf-py/gguf/metadata.py`, `apply_metadata_heuristic`, `set_gguf_meta_model`.
 """
 
 from __future__ import annotations
 
+import re
+from dataclasses import asdict
 from typing import Any
 
 from .header import KeyValue, string, strings, uint32
+from .naming import ModelId, model_id, title
 
-_TEXTS = {
-    "license": "general.license",
-    "license_name": "general.license.name",
-    "license_link": "general.license.link",
+# Field of the metadata -> fields of the card it is taken from, the first that is there.
+_FIELDS = {
+    "name": ("name", "model_name"),
+    "author": ("author", "model_author", "model_creator"),
+    "version": ("version", "model_version"),
+    "organization": ("organization", "model_organization"),
+    "finetune": ("finetune", "model_finetune"),
+    "basename": ("basename", "model_basename", "model_type"),
+    "description": ("description", "model_description"),
+    "size_label": ("size_label", "model_size_label"),
+    "license": ("license",),
+    "license.name": ("license_name",),
+    "license.link": ("license_link",),
+    "source.url": ("url", "model_url"),
+    "source.doi": ("doi", "model_doi"),
+    "source.uuid": ("uuid", "model_uuid"),
+    "source.repo_url": ("repo_url", "model_repo_url"),
 }
 # Lists, each gathered from two fields of the card.
-_LISTS = {"general.tags": ("tags", "pipeline_tag"), "general.languages": ("languages", "language")}
-_SOURCES = {"base_model": "general.base_model", "datasets": "general.dataset"}
+_LISTS = {"tags": ("tags", "pipeline_tag"), "languages": ("languages", "language")}
+# What a model or a text comes from: the first of the fields that is there.
+_SOURCES = {
+    "base_model": ("base_model", "base_models", "base_model_sources"),
+    "dataset": ("datasets", "dataset", "dataset_sources"),
+}
+_SOURCE_FIELDS = ("name", "author", "version", "organization", "description", "url", "doi", "uuid", "repo_url")
+_HUB = "https://huggingface.co"
+_ABSENT = ("", "~", "null", "Null", "NULL")  # how YAML spells nothing
 
 
 def front_matter(model_card: str | None) -> dict[str, Any]:
@@ -31,46 +54,74 @@ def front_matter(model_card: str | None) -> dict[str, Any]:
         import yaml  # type: ignore[import-untyped]
     except ModuleNotFoundError:
         return {}
+    text = "\n".join(lines[1 : lines.index("---", 1)]).replace("\t", "  ")
     try:
-        found = yaml.load("\n".join(lines[1 : lines.index("---", 1)]), Loader=yaml.BaseLoader)
+        found = yaml.load(text, Loader=yaml.BaseLoader)
     except (yaml.YAMLError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 
 
-def card_metadata(card: dict[str, Any]) -> list[KeyValue]:
-    """License, base models, datasets, tags and languages, in the converter's order."""
-    pairs = [string(key, ",".join(texts)) for field, key in _TEXTS.items() if (texts := _texts(card.get(field)))]
-    for field, prefix in _SOURCES.items():
-        pairs += _sources(prefix, _texts(card.get(field)))
-    for key, fields in _LISTS.items():
-        values = [text for field in fields for text in _texts(card.get(field))]
-        pairs += [strings(key, values)] if values else []
+def card_metadata(
+    card: dict[str, Any], *, folder_name: str, hub_name: str | None, n_parameters: int, size_label: str
+) -> list[KeyValue]:
+    """Everything of `general.*` that says which model this is, in the converter's order.
+
+    What the card leaves out follows from `hub_name`, config.json's `_name_or_path`, then from the folder's name;
+    the size at last from the weights.
+    """
+    found = {field: text for field, names in _FIELDS.items() if (text := _first(card, names))}
+    if hub_name and hub_name.count("/") <= 1:
+        found = _with_id(found, model_id(hub_name, n_parameters))
+    found = _with_id(found, model_id(folder_name, n_parameters))
+    found.setdefault("name", folder_name)
+    found.setdefault("size_label", size_label)
+    pairs = [string(f"general.{field}", found[field]) for field in _FIELDS if field in found]
+    for key, sources in _SOURCES.items():
+        present = next((card[source] for source in sources if source in card), None)
+        pairs += [] if present is None else _sources(f"general.{key}", present, n_parameters)
+    for key, names in _LISTS.items():
+        values = [text for name in names for text in _texts(card.get(name))]
+        pairs += [strings(f"general.{key}", values)] if values else []
     return pairs
+
+
+def _first(card: dict[str, Any], names: tuple[str, ...]) -> str:
+    return next((",".join(_texts(card[name])) for name in names if name in card), "")
 
 
 def _texts(value: Any) -> list[str]:
     values = value if isinstance(value, list) else [value]
-    return [text for text in values if isinstance(text, str) and text]
+    return [text for text in values if isinstance(text, str) and text not in _ABSENT]
 
 
-def _sources(prefix: str, names: list[str]) -> list[KeyValue]:
-    """Where a model comes from: hub ids as name, organization and address; other addresses as they are."""
-    pairs = [uint32(f"{prefix}.count", len(names))] if names else []
-    for i, name in enumerate(names):
-        organization, _, model = name.partition("/")
-        if "://" in name:
-            pairs.append(string(f"{prefix}.{i}.repo_url", name))
-        elif not model:
-            pairs.append(string(f"{prefix}.{i}.name", _title(name)))
-        else:
-            pairs.append(string(f"{prefix}.{i}.name", _title(model)))
-            pairs.append(string(f"{prefix}.{i}.organization", _title(organization)))
-            pairs.append(string(f"{prefix}.{i}.repo_url", f"https://huggingface.co/{name}"))
+def _with_id(found: dict[str, str], parts: ModelId) -> dict[str, str]:
+    """What is found, completed by the parts of a name."""
+    said = {field: text for field, text in asdict(parts).items() if text}
+    said |= {field: title(said[field]) for field in ("name", "organization") if field in said}
+    return {**said, **found}
+
+
+def _sources(prefix: str, present: Any, n_parameters: int) -> list[KeyValue]:
+    """A count, then each source by its hub id, its address, or fields of its own."""
+    entries = [entry for entry in (present if isinstance(present, list) else [present]) if entry not in _ABSENT]
+    pairs = [uint32(f"{prefix}.count", len(entries))]
+    for i, entry in enumerate(entries):
+        said = entry if isinstance(entry, dict) else _source(str(entry), n_parameters)
+        pairs += [string(f"{prefix}.{i}.{field}", str(said[field])) for field in _SOURCE_FIELDS if said.get(field)]
     return pairs
 
 
-def _title(name: str) -> str:
-    """`LFM2-1.2B-chat` as `LFM2 1.2B Chat`: lower-case words are capitalised, numbers and acronyms kept."""
-    words = name.replace("-", " ").split()
-    return " ".join(word.title() if word.islower() and not word[0].isdigit() else word for word in words)
+def _source(text: str, n_parameters: int) -> dict[str, str]:
+    is_url = text.startswith(("http://", "https://", "ssh://"))
+    on_hub = re.match(r"https?://huggingface.co/([^/]+/[^/]+)$", text) if is_url else None
+    if is_url and on_hub is None:
+        return {"repo_url": text}
+    parts = model_id(on_hub[1] if on_hub else text, n_parameters)
+    said = {"name": title(parts.name or text)}
+    if parts.organization:
+        said["organization"] = title(parts.organization)
+        said["repo_url"] = f"{_HUB}/{parts.organization}/{parts.name}"
+    if parts.version:
+        said["version"] = parts.version
+    return {**said, "repo_url": text} if is_url else said

@@ -114,9 +114,9 @@ def int32s(key: str, values: Sequence[int]) -> KeyValue:
     return KeyValue(key, ValueType.ARRAY, list(values), ValueType.INT32)
 
 
-def aligned(n_bytes: int) -> int:
-    """The next multiple of the alignment."""
-    return -(-n_bytes // ALIGNMENT) * ALIGNMENT
+def aligned(n_bytes: int, alignment: int = ALIGNMENT) -> int:
+    """The next multiple of the alignment; ours is always 32, other people's files may say otherwise."""
+    return -(-n_bytes // alignment) * alignment
 
 
 def header_bytes(pairs: Sequence[KeyValue], tensors: Sequence[TensorInfo]) -> bytes:

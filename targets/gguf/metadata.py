@@ -34,18 +34,25 @@ _PARSERS: dict[ValueType, Callable[[str], Any]] = {
     ValueType.FLOAT32: float,
 }
 
-# generation_config.json -> what llama.cpp samples with unless told otherwise.
+# What llama.cpp samples with unless told otherwise -> its type and fields of generation_config.json, the first there.
 _SAMPLING = {
-    "top_k": ("general.sampling.top_k", ValueType.INT32),
-    "top_p": ("general.sampling.top_p", ValueType.FLOAT32),
-    "min_p": ("general.sampling.min_p", ValueType.FLOAT32),
-    "temperature": ("general.sampling.temp", ValueType.FLOAT32),
-    "repetition_penalty": ("general.sampling.penalty_repeat", ValueType.FLOAT32),
+    "sequence": (ValueType.STRING, ("sequence",)),
+    "top_k": (ValueType.INT32, ("top_k",)),
+    "top_p": (ValueType.FLOAT32, ("top_p",)),
+    "min_p": (ValueType.FLOAT32, ("min_p",)),
+    "xtc_probability": (ValueType.FLOAT32, ("xtc_probability",)),
+    "xtc_threshold": (ValueType.FLOAT32, ("xtc_threshold",)),
+    "temp": (ValueType.FLOAT32, ("temperature",)),
+    "penalty_last_n": (ValueType.INT32, ("penalty_last_n",)),
+    "penalty_repeat": (ValueType.FLOAT32, ("penalty_repeat", "repetition_penalty")),
+    "mirostat": (ValueType.INT32, ("mirostat",)),
+    "mirostat_tau": (ValueType.FLOAT32, ("mirostat_tau",)),
+    "mirostat_eta": (ValueType.FLOAT32, ("mirostat_eta",)),
 }
 
-
-# Ours, read by nobody else: what the stored expert down projections were multiplied by.
+# Ours, read by nobody else: what the stored expert down projections were multiplied by, and that scales were searched.
 FOLDED_SCALE_KEY = "lfm_convert.folded_routed_scaling_factor"
+REFINED_KEY = "lfm_convert.refined"
 
 
 def metadata(
@@ -87,22 +94,29 @@ def architecture(config: ModelConfig) -> str:
 
 
 def _general(graph: WeightGraph, stored: Iterable[Weight]) -> list[KeyValue]:
+    weights = tuple(stored)
+    hub_name = graph.config.raw.get("_name_or_path")
     return [
         string("general.architecture", architecture(graph.config)),
         string("general.type", "model"),
         *_sampling(graph.assets.generation_config),
-        string("general.name", graph.name),
-        string("general.size_label", _size_label(graph.config, stored)),
-        *card_metadata(front_matter(graph.assets.model_card)),
+        *card_metadata(
+            front_matter(graph.assets.model_card),
+            folder_name=graph.name,
+            hub_name=hub_name if isinstance(hub_name, str) else None,
+            n_parameters=sum(_size(weight) for weight in weights),
+            size_label=_size_label(graph.config, weights),
+        ),
     ]
 
 
 def _sampling(generation_config: dict[str, Any]) -> list[KeyValue]:
     pairs = []
-    for field, (key, kind) in _SAMPLING.items():
-        value = generation_config.get(field)
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            pairs.append(KeyValue(key, kind, int(value) if kind is ValueType.INT32 else value))
+    for name, (kind, fields) in _SAMPLING.items():
+        value = next((generation_config[field] for field in fields if field in generation_config), None)
+        wanted = str if kind is ValueType.STRING else int | float
+        if isinstance(value, wanted) and not isinstance(value, bool):
+            pairs.append(KeyValue(f"general.sampling.{name}", kind, int(value) if kind is ValueType.INT32 else value))
     return pairs
 
 
@@ -143,9 +157,12 @@ def _size_label(config: ModelConfig, stored: Iterable[Weight]) -> str:
     n_experts = config.moe.n_experts if config.moe else 1
     total = 0
     for weight in stored:
-        n = weight.view.n_rows * weight.view.n_cols
-        total += n // n_experts if weight.role in EXPERTS else n
+        total += _size(weight) // n_experts if weight.role in EXPERTS else _size(weight)
     return f"{n_experts}x{_rounded(total)}" if config.moe else _rounded(total)
+
+
+def _size(weight: Weight) -> int:
+    return weight.view.n_rows * weight.view.n_cols
 
 
 def _rounded(n: int) -> str:

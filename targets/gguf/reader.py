@@ -67,11 +67,12 @@ def _read(path: Path, data: mmap.mmap) -> GgufFile:
         if key in metadata:
             raise cursor.fault(f"gives '{key}' twice")
         metadata[key] = cursor.value()
-    if metadata.get("general.alignment", ALIGNMENT) != ALIGNMENT:
-        raise cursor.fault(f"has alignment {metadata['general.alignment']}: expected {ALIGNMENT}")
+    alignment = metadata.get("general.alignment", ALIGNMENT)
+    if not isinstance(alignment, int) or isinstance(alignment, bool) or alignment < 1 or alignment & (alignment - 1):
+        raise cursor.fault(f"has alignment {alignment!r}: expected a power of two")
     tensors = tuple(_tensor(cursor) for _ in range(n_tensors))
-    found = GgufFile(path, metadata, tensors, aligned(cursor.position))
-    _check_layout(cursor, found)
+    found = GgufFile(path, metadata, tensors, aligned(cursor.position, alignment))
+    _check_layout(cursor, found, alignment)
     return found
 
 
@@ -153,7 +154,7 @@ def _tensor(cursor: _Cursor) -> TensorInfo:
     return TensorInfo(name, shape, encoding, cursor.scalar(ValueType.UINT64))
 
 
-def _check_layout(cursor: _Cursor, found: GgufFile) -> None:
+def _check_layout(cursor: _Cursor, found: GgufFile, alignment: int) -> None:
     end = found.data_offset
     names = set()
     for tensor in found.tensors:
@@ -165,7 +166,7 @@ def _check_layout(cursor: _Cursor, found: GgufFile) -> None:
             raise cursor.fault(
                 f"places tensor '{tensor.name}' at {start}: expected {end}, where the one before it ends"
             )
-        end = start + aligned(_nbytes(cursor, tensor))
+        end = start + aligned(_nbytes(cursor, tensor), alignment)
         if end > cursor.size:
             raise cursor.fault(f"is truncated: tensor '{tensor.name}' ends at {end}, the file has {cursor.size} bytes")
     if end != cursor.size:

@@ -8,20 +8,24 @@ Source: llama.cpp `include/llama.h`.
 
 from __future__ import annotations
 
+import copy
 import ctypes
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ...convert.errors import BackendError, InputError, UsageError
 from ...convert.model.dtypes import Float32
 from ..target import Runner
+from .probes import Batch, RouterWatch, render_by_server, sequence_batch
 
 PINNED_VERSION = "2026.10.11549"
 _PIP = 'pip install "lfm-convert[gguf]"'
@@ -87,18 +91,6 @@ class _ContextParams(ctypes.Structure):
     )
 
 
-class _Batch(ctypes.Structure):
-    _fields_ = (
-        ("n_tokens", ctypes.c_int32),
-        ("token", ctypes.POINTER(ctypes.c_int32)),
-        ("embd", ctypes.c_void_p),
-        ("pos", ctypes.c_void_p),
-        ("n_seq_id", ctypes.c_void_p),
-        ("seq_id", ctypes.c_void_p),
-        ("logits", ctypes.POINTER(ctypes.c_int8)),
-    )
-
-
 # Function -> (result, arguments). Models, contexts and memories are opaque pointers.
 _POINTER = ctypes.c_void_p
 _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
@@ -118,8 +110,13 @@ _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "llama_free": (None, (_POINTER,)),
     "llama_get_memory": (_POINTER, (_POINTER,)),
     "llama_memory_clear": (None, (_POINTER, ctypes.c_bool)),
-    "llama_decode": (ctypes.c_int32, (_POINTER, _Batch)),
+    "llama_decode": (ctypes.c_int32, (_POINTER, Batch)),
     "llama_get_logits": (ctypes.POINTER(ctypes.c_float), (_POINTER,)),
+    "llama_model_chat_template": (ctypes.c_char_p, (_POINTER, ctypes.c_char_p)),
+    "ggml_get_name": (ctypes.c_char_p, (_POINTER,)),
+    "ggml_get_data": (_POINTER, (_POINTER,)),
+    "ggml_nbytes": (ctypes.c_size_t, (_POINTER,)),
+    "ggml_nelements": (ctypes.c_int64, (_POINTER,)),
 }
 
 
@@ -166,12 +163,13 @@ def load_library() -> ctypes.CDLL:
 class LlamaRunner(Runner):
     """A GGUF loaded on the CPU, one conversation at a time."""
 
+    batches: ClassVar[Sequence[str]] = ("together",)
+
     def __init__(self, path: Path, *, threads: int) -> None:
         self._llama = load_library()
         self._path, self._threads = path, threads
-        self._seen: list[int] = []
-        self._context: int | None = None
-        self._capacity = 0
+        self._others: list[LlamaRunner] = []
+        self._forget()
         _log_lines.clear()
         params = self._llama.llama_model_default_params()
         params.n_gpu_layers = 0
@@ -195,6 +193,57 @@ class LlamaRunner(Runner):
         self._seen += ids
         return logits
 
+    def _forget(self) -> None:
+        self._seen: list[int] = []
+        self._context: int | None = None
+        self._capacity = 0
+
+    def another(self) -> LlamaRunner:
+        """The same weights with a context of its own."""
+        other = copy.copy(self)
+        other._forget()
+        self._others.append(other)
+        return other
+
+    def batch(self, prompts: Sequence[Sequence[int]], way: str) -> list[Float32]:
+        """Sequences of one context, decoded `together`: the first halves of all in one call, then the second."""
+        found: list[list[Float32]] = [[] for _ in prompts]
+        with self._own_context(sum(map(len, prompts)), n_sequences=len(prompts)) as context:
+            for half in (0, 1):
+                pieces = [_half(prompt, half) for prompt in prompts]
+                rows = self._decode_batch(context, sequence_batch(pieces))
+                for kept, values in zip(
+                    found, np.split(rows, np.cumsum([len(ids) for _, ids in pieces])), strict=False
+                ):
+                    kept.append(values)
+        return [np.concatenate(halves) for halves in found]
+
+    def experts(self, token_ids: Sequence[int]) -> dict[int, NDArray[np.int64]] | None:
+        """What llama.cpp's router chooses, seen by its callback for evaluated tensors."""
+        watch = RouterWatch(self._llama)
+        with self._own_context(len(token_ids), callback=watch.callback) as context:
+            for start in range(0, len(token_ids), _BATCH):
+                ids = list(token_ids[start : start + _BATCH])
+                watch.n_tokens = len(ids)
+                self._decode_batch(context, sequence_batch([(start, ids)]))
+        return watch.chosen() or None
+
+    def template(self) -> str | None:
+        found = self._llama.llama_model_chat_template(self._model, None)
+        return found.decode("utf-8", "replace") if found else None
+
+    def render(
+        self, conversations: Sequence[Sequence[Mapping[str, Any]]], tools: Sequence[Mapping[str, Any]]
+    ) -> list[str] | None:
+        """Chats by the Jinja engine of llama.cpp's server.
+
+        None for a template that prints today's date, and for tools that are not of the form the server's API takes.
+        """
+        template = self.template()
+        if template is None or "strftime_now" in template or any("type" not in tool for tool in tools):
+            return None
+        return render_by_server(self._path, conversations, tools)
+
     def reset(self) -> None:
         self._seen = []
         if self._context:
@@ -208,6 +257,8 @@ class LlamaRunner(Runner):
         return list(ids[:n])
 
     def close(self) -> None:
+        for other in self._others:
+            self._llama.llama_free(other._context)
         if self._context:
             self._llama.llama_free(self._context)
         if self._model:
@@ -221,26 +272,49 @@ class LlamaRunner(Runner):
         if self._context:
             self._llama.llama_free(self._context)
         self._capacity = max(_FIRST_CONTEXT, 2 * self._capacity, n_tokens)
-        params = self._llama.llama_context_default_params()
-        params.n_ctx, params.n_batch, params.n_ubatch, params.n_seq_max = self._capacity, _BATCH, _BATCH, 1
-        params.n_threads = params.n_threads_batch = self._threads
-        params.flash_attn_type = 0
-        params.type_k = params.type_v = _GGML_F32
-        self._context = self._llama.llama_init_from_model(self._model, params)
-        if not self._context:
-            raise InputError(
-                f"{self._path}: llama.cpp makes no context of {self._capacity} tokens: {' '.join(_log_lines)}"
-            )
+        self._context = self._new_context(self._capacity)
         for start in range(0, len(self._seen), _BATCH):
             self._decode(self._seen[start : start + _BATCH])
 
+    def _new_context(self, n_tokens: int, *, n_sequences: int = 1, callback: Any = None) -> int:
+        params = self._llama.llama_context_default_params()
+        params.n_ctx, params.n_batch, params.n_ubatch, params.n_seq_max = n_tokens, _BATCH, _BATCH, n_sequences
+        params.n_threads = params.n_threads_batch = self._threads
+        params.flash_attn_type = 0
+        params.type_k = params.type_v = _GGML_F32
+        params.kv_unified = n_sequences > 1  # else the room is cut into equal parts
+        if callback is not None:
+            params.cb_eval = ctypes.cast(callback, ctypes.c_void_p)
+        context: int | None = self._llama.llama_init_from_model(self._model, params)
+        if not context:
+            raise InputError(f"{self._path}: llama.cpp makes no context of {n_tokens} tokens: {' '.join(_log_lines)}")
+        return context
+
+    @contextmanager
+    def _own_context(self, n_tokens: int, **options: Any) -> Iterator[int]:
+        """A context beside that of the conversation."""
+        context = self._new_context(max(n_tokens, _FIRST_CONTEXT), **options)
+        try:
+            yield context
+        finally:
+            self._llama.llama_free(context)
+
     def _decode(self, ids: list[int]) -> Float32:
-        """Logits [n, V] of up to `_BATCH` tokens."""
+        """Logits [n, V] of up to `_BATCH` tokens that continue the conversation."""
         n = len(ids)
         tokens = (ctypes.c_int32 * n)(*ids)
         wanted = (ctypes.c_int8 * n)(*[1] * n)
-        status = self._llama.llama_decode(self._context, _Batch(n, tokens, None, None, None, None, wanted))
+        return self._decode_batch(self._context, Batch(n, tokens, None, None, None, None, wanted))
+
+    def _decode_batch(self, context: int | None, batch: Batch) -> Float32:
+        status = self._llama.llama_decode(context, batch)
         if status != 0:
             raise InputError(f"{self._path}: llama.cpp fails to run it (status {status}): {' '.join(_log_lines)}")
-        logits = self._llama.llama_get_logits(self._context)
-        return np.ctypeslib.as_array(logits, (n, self.n_vocab)).copy()
+        logits = self._llama.llama_get_logits(context)
+        return np.ctypeslib.as_array(logits, (batch.n_tokens, self.n_vocab)).copy()
+
+
+def _half(ids: Sequence[int], second: int) -> tuple[int, Sequence[int]]:
+    """One half of a prompt, and the position it starts at."""
+    middle = len(ids) // 2
+    return (middle, ids[middle:]) if second else (0, ids[:middle])

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ...convert.model.graph import Weight
+from ...quantize.encodings._blocks import stored_type
 from ...quantize.policy import Choice
 from ..target import Address
 from .header import KeyValue, TensorInfo, ValueType, aligned, header_bytes
@@ -57,7 +58,7 @@ def lay_out(
         infos, starts, offset = [], {}, 0
         for address in group:
             infos.append(
-                TensorInfo(tensor_name(address), stored[address].shape, choices[address].encoding.name, offset)
+                TensorInfo(tensor_name(address), stored[address].shape, stored_type(choices[address].encoding), offset)
             )
             starts[address] = offset
             offset += sizes[address]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ...convert.errors import InputError
@@ -12,15 +12,18 @@ from ...convert.model.graph import Role, Weight, WeightGraph
 from ...convert.model.tensor import ScaledTensor, TensorView
 from ...convert.plans import Fallback, FilePlan, Placement, Plan, TensorPlan
 from ...convert.stream import Execution, write_tensors
-from ...quantize.encoding import get_encoding
+from ...quantize.encoding import Encoding, get_encoding
+from ...quantize.encodings._blocks import BlockEncoding, refined, stored_type
 from ...quantize.policies.gguf import FLOATS, POLICIES, gguf_policy
 from ...quantize.policy import Choice
 from ..encoded import EncodedTensor, StoredPart
 from ..target import Address, Artifact, Runner, Target
 from .choices import Choices, type_name, type_rules
+from .header import boolean
 from .imatrix import ImportanceMatrix, read_importance
-from .metadata import FOLDED_SCALE_KEY, metadata, overridden
+from .metadata import FOLDED_SCALE_KEY, REFINED_KEY, metadata, overridden
 from .names import converter_order, quantizer_order, tensor_address, tensor_name
+from .naming import file_stem
 from .reader import read_gguf
 from .runner import LlamaRunner, missing
 from .shards import Shard, lay_out
@@ -28,6 +31,10 @@ from .weights import stored_weights
 
 # Encodings that weigh columns by importance; the others give the same bytes with and without.
 _WEIGHING = {"Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "IQ4_NL", "IQ4_XS"}
+_REFINED = (
+    "refined: a longer search finds scales and levels of lower error in the same format; where it does, the bytes are "
+    "not llama-quantize's"
+)
 
 
 @dataclass(frozen=True)
@@ -35,7 +42,8 @@ class GgufTarget(Target):
     """Writes the file that llama.cpp's converter and quantizer would, in one pass.
 
     Options have llama.cpp's meaning: `imatrix` is a file, `tensor_type` holds `ROLE_OR_REGEX=TYPE` and `metadata`
-    `KEY=VALUE` texts, `pre` names a pre-tokenizer, `split_max_size` is in bytes.
+    `KEY=VALUE` texts, `pre` names a pre-tokenizer, `split_max_size` is in bytes. `refine` is ours: the same formats
+    with scales of lower error.
     """
 
     name = "gguf"
@@ -44,7 +52,7 @@ class GgufTarget(Target):
     policies = POLICIES
     default_quant = "Q4_0"
 
-    imatrix: str | None = None
+    imatrix: str | None = field(default=None, metadata={"is_file": True})
     pure: bool = False
     token_embedding_type: str | None = None
     output_tensor_type: str | None = None
@@ -52,6 +60,7 @@ class GgufTarget(Target):
     metadata: tuple[str, ...] = ()
     pre: str | None = None
     split_max_size: int | None = None
+    refine: bool = False
 
     def plan(self, graph: WeightGraph, quant: str) -> Plan:
         name = self.policy(quant).name
@@ -61,8 +70,11 @@ class GgufTarget(Target):
         choices = self._choose(graph, name, stored, has_importance=importance is not None)
         columns = _columns(stored, choices, importance)
         pairs = metadata(graph, stored.values(), name, quantized=not is_float, pre=self.pre)
-        pairs = overridden([*pairs, *(importance.metadata() if importance else ())], self.metadata)
-        shards = lay_out(f"{graph.name}-{name}", pairs, stored, choices, max_bytes=self.split_max_size)
+        is_refined = any(_is_refined(choice.encoding) for choice in choices.values())
+        ours = [*(importance.metadata() if importance else ()), *([boolean(REFINED_KEY, True)] if is_refined else ())]
+        pairs = overridden([*pairs, *ours], self.metadata)
+        stem = file_stem(pairs, name, refined=is_refined)
+        shards = lay_out(stem, pairs, stored, choices, max_bytes=self.split_max_size)
         return Plan(
             target=self.name,
             quant=name,
@@ -72,11 +84,15 @@ class GgufTarget(Target):
             tensors=_tensor_plans(shards, stored, choices, columns),
             tensor_bytes=sum(shard.data_bytes for shard in shards),
             fallbacks=tuple(
-                Fallback(tensor_name(address), choice.wanted, choice.encoding.name, choice.reason)
+                Fallback(tensor_name(address), choice.wanted, stored_type(choice.encoding), choice.reason)
                 for address, choice in choices.items()
                 if choice.reason
             ),
-            notes=(*_notes(graph), *self._notes(importance, choices, columns, is_float=is_float)),
+            notes=(
+                *_notes(graph),
+                *((_REFINED,) if is_refined else ()),
+                *self._notes(importance, choices, columns, is_float=is_float),
+            ),
             details={shard.path: shard.header for shard in shards},
         )
 
@@ -93,7 +109,10 @@ class GgufTarget(Target):
             output_tensor_type=self.output_tensor_type and type_name(self.output_tensor_type),
         )
         order = sorted(stored, key=converter_order if quant in FLOATS else quantizer_order)
-        return {address: chooser.of(stored[address]) for address in order}
+        chosen = {address: chooser.of(stored[address]) for address in order}
+        if self.refine:
+            return {address: replace(choice, encoding=refined(choice.encoding)) for address, choice in chosen.items()}
+        return chosen
 
     def _notes(
         self,
@@ -111,7 +130,7 @@ class GgufTarget(Target):
         without = [
             tensor_name(address)
             for address, choice in choices.items()
-            if choice.encoding.name in _WEIGHING and address not in columns
+            if _weighs(choice.encoding) and address not in columns
         ]
         if without:
             notes.append(f"{importance.path} has no importance of {', '.join(without)}: all columns count the same")
@@ -155,13 +174,22 @@ class GgufTarget(Target):
         return missing()
 
 
+def _is_refined(encoding: Encoding) -> bool:
+    return isinstance(encoding, BlockEncoding) and encoding.refined
+
+
+def _weighs(encoding: Encoding) -> bool:
+    """Whether importance makes a difference."""
+    return _is_refined(encoding) or encoding.name in _WEIGHING
+
+
 def _columns(
     stored: Mapping[Address, Weight], choices: Mapping[Address, Choice], importance: ImportanceMatrix | None
 ) -> dict[Address, Float32]:
     """Importance [experts, columns] of the tensors that have one and are stored so that it matters."""
     found: dict[Address, Float32] = {}
     for address, choice in choices.items():
-        if importance is None or choice.encoding.name not in _WEIGHING:
+        if importance is None or not _weighs(choice.encoding):
             continue
         values = importance.of_weight(address, stored[address].shape)
         if values is not None:

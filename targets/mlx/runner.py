@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import tempfile
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
+from typing import Any, ClassVar
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
+from mlx_lm.models.cache import ArraysCache, BatchKVCache
 from mlx_lm.utils import load_model
+from numpy.typing import NDArray
 
 from ...convert.errors import BackendError, InputError
 from ...convert.model.dtypes import Float32
@@ -25,6 +30,8 @@ class MlxRunner(Runner):
 
     MLX compiles kernels into the temporary folder without a lock, so this process gets one of its own.
     """
+
+    batches: ClassVar[Sequence[str]] = ("left",)
 
     def __init__(self, folder: Path) -> None:
         _refuse_old(metadata.version("mlx-lm"))
@@ -47,9 +54,46 @@ class MlxRunner(Runner):
     def reset(self) -> None:
         self._cache = self._model.make_cache()
 
+    def another(self) -> MlxRunner:
+        """Caches lie outside the model, so that one serves any number of conversations."""
+        other = copy.copy(self)
+        other.reset()
+        return other
+
     def extend(self, token_ids: Sequence[int]) -> Float32:
-        logits = self._model(mx.array([list(token_ids)]), cache=self._cache)[0]
-        return np.array(logits.astype(mx.float32))
+        return self._run([list(token_ids)], self._cache)[0]
+
+    def _run(self, rows: list[list[int]], cache: Any) -> Float32:
+        return np.array(self._model(mx.array(rows), cache=cache).astype(mx.float32))
+
+    def batch(self, prompts: Sequence[Sequence[int]], way: str) -> list[Float32]:
+        """Rows of zeros padded on the left, as `mlx_lm.generate`'s batches are; each is continued by its last token."""
+        longest = max(map(len, prompts))
+        gaps = [longest - len(prompt) for prompt in prompts]
+        cache = [
+            BatchKVCache(gaps) if layer.is_attention_layer else ArraysCache(size=1, left_padding=gaps)
+            for layer in self._model.layers
+        ]
+        first = self._run([[0] * gap + list(prompt[:-1]) for gap, prompt in zip(gaps, prompts, strict=True)], cache)
+        last = self._run([list(prompt[-1:]) for prompt in prompts], cache)
+        rows = np.concatenate([first, last], axis=1)
+        return [row[gap:] for gap, row in zip(gaps, rows, strict=True)]
+
+    def experts(self, token_ids: Sequence[int]) -> dict[int, NDArray[np.int64]] | None:
+        """What each mixture hands to its experts, seen by a module between the two."""
+        layers = self._model.layers
+        mixtures = {
+            i: layer.feed_forward for i, layer in enumerate(layers) if hasattr(layer.feed_forward, "switch_mlp")
+        }
+        watched = {i: _Watched(mixture.switch_mlp) for i, mixture in mixtures.items()}
+        for i, mixture in mixtures.items():
+            mixture.switch_mlp = watched[i]
+        try:
+            self.logits(token_ids)
+        finally:
+            for i, mixture in mixtures.items():
+                mixture.switch_mlp = watched[i].inner
+        return {i: each.chosen for i, each in watched.items()} or None
 
     def close(self) -> None:
         if self._before is None:
@@ -57,6 +101,20 @@ class MlxRunner(Runner):
         else:
             os.environ["TMPDIR"] = self._before
         self._temporary.cleanup()
+
+
+class _Watched(nn.Module):  # type: ignore[misc, name-defined]  # mlx has no types of its layers
+    """Experts that keep which of them each token was sent to: [n, top_k]."""
+
+    def __init__(self, inner: Any) -> None:
+        super().__init__()
+        self.inner = inner
+        self.chosen = np.empty((0, 0), np.int64)
+
+    def __call__(self, x: mx.array, chosen: mx.array) -> mx.array:
+        self.chosen = np.array(chosen, np.int64).reshape(-1, chosen.shape[-1])
+        out: mx.array = self.inner(x, chosen)
+        return out
 
 
 def _refuse_old(version: str) -> None:

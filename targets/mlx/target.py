@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,7 @@ class MlxTarget(Target):
     runs_in_float32 = True
 
     refine: bool = False
-    imatrix: str | None = None
+    imatrix: str | None = field(default=None, metadata={"is_file": True})
 
     def plan(self, graph: WeightGraph, quant: str) -> Plan:
         policy = self.policy(quant)

@@ -102,6 +102,7 @@ class GraphBuilder:
         return x if self.float_type == TensorProto.FLOAT else self.cast(x, self.float_type)
 
     def reshape(self, x: str, *shape: int) -> str:
+        """x in another shape: a size of 0 is kept, one of -1 follows from the rest."""
         return self.op("Reshape", x, self.ints(*shape))
 
     def slice(self, x: str, start: int, stop: int | None, axis: int) -> str:

@@ -18,9 +18,10 @@ _GATE_UP = (Role.FFN_GATE, Role.FFN_UP)
 def dense(b: GraphBuilder, store: WeightStore, layer: Layer, x: str) -> str:
     """w2(silu(w1 x) * w3 x)."""
     prefix = f"model.layers.{layer.index}.feed_forward"
-    gate, up = linear(b, store, x, f"{prefix}.gate_up_proj", [layer.weights[role] for role in _GATE_UP])
-    (down,) = linear(b, store, _swiglu(b, gate, up), f"{prefix}.down_proj", [layer.weights[Role.FFN_DOWN]])
-    return down
+    weights, down = [layer.weights[role] for role in _GATE_UP], layer.weights[Role.FFN_DOWN]
+    gate, up = linear(b, store, x, f"{prefix}.gate_up_proj", weights)
+    (out,) = linear(b, store, _swiglu(b, gate, up), f"{prefix}.down_proj", [down])
+    return out
 
 
 def _swiglu(b: GraphBuilder, gate: str, up: str) -> str:
@@ -28,7 +29,7 @@ def _swiglu(b: GraphBuilder, gate: str, up: str) -> str:
 
 
 def mixture(b: GraphBuilder, store: WeightStore, config: ModelConfig, layer: Layer, x: str, *, fused: bool) -> str:
-    """Weighted sum of the chosen experts; an expert that no token chose is skipped whole.
+    """Weighted sum [T, H] of the chosen experts of x [T, H]; an expert that no token chose is skipped whole.
 
     One `If` an expert: inside, its tokens are gathered, run through it and added to the sum in float32.
     This form reads only chosen experts, and runs on every ONNX Runtime; `fused` is one QMoE node instead.

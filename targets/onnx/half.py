@@ -1,6 +1,6 @@
-"""Counts what half precision loses of the weights that are stored in it.
+"""Counts what half precision loses of the weights, and of the scales of packed weights, that are stored in it.
 
-A weight beyond ±65504 stops the conversion. One below half of the least subnormal becomes zero, and one below
+A value beyond ±65504 stops the conversion. One below half of the least subnormal becomes zero, and one below
 the normal range keeps fewer bits; WebGPU may treat that as zero as well.
 Source: IEEE 754-2019 binary16; WGSL specification, 15.7.2, "flush to zero".
 """
@@ -8,17 +8,20 @@ Source: IEEE 754-2019 binary16; WGSL specification, 15.7.2, "flush to zero".
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
 from ...convert.model.dtypes import Float32
 from ...convert.model.tensor import TensorView
 from ...convert.plans import TensorPlan
+from ...quantize.encodings.int_block import IntBlock32
 
 _LARGEST_ZERO = np.float32(2**-25)
 _LEAST_NORMAL = np.float32(2**-14)
+_CHUNK = 1 << 22
 
 
 class HalfCounter:
@@ -51,6 +54,30 @@ class HalfCounter:
             f"of {self.n_seen:,} weights stored in float16 none overflows, {self.n_zeroed:,} become zero, "
             f"{self.n_subnormal:,} are subnormal"
         )
+
+
+def count_scales(tensors: Iterable[TensorPlan], folder: Path) -> str | None:
+    """What was stored of float16 scales, for the manifest; None if there are none.
+
+    A scale of zero is a block of zeros, which the checkpoint may hold as well.
+    """
+    n_seen = n_zero = n_subnormal = 0
+    for tensor in tensors:
+        if not isinstance(tensor.encoding, IntBlock32) or tensor.encoding.scale_dtype != np.float16:
+            continue
+        place, n_left = tensor.placements[1], tensor.view.n_rows * tensor.view.n_cols // tensor.encoding.block
+        n_seen += n_left
+        with (folder / place.path).open("rb") as file:
+            file.seek(place.offset)
+            while n_left:
+                scales = np.fromfile(file, "<f2", min(n_left, _CHUNK))
+                n_left -= len(scales)
+                zero = scales == 0
+                n_zero += int(np.count_nonzero(zero))
+                n_subnormal += int(np.count_nonzero((scales < _LEAST_NORMAL) & ~zero))
+    if not n_seen:
+        return None
+    return f"of {n_seen:,} scales stored in float16 none overflows, {n_zero:,} are zero, {n_subnormal:,} are subnormal"
 
 
 class _Watched(TensorView):

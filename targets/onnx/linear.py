@@ -1,6 +1,6 @@
 """Matrix products and table look-ups over stored matrices, float or packed.
 
-All activations between operators are one matrix [tokens, features], tokens = batch * sequence.
+Activations between operators are [batch, sequence, features]; inside a mixture of experts, [tokens, features].
 """
 
 from __future__ import annotations
@@ -16,11 +16,13 @@ from .store import Matrix, WeightStore
 ACCURACY_LEVEL = 4
 
 
-def matmul(b: GraphBuilder, x: str, matrix: Matrix) -> str:
-    """x [T, n_cols] times the matrix, transposed: [T, n_rows]."""
+def matmul(b: GraphBuilder, x: str, matrix: Matrix, *, output: str | None = None) -> str:
+    """x [..., n_cols] times the matrix, transposed: [..., n_rows]."""
     encoding = matrix.encoding
     if not isinstance(encoding, IntBlock32):
-        return b.op("Gemm", x, matrix.parts[0], transB=1)
+        flat = b.op("Gemm", b.reshape(x, -1, matrix.n_cols), matrix.parts[0], transB=1)
+        shape = b.op("Concat", b.op("Shape", x, end=-1), b.ints(matrix.n_rows), axis=0)
+        return b.op("Reshape", flat, shape, output=output)
     return b.op(
         "MatMulNBits",
         x,
@@ -31,11 +33,12 @@ def matmul(b: GraphBuilder, x: str, matrix: Matrix) -> str:
         bits=encoding.bits,
         block_size=encoding.block,
         accuracy_level=ACCURACY_LEVEL,
+        output=output,
     )
 
 
 def linear(b: GraphBuilder, store: WeightStore, x: str, name: str, weights: Sequence[Weight]) -> list[str]:
-    """x [T, in] times each weight [out, in], transposed: one output [T, out] a weight.
+    """x [..., in] times each weight [out, in], transposed: one output [..., out] a weight.
 
     Weights of one encoding are stored as one matrix called `name` and multiplied at once.
     """
@@ -56,7 +59,7 @@ def split(b: GraphBuilder, x: str, sizes: Sequence[int]) -> list[str]:
 
 
 def lookup(b: GraphBuilder, matrix: Matrix, ids: str) -> str:
-    """Rows [T, n_cols] of a stored matrix, as activations; ids is [T].
+    """Rows [B, S, n_cols] of a stored matrix, as activations; ids is [B, S].
 
     Packed rows are gathered packed and decoded with arithmetic that every execution provider has:
     GatherBlockQuantized is missing from the WebAssembly build that Transformers.js loads.
@@ -66,22 +69,21 @@ def lookup(b: GraphBuilder, matrix: Matrix, ids: str) -> str:
         return b.op("Gather", matrix.parts[0], ids, axis=0)
     values, scales, zero_points = (b.op("Gather", part, ids, axis=0) for part in matrix.parts)
     n_blocks = matrix.n_cols // encoding.block
-    codes = b.reshape(_codes(b, values, encoding.bits), -1, n_blocks, encoding.block)
+    codes = b.reshape(_codes(b, values, encoding.bits), 0, 0, n_blocks, encoding.block)
     n_zeros = encoding.parts(matrix.n_cols)[2].row_shape[0] * 8 // encoding.bits
-    zero = b.slice(b.reshape(_codes(b, zero_points, encoding.bits), -1, n_zeros, 1), 0, n_blocks, 1)
-    scale = b.reshape(b.to_float32(scales), -1, n_blocks, 1)
+    zero = b.reshape(_codes(b, zero_points, encoding.bits), 0, 0, n_zeros, 1)
+    if n_zeros > n_blocks:
+        zero = b.slice(zero, 0, n_blocks, 2)
+    scale = b.reshape(b.to_float32(scales), 0, 0, n_blocks, 1)
     decoded = b.op("Mul", b.op("Sub", codes, zero), scale)
-    return b.from_float32(b.reshape(decoded, -1, matrix.n_cols))
+    return b.from_float32(b.reshape(decoded, 0, 0, matrix.n_cols))
 
 
 def _codes(b: GraphBuilder, packed: str, bits: int) -> str:
     """Codes in uint8 [...] as float32: [...] of 8 bits, [..., 2] of 4, the low nibble first."""
     from onnx import TensorProto
 
-    whole = b.cast(packed, TensorProto.FLOAT)
     if bits == 8:
-        return whole
-    high = b.op("Floor", b.op("Mul", whole, b.scalar(1 / 16)))
-    low = b.op("Sub", whole, b.op("Mul", high, b.scalar(16)))
-    last = b.ints(-1)
-    return b.op("Concat", b.op("Unsqueeze", low, last), b.op("Unsqueeze", high, last), axis=-1)
+        return b.cast(packed, TensorProto.FLOAT)
+    both = b.constant([(byte & 15, byte >> 4) for byte in range(256)], "<f4")
+    return b.op("Gather", both, b.cast(packed, TensorProto.INT32), axis=0)

@@ -28,7 +28,7 @@ from ...quantize.policy import Policy
 from .builder import IR_VERSION, MICROSOFT, OPSETS, GraphBuilder
 from .feed_forward import dense, mixture
 from .linear import lookup, matmul
-from .operators import Prelude, attention, norm, short_conv, to_sequences
+from .operators import Prelude, attention, norm, short_conv
 from .store import Matrix, WeightStore
 
 # Source: ONNX Runtime `group_query_attention_helper.h`, CheckRotaryCaches.
@@ -88,10 +88,10 @@ def build_graph(graph: WeightGraph, policy: Policy, data_path: str, *, fused_exp
     head = table if graph.is_tied else store.add("lm_head", [graph.top[Role.LM_HEAD]])
     with b.scope("prelude"):
         prelude = _prelude(b, store, config)
-        hidden = lookup(b, table, b.reshape("input_ids", -1))
+        hidden = b.op("Mul", lookup(b, table, "input_ids"), prelude.token_mask)
     hidden, branch = _layers(b, store, graph, hidden, prelude, fused_experts=fused_experts)
     with b.scope("head"):
-        _head(b, store, graph, head, hidden, branch, prelude)
+        _head(b, store, graph, head, hidden, branch)
     inputs, outputs = _signature(b, config)
     proto = helper.make_model(
         helper.make_graph(
@@ -119,7 +119,9 @@ def _layers(
             hidden, normed = _add_norm(b, store, graph, layer.weights[Role.FFN_NORM], hidden, branch)
             with b.scope("feed_forward"):
                 if layer.is_moe:
-                    branch = mixture(b, store, config, layer, normed, fused=fused_experts)
+                    tokens = b.reshape(normed, -1, config.hidden_size)
+                    summed = mixture(b, store, config, layer, tokens, fused=fused_experts)
+                    branch = b.op("Reshape", summed, b.op("Shape", normed))
                 else:
                     branch = dense(b, store, layer, normed)
     return hidden, branch
@@ -146,47 +148,40 @@ def _prelude(b: GraphBuilder, store: WeightStore, config: ModelConfig) -> Prelud
     table_type = "F16" if half else "F32"
     cos = store.add_constant("rotary.cos", RotaryTable("rotary.cos", config, np.cos), table_type)
     sin = store.add_constant("rotary.sin", RotaryTable("rotary.sin", config, np.sin), table_type)
-    batch_sequence = b.op("Shape", "input_ids")
-    batch, sequence = (b.op("Gather", batch_sequence, b.ints(axis), axis=0) for axis in (0, 1))
-    total = b.op("Gather", b.op("Shape", "attention_mask"), b.ints(1), axis=0)
-    last = b.cast(b.op("Expand", b.op("Sub", total, b.ints(1)), batch), TensorProto.INT32)
-    mask = b.cast("attention_mask", b.float_type)
+    batch, sequence = b.op("Shape", "input_ids", end=1), b.op("Shape", "input_ids", start=1)
+    total = b.cast(b.op("Shape", "attention_mask", start=1), TensorProto.INT32)
+    mask = b.cast("attention_mask", TensorProto.INT32)
     new = b.op("Slice", mask, b.op("Neg", sequence), b.ints(np.iinfo(np.int64).max), b.ints(1))
-    # Far below any score, yet finite in half precision: a row of nothing but padding must not become NaN.
-    far = b.constant(-30000 if half else -1e9, "<f2" if half else "<f4")
-    one = b.constant(1, "<f2" if half else "<f4")
-    bias = b.op("Unsqueeze", b.op("Mul", b.op("Sub", one, mask), far), b.ints(1, 2))
-    shape = b.op("Concat", batch, b.ints(1), sequence, total, axis=0)
+    is_same = b.op("Equal", b.op("Unsqueeze", new, b.ints(1, 3)), b.op("Unsqueeze", mask, b.ints(1, 2)))
+    floats = "<f2" if half else "<f4"
+    # Far below any score, yet finite in half precision.
+    far, none = b.constant(-30000 if half else -1e9, floats), b.constant(0, floats)
+    tokens = b.op("Range", b.constant(0, "<i8"), b.op("Squeeze", sequence), b.constant(1, "<i8"))
     return Prelude(
-        batch_sequence=batch_sequence,
-        token_mask=b.op("Unsqueeze", new, b.ints(2)),
-        attention_bias=b.op("Expand", bias, shape),
-        last_position=last,
-        total_length=b.op("Squeeze", b.cast(total, TensorProto.INT32), b.ints(0)),
+        windows=b.op("Add", b.op("Unsqueeze", tokens, b.ints(1)), b.ints(*range(1, config.conv_width + 1))),
+        token_mask=b.cast(b.op("Unsqueeze", new, b.ints(2)), b.float_type),
+        attention_bias=b.op("Where", is_same, none, far),
+        last_position=b.op("Expand", b.op("Sub", total, b.constant(1, "<i4")), batch),
+        total_length=total,
         cos=cos,
         sin=sin,
     )
 
 
-def _head(
-    b: GraphBuilder, store: WeightStore, graph: WeightGraph, head: Matrix, hidden: str, branch: str, prelude: Prelude
-) -> None:
+def _head(b: GraphBuilder, store: WeightStore, graph: WeightGraph, head: Matrix, hidden: str, branch: str) -> None:
     """Final norm and logits, of the last num_logits_to_keep positions only."""
     from onnx import TensorProto
 
     config = graph.config
     gain = graph.top[Role.FINAL_NORM]
-    total = to_sequences(b, prelude, b.op("Add", hidden, branch), config.hidden_size)
+    total = b.op("Add", hidden, branch)
     first = b.op("Neg", b.reshape("num_logits_to_keep", 1))  # onnxruntime-genai feeds it as [1]
     kept = b.op("Slice", total, first, b.ints(np.iinfo(np.int64).max), b.ints(1))
     normed = norm(b, config, kept, store.add(gain.view.name, [gain], gain.shape).parts[0])
-    flat = matmul(b, b.reshape(normed, -1, config.hidden_size), head)
-    batch = b.op("Gather", prelude.batch_sequence, b.ints(0), axis=0)
-    shape = b.op("Concat", batch, b.ints(-1, config.vocab_size), axis=0)
     if b.float_type == TensorProto.FLOAT:
-        b.op("Reshape", flat, shape, output="logits")
+        matmul(b, normed, head, output="logits")
     else:
-        b.op("Cast", b.op("Reshape", flat, shape), to=TensorProto.FLOAT, output="logits")
+        b.op("Cast", matmul(b, normed, head), to=TensorProto.FLOAT, output="logits")
 
 
 def _signature(b: GraphBuilder, config: ModelConfig) -> tuple[list[Any], list[Any]]:

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ...convert.errors import UsageError, needs_extra
 from ...convert.model.graph import EXPERTS, Role, WeightGraph
 from ...convert.model.lfm2 import open_graph
 from ...convert.model.tensor import StackedTensor, TensorView
-from ...convert.plans import FilePlan, Plan
+from ...convert.plans import FilePlan, Plan, TensorPlan
 from ...convert.stream import Execution, write_tensors
-from ...quantize.policies.onnx import POLICIES
+from ...quantize.policies.onnx import FLOATS, POLICIES
+from ...quantize.policy import Policy
 from ..encoded import EncodedTensor, StoredPart
 from ..target import Address, Artifact, Runner, Target
 from .check import check_nodes, check_stored
 from .fused import MINIMUM_RUNTIME, EveryOther, Interleaved
-from .half import HalfCounter
+from .half import HalfCounter, count_scales
+from .importance import FLOAT_NOTE, weighed
 from .model import build_graph
 from .package import shared_files
 from .store import Initializer
@@ -39,6 +41,11 @@ _FOLDER = "onnx"
 MOE_FORMS = ("unrolled", "qmoe")
 
 
+def main_file(quant: str) -> str:
+    """Where the folder keeps the graph of a quant."""
+    return f"{_FOLDER}/{_STEMS[quant]}.onnx"
+
+
 @dataclass(frozen=True)
 class _Details:
     """The serialised graph, and the initializers it refers to."""
@@ -49,7 +56,10 @@ class _Details:
 
 @dataclass(frozen=True)
 class OnnxTarget(Target):
-    """ONNX with explicit caches, weights in external data files. `onnx_moe` is one of `MOE_FORMS`."""
+    """ONNX with explicit caches, weights in external data files.
+
+    `onnx_moe` is one of `MOE_FORMS`; `imatrix` is a file of importance that integer blocks are weighed by.
+    """
 
     name = "onnx"
     title = "ONNX Runtime, Transformers.js, onnxruntime-genai"
@@ -58,6 +68,7 @@ class OnnxTarget(Target):
     default_quant = "q4f16"
 
     onnx_moe: str = "unrolled"
+    imatrix: str | None = field(default=None, metadata={"is_file": True})
 
     def plan(self, graph: WeightGraph, quant: str) -> Plan:
         policy = self.policy(quant)
@@ -66,23 +77,33 @@ class OnnxTarget(Target):
         is_fused = self.onnx_moe == "qmoe"
         if is_fused and graph.config.moe is None:
             raise UsageError("--onnx-moe qmoe: a dense model has no experts")
-        path = f"{_FOLDER}/{_STEMS[policy.name]}.onnx"
+        path = main_file(policy.name)
         with needs_extra(self.extra, "the onnx target"):
             built = build_graph(graph, policy, path + "_data", fused_experts=is_fused)
         serialised = built.proto.SerializeToString(deterministic=True)
         store = built.store
+        tensors, notes = self._weigh(store.tensors, graph, policy)
         return Plan(
             target=self.name,
             quant=policy.name,
             class_name=policy.class_name,
             main_file=path,
             files=(FilePlan(path, len(serialised)), *store.files()),
-            tensors=tuple(store.tensors),
+            tensors=tensors,
             tensor_bytes=sum(file.nbytes for file in store.files()),
             fallbacks=tuple(store.fallbacks),
-            notes=_notes(graph, is_fused=is_fused),
+            notes=(*_notes(graph, is_fused=is_fused), *notes),
             details=_Details(serialised, tuple(store.initializers)),
         )
+
+    def _weigh(
+        self, tensors: Sequence[TensorPlan], graph: WeightGraph, policy: Policy
+    ) -> tuple[tuple[TensorPlan, ...], tuple[str, ...]]:
+        if self.imatrix is None:
+            return tuple(tensors), ()
+        if policy.name in FLOATS:
+            return tuple(tensors), (FLOAT_NOTE,)
+        return weighed(tensors, graph, Path(self.imatrix))
 
     def write(self, plan: Plan, graph: WeightGraph, folder: Path, run: Execution) -> None:
         if self.missing() is None:
@@ -99,6 +120,8 @@ class OnnxTarget(Target):
         check_stored(folder / plan.main_file, folder, plan.details.initializers, plan.files[1:])
         if counter.n_seen:
             run.note(counter.sentence)
+        if scales := count_scales(plan.tensors, folder):
+            run.note(scales)
 
     def shared_files(self, graph: WeightGraph, artifacts: Iterable[Plan | Artifact]) -> dict[str, bytes]:
         artifacts = list(artifacts)
@@ -108,7 +131,9 @@ class OnnxTarget(Target):
 
     def read(self, artifact: Artifact) -> dict[Address, TensorView]:
         graph = open_graph(artifact.folder, weights=False)
-        plan = OnnxTarget().with_options(artifact.options).plan(graph, artifact.quant)
+        # the file of importance says nothing of where bytes lie, and may be gone
+        target = replace(OnnxTarget().with_options(artifact.options), imatrix=None)
+        plan = target.plan(graph, artifact.quant)
         check_stored(artifact.path, artifact.folder, plan.details.initializers, plan.files[1:])
         found: dict[Address, list[TensorView]] = {}
         for tensor in plan.tensors:

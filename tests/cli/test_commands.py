@@ -47,7 +47,7 @@ def test_convert_and_validate_json(tiny_moe: Path, tmp_path: Path, capsys: pytes
     assert made["artifacts"][0]["path"] == str(out / "onnx" / "model.onnx")
     found = _json(capsys, "validate", out, "--reference", tiny_moe, "--json", "-")
     (row,) = found["artifacts"]
-    assert (row["verdict"], row["target"], row["quant"], row["budget_bytes"]) == ("pass", "onnx", "fp32", None)
+    assert (row["verdict"], row["target"], row["quant"], row["budgets"]) == ("pass", "onnx", "fp32", [])
     assert row["metrics"]["max_abs_logit"] <= 1e-3
     assert row["metrics"]["same_top1"] == 1.0
     assert {"kld_mean", "kld_se", "kld_p99", "kld_max", "top5_overlap", "ppl_ratio"} <= set(row["metrics"])
@@ -59,7 +59,10 @@ def test_budget_has_its_own_exit_code(tiny_moe: Path, tmp_path: Path, capsys: py
     out = tmp_path / "out"
     arguments = [str(tiny_moe), "--target", "onnx", "--quant", "fp32", "--out", str(out), "--max-size", "1MB"]
     assert main(arguments) == 4
-    assert "budget" in capsys.readouterr().out
+    assert "budget" in capsys.readouterr().err and not out.exists()
+    assert main([*arguments[:-2]]) == 0
+    assert main(["validate", str(out), "--reference", str(tiny_moe), "--max-size", "1MB"]) == 4
+    assert "is over the budget" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("target", "quant"), [("onnx", "fp32"), ("gguf", "F32")])

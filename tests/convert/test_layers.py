@@ -18,6 +18,7 @@ RANKS = {
     "convert.errors": 0,
     "convert.units": 0,
     "convert.progress": 0,
+    "convert.hub": 1,
     "convert.model": 1,
     "quantize": 2,
     "convert.plans": 3,
@@ -33,6 +34,7 @@ RANKS = {
     "convert.source": 6,
     "convert.cli": 7,
     "convert._root": 8,
+    "convert._optimum": 8,
 }
 
 

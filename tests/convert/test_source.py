@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
+import re
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from lfm_convert.convert import bundled
 from lfm_convert.convert.errors import InputError, UsageError
 from lfm_convert.convert.source import find_model
+from support.hub import environment, serve
 
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
 REPO = "LiquidAI/LFM2-Local"
 
 
@@ -37,7 +35,7 @@ def test_settings_come_first(tiny_moe: Path, tmp_path: Path, monkeypatch: pytest
     assert find_model(None).folder == tiny_moe
 
 
-@pytest.mark.parametrize("text", ["model = 3", "modle = 'x'", "model ="])
+@pytest.mark.parametrize("text", ["model = 3", "modle = 'x'", "model =", ""])
 def test_malformed_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "lfm-convert.toml").write_text(text)
@@ -55,63 +53,21 @@ def test_unknown_places(tmp_path: Path) -> None:
         find_model(str(tmp_path / "x.gguf"))
 
 
-class _Hub(BaseHTTPRequestHandler):
-    """The calls a snapshot download makes: the commit, the file list, and each file."""
-
-    folder: Path
-
-    def do_GET(self) -> None:
-        path = self.path.split("?")[0]
-        if path.startswith(f"/api/models/{REPO}/revision/") or path == f"/api/models/{REPO}":
-            self._send(json.dumps({"id": REPO, "sha": COMMIT}).encode(), "application/json")
-        elif path.startswith(f"/api/models/{REPO}/tree/"):
-            sizes = {p.name: p.stat().st_size for p in sorted(self.folder.iterdir())} | {"evil.bin": 1}
-            tree = [{"type": "file", "path": name, "size": size, "oid": "0" * 40} for name, size in sizes.items()]
-            self._send(json.dumps(tree).encode(), "application/json")
-        elif path.startswith(f"/{REPO}/resolve/"):
-            self._send((self.folder / path.rpartition("/")[2]).read_bytes(), "application/octet-stream")
-        else:
-            self.send_response(404)
-            self.send_header("X-Error-Code", "RepoNotFound")
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-
-    do_HEAD = do_GET
-
-    def _send(self, body: bytes, kind: str) -> None:
-        self.send_response(200)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(body)))
-        self.send_header("X-Repo-Commit", COMMIT)
-        self.send_header("ETag", f'"{hashlib.sha256(body).hexdigest()}"')
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(body)
-
-    def log_message(self, *arguments: object) -> None:
-        return
-
-
 @pytest.fixture
 def hub(tiny_moe: Path) -> Iterator[str]:
-    handler = type("Handler", (_Hub,), {"folder": tiny_moe})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_address[1]}"
-    server.shutdown()
-    server.server_close()
+    with serve(tiny_moe, REPO) as endpoint:
+        yield endpoint
 
 
 def _inspect(home: Path, endpoint: str, repo: str, *options: str) -> subprocess.CompletedProcess[str]:
-    environment = {"HF_HOME": str(home), "HF_ENDPOINT": endpoint, "PATH": "/usr/bin:/bin", "HF_HUB_DISABLE_XET": "1"}
     command = [sys.executable, "-m", "lfm_convert", "plan", repo, "--target", "gguf", "--quant", "Q8_0", *options]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    return subprocess.run(command, capture_output=True, text=True, env=environment(home, endpoint), check=False)
 
 
 def test_hub_then_offline_cache(hub: str, tmp_path: Path) -> None:
     first = _inspect(tmp_path, hub, REPO)
     assert first.returncode == 0, first.stderr
-    assert "LFM2-Local-Q8_0.gguf" in first.stdout
+    assert re.search(r"LFM2-Local-\S+-Q8_0\.gguf", first.stdout)
     assert not list(tmp_path.rglob("evil.bin"))
     again = _inspect(tmp_path, "http://127.0.0.1:9", REPO, "--offline")
     assert again.stdout == first.stdout
@@ -125,3 +81,11 @@ def test_hub_failures(hub: str, tmp_path: Path) -> None:
     unreachable = _inspect(tmp_path, "http://127.0.0.1:9", REPO)
     assert unreachable.returncode == 8, unreachable.stderr
     assert unreachable.stderr.count("\n") == 1
+
+
+def test_settings_without_a_model_change_nothing(
+    tiny_moe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lfm-convert.toml").write_text("[devices.phone]\nmax_size = '1GB'\n")
+    assert find_model(None).folder == bundled.path("moe")

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from lfm_convert.convert.errors import InputError
 from lfm_convert.quantize.encoding import get_encoding
 
-NAMES = ("et_int4_g32", "et_int8", "et_embed4_g32", "et_embed8")
+NAMES = ("et_int4_g32", "et_int4_g64", "et_int4_g128", "et_int8", "et_embed4_g32", "et_embed8")
 
 
 def test_nibbles_by_hand() -> None:
@@ -32,7 +32,7 @@ def test_bytes_by_hand() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_zeros_and_the_smallest_numbers(name: str) -> None:
     """A scale is positive and normal, as XNNPACK demands, even where there is nothing to scale."""
-    rows = np.zeros((3, 32), np.float32)
+    rows = np.zeros((3, 128), np.float32)
     rows[1, 0], rows[2, 0] = 1e-45, -1e-45
     encoding = get_encoding(name)
     parts = encoding.encode(rows)
@@ -50,12 +50,12 @@ def test_scale_beyond_half_precision() -> None:
 @given(seed=st.integers(0, 2**32 - 1), exponent=st.integers(-3, 4))
 def test_error_is_at_most_half_a_step(name: str, seed: int, exponent: int) -> None:
     """Of the plain scale, the extreme over the last code; the search may only do better in square."""
-    rows = np.random.default_rng(seed).standard_normal((4, 64)).astype(np.float32) * np.float32(10.0**exponent)
+    rows = np.random.default_rng(seed).standard_normal((4, 256)).astype(np.float32) * np.float32(10.0**exponent)
     encoding = get_encoding(name)
     parts = encoding.encode(rows)
-    for part, declared in zip(parts, encoding.parts(64), strict=True):
+    for part, declared in zip(parts, encoding.parts(256), strict=True):
         assert (part.dtype, part.shape) == (declared.dtype, (4, *declared.row_shape))
-    group, last = (32, 7) if "4" in name else (64, 127)
+    group, last = (encoding.block, 7) if encoding.class_name == "q4" else (256, 127)
     blocks = rows.reshape(4, -1, group)
     step = np.abs(blocks).max(axis=-1) / last
     error = (encoding.decode(*parts) - rows).reshape(blocks.shape)

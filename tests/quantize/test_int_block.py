@@ -30,11 +30,11 @@ def test_golden_bytes() -> None:
 
 
 def test_golden_bytes_of_8_bits() -> None:
-    """-1, 0 … 30 in steps of about 31/255: code 0 is the least value, the zero point is 8."""
+    """-1, 0 … 30 in steps of an eighth: 248 of 255 steps are used, and nothing is lost."""
     row = np.arange(-1, 31, dtype=np.float32)[None]
     values, scales, zero_points = BYTE.encode(row)
-    assert values.tobytes().hex() == "0008101821293139424a525a636b737b838c949ca4adb5bdc5cdd6dee6eef7ff"
-    np.testing.assert_allclose(scales, [[31 / 255]], rtol=1e-3)
+    assert values.tolist() == [[list(range(0, 256, 8))]]
+    assert scales.tolist() == [[0.125]]
     assert zero_points.tolist() == [[8]]
 
 
@@ -95,7 +95,7 @@ def test_search_beats_plain_rounding(encoding, n_cols: int) -> None:
     zero = np.rint(-low / scale)
     plain = (np.clip(np.rint(blocks / scale) + zero, 0, top) - zero) * scale
     found = encoding.decode(*encoding.encode(rows)).reshape(blocks.shape)
-    share = {4: 0.94, 8: 0.999}[encoding.bits]
+    share = {4: 0.94, 8: 0.85}[encoding.bits]
     assert np.square(found - blocks).sum() < share * np.square(plain - blocks).sum()
 
 
@@ -110,7 +110,7 @@ def test_importance_weighs_columns(encoding) -> None:
         return float((importance * np.square(encoding.decode(*parts) - rows)).sum())
 
     plain = encoding.encode(rows)
-    assert error(encoding.encode(rows, importance)) < (0.95 if encoding.bits == 4 else 1.0) * error(plain)
+    assert error(encoding.encode(rows, importance)) < (0.93 if encoding.bits == 4 else 1.0) * error(plain)
     for one, other in zip(plain, encoding.encode(rows, np.full(96, 0.25, np.float32)), strict=True):
         np.testing.assert_array_equal(one, other)
     for one, other in zip(plain, encoding.encode(rows, np.zeros(96, np.float32)), strict=True):

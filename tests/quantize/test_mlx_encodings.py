@@ -98,7 +98,8 @@ def _step(encoding: Encoding, groups: np.ndarray) -> np.ndarray:
     if encoding.name.startswith("affine"):
         span = np.maximum(groups.max(-1), 0) - np.minimum(groups.min(-1), 0)
         return span / (2 ** int(encoding.name[6]) - 1) + largest / 64
-    return largest / (12 if "mxfp8" in encoding.name else 4) + 2.0**-9
+    # nvfp4's own scale is E4M3, whose least step is 2^-9: half of it, times the largest code of 6
+    return largest / (12 if "mxfp8" in encoding.name else 4) + 6 * 2.0**-10
 
 
 @pytest.mark.parametrize("stem", [*AFFINE, *TINY_FLOATS])

@@ -6,6 +6,7 @@ import this module by name, with this folder's parent on PYTHONPATH.
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import signal
@@ -49,8 +50,12 @@ class FakeRunner(Runner):
 
     `bug`: one of `planted.BUGS`, in what is stored or in how it is run; `noise`: deviation added to all logits; `swap`: exchanges w1 and w3 of layer 0; `nan_after`: a NaN in the
     logits of every call after so many; `wide`: so many ids too many; `keep_state`: reset does nothing;
-    `forget_conv`: the convolutions start anew at every call; `crash_at`, `hang_at`: the call it happens in.
+    `forget_conv`: the convolutions start anew at every call; `crash_at`, `hang_at`: the call it happens in;
+    `shared_state`: a second conversation goes on in the first; `padding_counts`: padded tokens are read as tokens;
+    `alone`: it holds one conversation, takes one sequence, and shows no experts; `template`: of its chats.
     """
+
+    batches = ("left",)
 
     def __init__(self, fault: Mapping[str, Any]) -> None:
         graph = _stored(fault)
@@ -59,6 +64,8 @@ class FakeRunner(Runner):
         self._fault = fault
         self._calls = 0
         self._state = State(1)
+        if fault.get("alone"):
+            self.batches = ()
 
     @property
     def backend(self) -> str:
@@ -79,6 +86,33 @@ class FakeRunner(Runner):
         if self._calls > self._fault.get("nan_after", self._calls):
             logits[-1, 3] = np.nan
         return np.pad(logits, ((0, 0), (0, self._fault.get("wide", 0))))
+
+    def another(self) -> FakeRunner | None:
+        if self._fault.get("alone"):
+            return None
+        if self._fault.get("shared_state"):
+            return self
+        other = copy.copy(self)
+        other.reset()
+        return other
+
+    def batch(self, prompts: Sequence[Sequence[int]], way: str) -> list[np.ndarray]:
+        if self._fault.get("padding_counts"):
+            longest = max(map(len, prompts))
+            padded = [[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts]
+            rows, _ = self._forward.prefill(padded)
+            return [row[-len(prompt) :] for row, prompt in zip(rows, prompts, strict=True)]
+        return self._forward.prefill(prompts)[0]
+
+    def experts(self, token_ids: Sequence[int]) -> dict[int, np.ndarray] | None:
+        if self._fault.get("alone"):
+            return None
+        self._forward.routings.clear()
+        self._forward.prefill([token_ids])
+        return {layer: routing.experts for layer, routing in self._forward.routings.items()} or None
+
+    def template(self) -> str | None:
+        return self._fault.get("template")
 
     def _break(self) -> None:
         if self._calls == self._fault.get("crash_at"):

@@ -3,7 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from lfm_convert.convert.errors import InputError
+from lfm_convert.convert.errors import InputError, UsageError
 from lfm_convert.convert.model.graph import WeightGraph
 from lfm_convert.validate.compare import compare_results, mcnemar
 from lfm_convert.validate.parity import validate
@@ -39,4 +39,14 @@ def test_what_was_not_run_cannot_be_compared(
     artifacts = [make_artifact(tmp_path, tiny_dense, "sound"), make_artifact(tmp_path, tiny_dense, "gone", absent=True)]
     report = validate(artifacts, dense_graph, prompts=prompts, threads=1, find_target=fake_runtime)
     with pytest.raises(InputError, match=r"gone\.json: nothing to compare"):
+        compare_results(*report.results)
+
+
+def test_one_prompt_is_no_comparison(
+    dense_graph: WeightGraph, tiny_dense: Path, prompts: tuple[Prompt, ...], fake_runtime: str, tmp_path: Path
+) -> None:
+    long = Prompt(id="long", ids=tuple(i for prompt in prompts for i in prompt.ids))
+    artifacts = [make_artifact(tmp_path, tiny_dense, name) for name in ("a", "b")]
+    report = validate(artifacts, dense_graph, prompts=(long,), threads=1, find_target=fake_runtime)
+    with pytest.raises(UsageError, match="two or more"):
         compare_results(*report.results)

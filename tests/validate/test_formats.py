@@ -9,6 +9,7 @@ import pytest
 from lfm_convert.convert.errors import InputError
 from lfm_convert.targets.target import Artifact
 from lfm_convert.validate.baseline import hold_to_baseline, load_baseline, update_baseline
+from lfm_convert.validate.budgets import BudgetCheck
 from lfm_convert.validate.formats import write_junit, write_markdown
 from lfm_convert.validate.gates import at_most
 from lfm_convert.validate.metrics import Metrics, PromptMean
@@ -25,13 +26,13 @@ METRICS = Metrics(
 def _result(quant: str, verdict: Verdict, **fields: object) -> ArtifactResult:
     path = Path(f"model-{quant}.gguf")
     artifact = Artifact(path, path.parent, "gguf", quant, "q4", (path,))
-    return ArtifactResult(
-        artifact=artifact, backend="llama.cpp", verdict=verdict, size_bytes=10**6, budget_bytes=None, **fields
-    )
+    return ArtifactResult(artifact=artifact, backend="llama.cpp", verdict=verdict, size_bytes=10**6, **fields)
 
 
 PASSED = _result("Q4_0", Verdict.PASS, metrics=METRICS, gates=(at_most("kld_mean", 0.1, 0.2),))
-FAILED = _result("Q4_1", Verdict.FAIL, gates=(at_most("kld_mean", 0.3, 0.2),), message="kld_mean is 0.3 <b>|</b>")
+FAILED = _result(
+    "Q4_1", Verdict.FAIL, metrics=METRICS, gates=(at_most("kld_mean", 0.3, 0.2),), message="kld_mean is 0.3 <b>|</b>"
+)
 CRASHED = _result("Q5_0", Verdict.FAIL, gates=(at_most("weight_rms", 0.1, 0.2),), message="the runtime crashed")
 ABSENT = _result("Q8_0", Verdict.SKIPPED, message="pip install it")
 REPORT = Report("LFM2", (PASSED, FAILED, CRASHED, ABSENT), {})
@@ -50,11 +51,21 @@ def test_junit_has_a_suite_an_artifact_and_a_case_a_gate(tmp_path: Path) -> None
     assert cases[2][1].find("failure").get("message") == "the runtime crashed"
 
 
+def test_junit_has_a_case_a_budget(tmp_path: Path) -> None:
+    over, fits = BudgetCheck("memory", "phone", 3, 2, "4,096 tokens"), BudgetCheck("size", "", 1, 2, "")
+    write_junit(
+        Report("LFM2", (replace(PASSED, budgets=(fits, over), verdict=Verdict.BUDGET),), {}), tmp_path / "r.xml"
+    )
+    cases = ElementTree.parse(tmp_path / "r.xml").getroot().findall("testsuite/testcase")
+    assert [case.get("name") for case in cases] == ["kld_mean", "size", "phone memory"]
+    assert [case.find("failure") is not None for case in cases] == [False, False, True]
+
+
 def test_markdown_is_a_table_that_nothing_breaks(tmp_path: Path) -> None:
     write_markdown(REPORT, tmp_path / "r.md")
     text = (tmp_path / "r.md").read_text(encoding="utf-8")
     assert text.startswith("### LFM2: 1 of 4 artifacts pass")
-    assert "| ✅ | gguf Q4\\_0 | 1.00 MB | 0.1 ± 0.01 | 0.1 | 90.00 % | 1.0000 |" in text
+    assert "| ✅ | gguf Q4\\_0 | 1.00 MB | – | 0.1 ± 0.01 | 0.1 | 90.00 % | 1.0000 |" in text
     assert "\\<b\\>\\|" in text
 
 
@@ -69,6 +80,8 @@ def test_a_baseline_holds_what_is_worse_than_it_was(tmp_path: Path) -> None:
     worse = replace(PASSED, metrics=replace(METRICS, kld_mean=0.11, prompts=shifted))
     held = hold_to_baseline(Report("LFM2", (worse,), {}), stored).results[0]
     assert held.verdict is Verdict.FAIL and "kld_over_baseline is 0.01" in held.message
+    moved = hold_to_baseline(Report("LFM2", (replace(PASSED, backend="llama.cpp 2"),), {}), stored).results[0]
+    assert moved.verdict is Verdict.PASS and "no entry 'LFM2 | gguf | Q4_0 | llama.cpp 2'" in moved.message
     other = replace(PASSED, metrics=replace(METRICS, prompts=METRICS.prompts[:1]))
     with pytest.raises(InputError, match="other prompts"):
         hold_to_baseline(Report("LFM2", (other,), {}), stored)

@@ -26,7 +26,7 @@ CAUGHT: dict[str, tuple[str, Part, str, str]] = {
     "rope interleaved": ("f32", Part.EXECUTION, "execution_kld_median", "rope pairs neighbours"),
     "QK norm missing": ("f32", Part.EXECUTION, "execution_kld_median", "queries and keys are not normed"),
     "wrong eps": ("f32", Part.EXECUTION, "execution_kld_median", "norm_eps is 1e-6"),
-    "stale conv state": ("q4", Part.CACHE, "cache_stepwise_kld", "cache_stepwise_kld"),
+    "stale conv state": ("q4", Part.CACHE, "cache_chunked_kld", "cache_chunked_kld"),
     "final norm skipped": ("f32", Part.EXECUTION, "execution_kld_median", "the norm before the head is skipped"),
     "experts swapped": ("q4", Part.WEIGHTS, "weight_rms", "layer 2 expert_down, expert "),
     "one tensor at two bits": ("q4", Part.WEIGHTS, "weight_rms", "layer 1 attn_out"),

@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 from lfm_convert.targets.target import Artifact
+from lfm_convert.validate.budgets import BudgetCheck
 from lfm_convert.validate.chart import Box, draw, place_labels
 from lfm_convert.validate.gates import judge
-from lfm_convert.validate.jobs import CacheCheck
 from lfm_convert.validate.localize import LayerError, Location, Recovery
 from lfm_convert.validate.metrics import Metrics, Worst
+from lfm_convert.validate.probes import CacheCheck
 from lfm_convert.validate.report import percent, print_table, ratio, write_html
 from lfm_convert.validate.results import ArtifactResult, Excerpt, GreedyCheck, Report, Verdict, describe_environment
 from rich.console import Console
@@ -35,10 +36,9 @@ def _result(quant: str = "Q4_0", size: int = 700_000_000, kld: float = 0.11, **f
         "backend": "llama.cpp",
         "verdict": Verdict.PASS,
         "size_bytes": size,
-        "budget_bytes": None,
         "metrics": metrics,
         "gates": tuple(judge(metrics, "q4", is_moe=False)),
-        "cache": CacheCheck(0.0, 0.0, 0.0, 0.0),
+        "cache": CacheCheck(()),
         "greedy": GreedyCheck(4, 2, 0.5, 0.01),
         "excerpts": (Excerpt("zh-tea", 7, "before", "this", "that", 2.5),),
         "location": Location((LayerError(0, 30.0, 30.0), LayerError(1, 8.0, 8.1)), 1, (Recovery(1, 0.01, 0.93),)),
@@ -86,7 +86,12 @@ def _page(report: Report, folder: Path) -> str:
 
 def test_the_page_shows_every_artifact(tmp_path: Path) -> None:
     failed = _result("q4f16", verdict=Verdict.FAIL, message="kld_mean is 0.3, limit at most 0.2")
-    large = _result("F16", size=2_340_000_000, budget_bytes=2_000_000_000, verdict=Verdict.BUDGET)
+    large = _result(
+        "F16",
+        size=2_340_000_000,
+        budgets=(BudgetCheck("size", "phone", 2_340_000_000, 2_000_000_000, ""),),
+        verdict=Verdict.BUDGET,
+    )
     page = _page(_report(_result(), failed, large, _skipped()), tmp_path)
     tags = _Tags(page).tags
     assert tags.count("svg") == 1 and tags.count("section") == 4

@@ -6,8 +6,8 @@ import pytest
 from lfm_convert.convert import bundled
 from lfm_convert.convert.errors import InputError, UsageError
 from lfm_convert.convert.model.lfm2 import open_graph
-from lfm_convert.validate.jobs import LONG_CHUNKS
 from lfm_convert.validate.metrics import score_prompt, summarize
+from lfm_convert.validate.probes import LONG_CHUNKS
 from lfm_convert.validate.prompts import EncodedPrompt, encode_prompts, load_prompts
 from lfm_convert.validate.suites import check_stored_ids, choose_prompts, smoke
 

@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 from lfm_convert.convert.errors import DiskError
 from lfm_convert.validate import isolate, worker
-from lfm_convert.validate.jobs import CacheCheck, Job, Outcome, Status, load_job, load_outcome, take_logits
-from support.fake_target import FIND_TARGET, FakeRunner, make_artifact
+from lfm_convert.validate.jobs import Job, Outcome, Status, load_job, load_outcome, take_logits
+from lfm_convert.validate.probes import CacheCheck, Probe
+from lfm_convert.validate.prompts import Chat
+from support.fake_target import FIND_TARGET, make_artifact
 
 IDS = tuple(range(20, 40))
 
@@ -28,6 +30,10 @@ def _job(folder: Path, checkpoint: Path, **fault: Any) -> Job:
         greedy_prompts=(0,),
         n_greedy=3,
         stop=(7,),
+        texts=("a",),
+        chats=(Chat(({"role": "user", "content": "a"},)), Chat(({"role": "user", "content": "b"},), ({"name": "t"},))),
+        bos="<|startoftext|>",
+        expert_prompts=(0,),
     )
 
 
@@ -39,14 +45,22 @@ def test_a_job_survives_its_file(tmp_path: Path, tiny_dense: Path) -> None:
 
 def test_an_outcome_survives_its_file(tmp_path: Path) -> None:
     assert load_outcome(tmp_path) is None
+    probe = Probe("reset", 0.0, 1.5, 1, 30)
     outcome = Outcome(
-        status=Status.DONE, message="é", backend="b", cache=CacheCheck(0.0, 1.5, 2.0, 3.0), greedy=((1, 2), ())
+        status=Status.DONE,
+        message="é",
+        backend="b",
+        cache=CacheCheck((probe,), ("batch: no",)),
+        greedy=((1, 2), ()),
+        encoded=((1, 2),),
+        rendered=("a",),
+        experts={3: [[1, 2], [3, 4]]},
     )
     outcome.save(tmp_path)
     assert load_outcome(tmp_path) == outcome
-    replace(outcome, cache=CacheCheck(float("nan"), 1.5, 2.0, 3.0)).save(tmp_path)
+    replace(outcome, cache=CacheCheck((replace(probe, kld=float("nan")),))).save(tmp_path)
     found = load_outcome(tmp_path)
-    assert found is not None and found.cache is not None and np.isnan(found.cache.stepwise_max_abs)
+    assert found is not None and found.cache is not None and np.isnan(found.cache.probes[0].kld)
 
 
 def test_work_publishes_logits_and_probes(tmp_path: Path, tiny_dense: Path) -> None:
@@ -57,22 +71,6 @@ def test_work_publishes_logits_and_probes(tmp_path: Path, tiny_dense: Path) -> N
     logits = take_logits(tmp_path, 1)
     assert logits is not None and logits.shape == (20, 512) and logits.dtype == np.float32
     assert take_logits(tmp_path, 1) is None
-
-
-def test_chunks_cross_the_conv_window_in_every_way(tiny_dense: Path) -> None:
-    sizes: list[int] = []
-
-    class Recorder(FakeRunner):
-        def extend(self, token_ids: Any) -> np.ndarray:
-            sizes.append(len(token_ids))
-            return super().extend(token_ids)
-
-    runner = Recorder({"checkpoint": str(tiny_dense)})
-    whole = runner.logits(IDS)
-    sizes.clear()
-    found = worker.check_cache(runner, [IDS], [whole])
-    assert sizes == [1, 2, 3, 4, 1, 9, 20]
-    assert found is not None and found.stepwise_kld < 1e-9
 
 
 def test_a_full_disk_is_no_verdict(tmp_path: Path, tiny_dense: Path, monkeypatch: pytest.MonkeyPatch) -> None:

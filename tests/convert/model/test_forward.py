@@ -11,9 +11,11 @@ from lfm_convert.convert.model import forward
 from lfm_convert.convert.model.forward import Forward, State
 from lfm_convert.convert.model.graph import Role, WeightGraph
 from lfm_convert.convert.model.lfm2 import open_graph
+from lfm_convert.convert.model.side_by_side import cut, each
 from support.checkpoints import dense_config, make_checkpoint, moe_config
 from support.prompts import PROMPT
 from support.refusals import refused
+from threadpoolctl import threadpool_limits
 
 # Sums of matrix products change order with the number of rows; nothing else may differ.
 ROUNDING = 5e-5
@@ -89,7 +91,8 @@ def test_streaming_gives_the_same_bits(graph: WeightGraph, whole: np.ndarray, ke
 def test_blocks_of_the_head_and_of_the_scores_do_not_change_logits(
     graph: WeightGraph, whole: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(forward, "_HEAD_BLOCK_BYTES", 50 * 128 * 4)
+    monkeypatch.setattr(forward, "_PIECE_ROWS", 50)
+    monkeypatch.setattr(forward, "_PIECE_ELEMENTS", 50 * 128)
     monkeypatch.setattr(forward, "_SCORE_ELEMENTS", 300)
     assert close(full(graph, PROMPT), whole)
 
@@ -137,3 +140,23 @@ def test_memory_is_bounded_by_what_is_kept(tmp_path: Path) -> None:
     model.prefill([PROMPT])
     grown = psutil.Process().memory_info().rss - before
     assert grown < 0.25 * 4 * model.graph.n_parameters
+
+
+def test_threads_do_not_change_a_bit(graph: WeightGraph) -> None:
+    prompts = [PROMPT * 8, PROMPT]  # products of several pieces
+    found = []
+    for n_threads in (1, 4):
+        with threadpool_limits(n_threads, user_api="blas"):
+            logits, _ = Forward(graph).prefill(prompts)
+            found.append([values.tobytes() for values in logits])
+    assert found[0] == found[1]
+
+
+def test_a_failure_in_any_piece_is_raised() -> None:
+    def fail(low: int, high: int) -> None:
+        if low == 30:
+            raise ValueError(f"piece {low}")
+
+    for n_threads in (1, 4):
+        with threadpool_limits(n_threads, user_api="blas"), pytest.raises(ValueError, match="piece 30"):
+            each(fail, cut(100, 10))

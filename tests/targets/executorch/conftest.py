@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from lfm_convert.convert import bundled
@@ -30,28 +31,30 @@ class Exported:
         return self.graph.with_weights(self.target.read(self.artifact))
 
 
-def export(graph: WeightGraph, quant: str, folder: Path) -> Exported:
+def export(graph: WeightGraph, quant: str, folder: Path, **options: Any) -> Exported:
     pytest.importorskip("executorch", reason='pip install "lfm-convert[executorch]"')
-    target = get_target("executorch").with_options({"context": CONTEXT})
+    target = get_target("executorch").with_options({"context": CONTEXT, **options})
     plan = target.plan(graph, quant)
     folder.mkdir(parents=True, exist_ok=True)
     target.write(plan, graph, folder, Execution())
     for name, data in target.shared_files(graph, [plan]).items():
         (folder / name).write_bytes(data)
     path = folder / plan.main_file
-    artifact = Artifact(path, folder, target.name, plan.quant, plan.class_name, (path,))
+    files = tuple(folder / file.path for file in plan.files)
+    artifact = Artifact(path, folder, target.name, plan.quant, plan.class_name, files)
     return Exported(graph, target, artifact, plan.total_bytes)
 
 
 @pytest.fixture(scope="session")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str, str], Exported]]:
-    """The bundled model of a kind in a quant."""
-    made: dict[tuple[str, str], Exported] = {}
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Exported]]:
+    """The bundled model of a kind in a quant, with options of the target."""
+    made: dict[Any, Exported] = {}
 
-    def get(kind: str, quant: str) -> Exported:
-        if (kind, quant) not in made:
+    def get(kind: str, quant: str, **options: Any) -> Exported:
+        key = kind, quant, *sorted(options.items())
+        if key not in made:
             folder = tmp_path_factory.mktemp("executorch")
-            made[kind, quant] = export(open_graph(bundled.path(kind)), quant, folder)
-        return made[kind, quant]
+            made[key] = export(open_graph(bundled.path(kind)), quant, folder, **options)
+        return made[key]
 
     yield get

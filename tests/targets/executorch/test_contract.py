@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,10 +17,11 @@ from lfm_convert.convert.errors import InputError, UsageError
 from lfm_convert.convert.model.graph import Role, WeightGraph
 from lfm_convert.convert.model.lfm2 import open_graph
 from lfm_convert.convert.stream import Execution
+from lfm_convert.quantize.policies.executorch import MATRICES
 from lfm_convert.targets.target import Artifact, get_target
 from support.checkpoints import dense_config, make_checkpoint
 
-from .conftest import CONTEXT, Exported
+from .conftest import CONTEXT, Exported, export
 
 TARGET = get_target("executorch")
 
@@ -77,6 +80,61 @@ def test_rows_that_groups_do_not_divide(tmp_path: Path) -> None:
         plan.refuse_fallbacks()
 
 
+def test_smaller_groups_where_larger_do_not_divide(tmp_path: Path) -> None:
+    """Rows of 192 come in groups of 64, those of 256 as asked."""
+    graph = open_graph(make_checkpoint(tmp_path, dense_config(hidden_size=192, num_attention_heads=4)))
+    plan = TARGET.plan(graph, "8da4w-g128")
+    used = {tensor.shape[-1]: tensor.encoding.name for tensor in plan.tensors if tensor.role in MATRICES}
+    assert used == {192: "et_int4_g64", 256: "et_int4_g128"}
+    assert {(f.wanted, f.used) for f in plan.fallbacks} == {("et_int4_g128", "et_int4_g64")}
+    with pytest.raises(UsageError, match=r"as et_int4_g64 instead of et_int4_g128 .rows of 192 are not a multiple"):
+        plan.refuse_fallbacks()
+
+
+@pytest.mark.parametrize(("quant", "bits"), [("8da4w", 4.5), ("8da4w-g64", 4.25), ("8da4w-g128-emb8", 4.125)])
+def test_bits_of_a_weight(quant: str, bits: float, dense_graph: WeightGraph) -> None:
+    matrices = [tensor for tensor in TARGET.plan(dense_graph, quant).tensors if tensor.role in MATRICES]
+    assert {8 * tensor.nbytes / math.prod(tensor.shape) for tensor in matrices} == {bits}
+
+
+def test_quantized_weights_come_back(exported: Callable[..., Exported]) -> None:
+    """The file holds exactly what the encoders chose: every stored tensor decodes to their values."""
+    found = exported("moe", "8da4w")
+    weights = found.target.read(found.artifact)
+    for tensor in found.target.plan(found.graph, "8da4w").tensors:
+        rows = tensor.view.rows(0, tensor.view.n_rows)
+        expected = tensor.encoding.decode(*tensor.encoding.encode(rows))
+        read = weights[tensor.role, tensor.layer].read()
+        np.testing.assert_array_equal(read.reshape(expected.shape), expected, err_msg=tensor.name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["lfm2-350m", "lfm2-1.2b", "lfm2.5-2.6b"])
+def test_size_of_real_widths(name: str, published_configs: Path, tmp_path: Path) -> None:
+    """Two layers of every dense width: what the plan says, from the config alone, is the size within 1 %."""
+    config = json.loads((published_configs / f"{name}.json").read_bytes())
+    config = {key: value for key, value in config.items() if key != "layer_types"}
+    graph = open_graph(make_checkpoint(tmp_path / name, {**config, "num_hidden_layers": 2, "full_attn_idxs": [1]}))
+    found = export(graph, "8da4w", tmp_path / "out")
+    assert found.predicted_bytes == pytest.approx(found.artifact.size_bytes, rel=0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("quant", ["8da4w", "fp32"])
+def test_peak_memory_is_planned(quant: str, published_configs: Path, tmp_path: Path) -> None:
+    """Two layers of LFM2-350M, whose head is the largest matrix: what the plan says is above the peak, not far."""
+    pytest.importorskip("executorch", reason='pip install "lfm-convert[executorch]"')
+    config = json.loads((published_configs / "lfm2-350m.json").read_bytes())
+    config = {key: value for key, value in config.items() if key != "layer_types"}
+    folder = make_checkpoint(tmp_path / "model", {**config, "num_hidden_layers": 2, "full_attn_idxs": [1]})
+    options = ["--target", "executorch", "--quant", quant, "--out", tmp_path / "out", "--no-validate", "--jobs", "1"]
+    child = subprocess.Popen([sys.executable, "-P", "-m", "lfm_convert", folder, *options])
+    _, status, usage = os.wait4(child.pid, 0)
+    assert status == 0
+    planned = TARGET.plan(open_graph(folder), quant).peak_memory_bytes()
+    assert 0.6 * planned < usage.ru_maxrss * 1024 < planned
+
+
 def test_tokenizer_the_runner_cannot_read(tmp_path: Path) -> None:
     pytest.importorskip("executorch", reason='pip install "lfm-convert[executorch]"')
     folder = make_checkpoint(tmp_path / "checkpoint")
@@ -84,7 +142,9 @@ def test_tokenizer_the_runner_cannot_read(tmp_path: Path) -> None:
     tokenizer = json.loads(path.read_bytes())
     path.write_text(json.dumps({**tokenizer, "pre_tokenizer": {"type": "NoSuchSplit"}}))
     graph = open_graph(folder)
-    with pytest.raises(InputError, match="tokenizer of ExecuTorch's LLM runner does not read it"):
+    with pytest.raises(
+        InputError, match=r"LLM runner does not read it: .* does not know its pre_tokenizer 'NoSuchSplit'"
+    ):
         TARGET.write(TARGET.plan(graph, "fp32"), graph, tmp_path, Execution())
 
 

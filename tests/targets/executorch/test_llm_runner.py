@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from lfm_convert.convert.model.forward import Forward
@@ -18,15 +19,22 @@ N_TOKENS = 40
 
 
 @pytest.mark.parametrize(
-    ("kind", "quant"), [("dense", "fp32"), pytest.param("moe", "fp32", marks=pytest.mark.slow), ("moe", "8da4w")]
+    ("kind", "quant", "options"),
+    [
+        ("dense", "fp32", {}),
+        pytest.param("moe", "fp32", {}, marks=pytest.mark.slow),
+        ("moe", "8da4w", {}),
+        ("moe", "8da4w", {"et_moe": "moe_ffn", "external_weights": True}),
+    ],
 )
-def test_greedy_text(kind: str, quant: str, exported: Callable[..., Exported]) -> None:
-    found = exported(kind, quant)
+def test_greedy_text(kind: str, quant: str, options: dict[str, Any], exported: Callable[..., Exported]) -> None:
+    found = exported(kind, quant, **options)
     from . import llm_runner
 
     tokenizer = found.artifact.folder / "tokenizer.json"
-    command = [sys.executable, "-P", llm_runner.__file__, found.artifact.path, tokenizer, str(N_TOKENS), *PROMPTS]
-    printed = subprocess.run(command, capture_output=True, check=True).stdout.split(b"\0")[:-1]
+    data = "".join(str(path) for path in found.artifact.files if path.suffix == ".ptd")
+    command = [sys.executable, "-P", llm_runner.__file__, found.artifact.path, tokenizer, data, str(N_TOKENS)]
+    printed = subprocess.run([*command, *PROMPTS], capture_output=True, check=True).stdout.split(b"\0")[:-1]
     # the runner's printer skips pieces that are part of a character, so that only ASCII can be compared
     texts = [each.partition(b"\nPyTorchObserver")[0].decode("ascii", "ignore") for each in printed]
     assert texts[0] == texts[2] != texts[1]

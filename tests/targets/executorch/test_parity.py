@@ -26,9 +26,10 @@ BUNDLED = [
     ("dense", "fp32"),
     pytest.param("moe", "fp32", marks=pytest.mark.slow),
 ]
+QUANTS = ("8da4w", "8da8w", "8da4w-emb8", "8da4w-g64", "8da4w-g128-emb8")
 QUANTIZED = [
     ("moe", "8da4w"),
-    *(pytest.param("dense", quant, marks=pytest.mark.slow) for quant in ("8da4w", "8da8w", "8da4w-emb8")),
+    *(pytest.param("dense", quant, marks=pytest.mark.slow) for quant in QUANTS),
 ]
 VARIANTS: dict[str, dict[str, Any]] = {
     "dense-untied": dense_config(tie_embedding=False),
@@ -80,7 +81,7 @@ def test_chunks_give_what_the_whole_gives(kind: str, quant: str, exported: Calla
     np.testing.assert_allclose(np.concatenate(chunks), whole, atol=1e-4 if quant == "fp32" else 0.5)
 
 
-class _Int8Activations(Forward):
+class Int8Activations(Forward):
     """The graph's forward with what XNNPACK does to the input of a quantized linear layer, row by row.
 
     Source: XNNPACK `xnn_f32_qd8_asymmetric_quantization_params`.
@@ -111,7 +112,7 @@ def test_quantized_runs_its_own_weights(kind: str, quant: str, exported: Callabl
     text = "The weather in the town was better than the year before. What do you think about it?"
     ids = found.graph.tokenizer.encode(text)
     logits = found.target.run(found.artifact, threads=1).logits(ids)
-    expected = _Int8Activations(found.decoded()).prefill([ids])[0][0]
+    expected = Int8Activations(found.decoded()).prefill([ids])[0][0]
     cosines = (logits * expected).sum(axis=1) / np.linalg.norm(logits, axis=1) / np.linalg.norm(expected, axis=1)
     assert cosines.min() >= 0.9999
     second, first = np.sort(expected, axis=1)[:, -2:].T

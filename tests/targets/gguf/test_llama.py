@@ -18,6 +18,8 @@ from lfm_convert.convert.model.lfm2 import open_graph
 from lfm_convert.quantize.policy import Policy
 from lfm_convert.targets.gguf import runner
 from lfm_convert.targets.gguf.header import header_bytes, string
+from lfm_convert.targets.gguf.metadata import REFINED_KEY
+from lfm_convert.targets.gguf.reader import read_gguf
 from lfm_convert.targets.gguf.runner import LlamaRunner
 from lfm_convert.targets.gguf.target import TARGET
 from lfm_convert.targets.target import Artifact
@@ -103,6 +105,20 @@ def test_every_quant_runs(make_graph: Any, write_quant: Any, policy: Policy) -> 
     assert np.isfinite(logits).all()
     agreement = np.corrcoef(logits.ravel(), reference(graph, PROMPT).ravel())[0, 1]
     assert agreement > {"q3": 0.5, "q4": 0.8, "q5": 0.9}.get(policy.class_name, 0.95)
+
+
+@pytest.mark.parametrize("quant", ["Q4_0", "Q4_1", "Q4_K_M", "Q2_K", "IQ4_XS", "MXFP4_MOE"])
+def test_refined_files_run_as_what_they_decode_to(make_graph: Any, write_quant: Any, quant: str) -> None:
+    """llama.cpp rounds activations to the type of the weights, so that it is near the decoded weights, and nearer to
+    them than to the checkpoint's."""
+    graph = make_graph(moe_config(hidden_size=256, moe_intermediate_size=256, num_experts=5))
+    artifact = write_quant(graph, quant, refine=True)
+    assert read_gguf(artifact.path).metadata[REFINED_KEY] is True
+    decoded = reference(graph.with_weights(TARGET.read(artifact)), PROMPT)
+    with running(artifact) as llama:
+        logits = llama.logits(PROMPT)
+    assert np.corrcoef(logits.ravel(), decoded.ravel())[0, 1] > 0.99
+    assert np.square(logits - decoded).mean() < np.square(logits - reference(graph, PROMPT)).mean() / 2
 
 
 def test_a_split_file_runs(dense_graph: WeightGraph, write_quant: Any) -> None:

@@ -73,7 +73,7 @@ def test_sizes_follow_from_bits_per_weight(tmp_path: Path, published_configs: Pa
 
 def test_a_plan_from_a_config_says_that_there_is_no_vocabulary(tmp_path: Path, published_configs: Path) -> None:
     plan = TARGET.plan(declared(tmp_path, published_configs, "lfm2-350m"), "q4_0")
-    assert plan.main_file == f"{tmp_path.name}-Q4_0.gguf"
+    assert plan.main_file.endswith("-354M-Q4_0.gguf")  # the folder's name says no size: the weights do
     assert "no tokenizer.json" in plan.notes[0]
 
 
@@ -234,7 +234,7 @@ def test_the_model_card_and_sampling_reach_the_file(dense_graph: WeightGraph) ->
         "general.sampling.min_p": 0.15,
         "general.sampling.temp": 0.3,
         "general.sampling.penalty_repeat": 1.05,
-        "general.name": "tiny-dense",
+        "general.name": "Tiny Dense",
         "general.license": "other",
         "general.license.name": "lfm1.0",
         "general.license.link": "LICENSE",
@@ -304,7 +304,9 @@ def test_what_cannot_be_asked_for(dense_graph: WeightGraph, options: dict[str, A
 def test_split_files_hold_what_one_would(moe_graph: WeightGraph, write_quant: Any) -> None:
     whole, split = write_quant(moe_graph, "Q8_0"), write_quant(moe_graph, "Q8_0", split_max_size=100_000)
     names = [path.name for path in split.files]
-    assert names == [f"{moe_graph.name}-Q8_0-{i + 1:05}-of-{len(names):05}.gguf" for i in range(len(names))]
+    stem = whole.path.stem
+    assert stem == "Tiny-Moe-8x472K-Q8_0"
+    assert names == [f"{stem}-{i + 1:05}-of-{len(names):05}.gguf" for i in range(len(names))]
     found = [read_gguf(path) for path in split.files]
     assert [file.metadata["split.no"] for file in found] == list(range(len(names)))
     assert {file.metadata["split.count"] for file in found} == {len(names)}
@@ -320,3 +322,32 @@ def test_metadata_can_be_overridden(dense_graph: WeightGraph, write_quant: Any) 
     given = ("general.name=Mine", "lfm2.context_length=4096", "general.author=me")
     found = read_gguf(write_quant(dense_graph, "Q4_0", metadata=given).path).metadata
     assert (found["general.name"], found["lfm2.context_length"], found["general.author"]) == ("Mine", 4096, "me")
+
+
+@pytest.mark.parametrize(
+    ("given", "stem"),
+    [
+        ((), "Tiny-Dense-690K-Q4_0"),
+        (("general.basename=LFM2", "general.size_label=1.2B", "general.version=v2"), "LFM2-1.2B-v2-Q4_0"),
+        (("general.name=../a b/c:d",), "a-b-c-d-690K-Q4_0"),
+    ],
+)
+def test_file_names_follow_the_metadata(dense_graph: WeightGraph, given: tuple[str, ...], stem: str) -> None:
+    assert TARGET.with_options({"metadata": given}).plan(dense_graph, "Q4_0").main_file == f"{stem}.gguf"
+
+
+def test_a_long_name_still_fits_a_file_system(dense_graph: WeightGraph) -> None:
+    for name in ("x" * 300, "港" * 100):
+        main_file = TARGET.plan(replace(dense_graph, name=name), "Q4_K_M").main_file
+        assert main_file.endswith("-Q4_K_M.gguf") and len(main_file.encode()) < 220
+
+
+def test_refined_files_say_so(dense_graph: WeightGraph) -> None:
+    exact = TARGET.plan(dense_graph, "Q4_0")
+    plan = TARGET.with_options({"refine": True}).plan(dense_graph, "Q4_0")
+    assert plan.main_file == exact.main_file.replace("-Q4_0", "-refined-Q4_0")
+    assert any("not llama-quantize's" in note for note in plan.notes)
+    assert {t.encoding.name for t in plan.tensors} == {"Q4_0_refined", "Q8_0_refined", "F32"}
+    assert plan.tensor_bytes == exact.tensor_bytes
+    floats = TARGET.with_options({"refine": True}).plan(dense_graph, "F16")
+    assert (floats.main_file, floats.notes) == (TARGET.plan(dense_graph, "F16").main_file, ())

@@ -181,10 +181,22 @@ def test_impossible_tensors_are_refused(tmp_path: Path, tensors: list[TensorInfo
         read_gguf(write(tmp_path, header_bytes([], tensors) + bytes(256)))
 
 
-def test_foreign_alignment_types_and_repeated_keys_are_refused(tmp_path: Path) -> None:
+def test_another_alignment_is_kept_to(tmp_path: Path) -> None:
+    """Padded to 64 here: a header of 105 bytes to 128, a tensor of 32 bytes to 64."""
+    tensor = TensorInfo("a", (8,), "F32", 0)
+    header = header_bytes([uint32("general.alignment", 64)], [tensor])
+    found = read_gguf(write(tmp_path, header.ljust(128, b"\0") + bytes(64)))
+    assert (found.data_offset, found.tensors) == (128, (tensor,))
+    with refused("x.gguf", "32 bytes after"):
+        read_gguf(write(tmp_path, header.ljust(128, b"\0") + bytes(96)))
+
+
+def test_impossible_alignments_types_and_repeated_keys_are_refused(tmp_path: Path) -> None:
     tensor = TensorInfo("a", (8,), "F32", 0)
     for pairs, message in (
-        ([uint32("general.alignment", 64)], "alignment 64"),
+        ([uint32("general.alignment", 0)], "alignment 0"),
+        ([uint32("general.alignment", 48)], "alignment 48"),
+        ([string("general.alignment", "32")], "alignment '32'"),
         ([uint32("k", 1), uint32("k", 2)], "'k' twice"),
     ):
         with refused("x.gguf", message):

@@ -1,18 +1,34 @@
-"""What needs the clients that `make clients` installs: the page's JavaScript, and genai's config."""
+"""The clients that `make clients` installs: each on every variant, the page's JavaScript, and genai's config."""
 
 from __future__ import annotations
 
 import json
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from clients.table import BROWSERS, CLIENTS, HERE, INSTALLED, Client
 from lfm_convert.convert import bundled, convert
 from lfm_convert.convert.model.graph import WeightGraph
 
 ROOT = Path(__file__).parents[3]
 NODE_MODULES = ROOT / ".clients" / "tfjs-4.3.1" / "node_modules"
+
+
+@pytest.mark.slow
+@pytest.mark.peers
+@pytest.mark.parametrize("client", [*CLIENTS, *BROWSERS], ids=lambda client: client.name)
+def test_client_runs_every_variant(client: Client) -> None:
+    """fp32 gives the checkpoint's own tokens, dense and mixture; every other variant runs."""
+    if client.folder and not (INSTALLED / client.folder).exists():
+        pytest.skip(f"{client.name} is not installed: make clients")
+    if client in BROWSERS and not Path("/usr/bin/chromium-headless-shell").exists():
+        pytest.skip("apt-get install --no-install-recommends chromium-headless-shell")
+    command = [sys.executable, str(HERE / "table.py"), "--browser", "--only", client.name]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.peers

@@ -38,3 +38,21 @@ def test_losses_are_counted(dense_graph: WeightGraph, tmp_path: Path) -> None:
 def test_overflow_is_refused(dense_graph: WeightGraph, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"'model\.embedding_norm\.weight' row 0 does not fit F16 .*beyond ±65504"):
         convert(_with_gain(dense_graph, [65520.0]), target="onnx", quant="fp16", out=tmp_path, validate_after=False)
+
+
+def test_scales_are_counted(dense_graph: WeightGraph, tmp_path: Path) -> None:
+    """A block of zeros, and one whose range of 9e-4 in 15 steps is below the least normal float16."""
+    table = dense_graph.top[Role.EMBED]
+    rows = table.view.read()
+    rows[0, :32] = 0
+    rows[1, :32] = np.linspace(-4e-4, 4e-4, 32)
+    changed = replace(table, view=ArrayTensor(table.view.name, rows))
+    notes = []
+    for name, graph in (("plain", dense_graph), ("changed", replace(dense_graph, top={**dense_graph.top, Role.EMBED: changed}))):  # fmt: skip
+        convert(graph, target="onnx", quant="q4f16", out=tmp_path / name, validate_after=False)
+        (entry,) = json.loads((tmp_path / name / "lfm-convert.json").read_text())["artifacts"]
+        (note,) = (note for note in entry["notes"] if "scales stored in float16" in note)
+        notes.append([int(word.replace(",", "")) for word in note.split() if word[0].isdigit()])
+    (n_before, zero_before, small_before), (n, zero, small) = notes
+    assert n == n_before
+    assert (zero - zero_before, small - small_before) == (1, 1)

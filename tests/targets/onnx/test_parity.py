@@ -82,7 +82,7 @@ def test_8_bit_is_near(kind: str, tmp_path: Path) -> None:
     assert np.linalg.norm(found - expected) < 0.12 * np.linalg.norm(expected)
 
 
-@pytest.mark.parametrize("kind", ["dense", "moe"])
+@pytest.mark.parametrize("kind", ["dense", "dense-bias", "dense-width-4", "moe"])
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_padded_rows_equal_unpadded(kind: str, side: str, tmp_path: Path) -> None:
     graph = open_graph(make_checkpoint(tmp_path / "checkpoint", VARIANTS[kind]))
@@ -98,11 +98,17 @@ def test_padded_rows_equal_unpadded(kind: str, side: str, tmp_path: Path) -> Non
         "num_logits_to_keep": np.array(0, np.int64),
         **_empty_caches(session, batch=2),
     }
-    logits = session.run(["logits"], feeds)[0]
+    logits, *present = session.run(None, feeds)
     forward = Forward(graph)
     kept = logits[1, n_pad:] if side == "left" else logits[1, :9]
     np.testing.assert_allclose(logits[0], forward.prefill([PROMPT])[0][0], atol=1e-4)
     np.testing.assert_allclose(kept, forward.prefill([short])[0][0], atol=1e-4)
+    if side == "left":  # the next token sees the padding's caches
+        feeds |= dict(zip((entry.name for entry in session.get_inputs()[3:]), present, strict=True))
+        feeds["input_ids"] = np.array([PROMPT[:1], PROMPT[:1]], np.int64)
+        feeds["attention_mask"] = np.concatenate([feeds["attention_mask"], np.ones((2, 1), np.int64)], axis=1)
+        continued = session.run(["logits"], feeds)[0][1]
+        np.testing.assert_allclose(continued, forward.prefill([[*short, PROMPT[0]]])[0][0][-1:], atol=1e-4)
 
 
 def _empty_caches(session: onnxruntime.InferenceSession, *, batch: int) -> dict[str, np.ndarray]:

@@ -1,0 +1,168 @@
+"""Budgets an artifact must fit: its size, its largest file, and what a class of devices has room for.
+
+They are known before any weight is read, so that `plan` and `convert` hold a plan to them as `validate` does files.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..convert.errors import BudgetError, InputError, LfmConvertError
+from ..convert.model.config import ModelConfig
+from ..convert.plans import Plan
+from ..convert.units import format_size, parse_size
+from ..targets.target import Artifact
+from .memory import CONTEXT_TOKENS, run_bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceClass:
+    """What one kind of device has room for; None is no limit. Units: bytes, tokens.
+
+    `targets` and `quants` name the artifacts it is meant to run; none named means all.
+    """
+
+    name: str
+    max_size: int | None = None
+    max_file_size: int | None = None
+    max_memory: int | None = None
+    context: int | None = None
+    targets: tuple[str, ...] = ()
+    quants: tuple[str, ...] = ()
+
+    def takes(self, target: str, quant: str) -> bool:
+        return (not self.targets or target in self.targets) and (not self.quants or quant in self.quants)
+
+
+@dataclass(frozen=True)
+class BudgetCheck:
+    """One limit and what was found. `name` is size, file or memory, `device` the class that sets it, if one does."""
+
+    name: str
+    device: str
+    value: int
+    limit: int
+    where: str
+
+    @property
+    def passed(self) -> bool:
+        return self.value <= self.limit
+
+    @property
+    def sentence(self) -> str:
+        whose = f"the {self.device} budget" if self.device else "the budget"
+        what = f"{self.where}: " if self.where else ""
+        relation = "is within" if self.passed else "is over"
+        return f"{what}{_exact(self.value)} {relation} {whose} of {_exact(self.limit)}"
+
+    def to_json(self) -> dict[str, Any]:
+        fields = ("name", "device", "value", "limit", "where", "passed")
+        return {field: getattr(self, field) for field in fields}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budgets:
+    """All limits of one run. `context` is what memory is estimated for, where a device class does not say."""
+
+    max_size: int | None = None
+    max_file_size: int | None = None
+    devices: Sequence[DeviceClass] = ()
+    context: int = CONTEXT_TOKENS
+
+    def check_artifact(self, config: ModelConfig, artifact: Artifact) -> tuple[BudgetCheck, ...]:
+        """Every limit that is meant for an artifact on disk."""
+        sizes = {file.relative_to(artifact.folder).as_posix(): file.stat().st_size for file in artifact.files}
+        return self._check(config, artifact.target, artifact.quant, sizes)
+
+    def check_plan(self, config: ModelConfig, plan: Plan) -> tuple[BudgetCheck, ...]:
+        """The same of an artifact that is not written yet."""
+        return self._check(config, plan.target, plan.quant, {file.path: file.nbytes for file in plan.files})
+
+    def refuse(self, config: ModelConfig, plans: Sequence[Plan]) -> None:
+        """Raises: BudgetError naming every plan that is over a budget."""
+        over = [
+            f"{plan.target} {plan.quant}: {check.sentence}"
+            for plan in plans
+            for check in self.check_plan(config, plan)
+            if not check.passed
+        ]
+        if over:
+            raise BudgetError(f"{'; '.join(over)}; nothing was written")
+
+    def _check(self, config: ModelConfig, target: str, quant: str, sizes: Mapping[str, int]) -> tuple[BudgetCheck, ...]:
+        own = DeviceClass(name="", max_size=self.max_size, max_file_size=self.max_file_size)
+        largest = max(sizes, key=lambda name: sizes[name])
+        total = sum(sizes.values())
+        found = []
+        for device in (own, *(device for device in self.devices if device.takes(target, quant))):
+            context = device.context or self.context
+            for name, value, limit, where in (
+                ("size", total, device.max_size, ""),
+                ("file", sizes[largest], device.max_file_size, largest),
+                ("memory", run_bytes(config, total, n_tokens=context), device.max_memory, f"{context:,} tokens"),
+            ):
+                if limit is not None:
+                    found.append(BudgetCheck(name, device.name, value, limit, where))
+        return tuple(found)
+
+
+UNLIMITED = Budgets()
+
+
+def _exact(n_bytes: int) -> str:
+    return f"{format_size(n_bytes)} ({n_bytes} bytes)"
+
+
+def load_devices(path: Path) -> Mapping[str, DeviceClass]:
+    """The device classes of a TOML file, by name: its tables `[devices.NAME]`.
+
+    Raises: InputError, naming the file and the key that is not understood.
+    """
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8")).get("devices", {})
+        return {name: _device(name, table) for name, table in tables.items()}
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise InputError(f"{path}: cannot be read as device classes: {error}") from None
+    except LfmConvertError as error:
+        raise InputError(f"{path}: {error}") from None
+
+
+def _device(name: str, table: Mapping[str, Any]) -> DeviceClass:
+    unknown = sorted(set(table) - set(_KEYS))
+    if unknown or not set(table) & {"max_size", "max_file_size", "max_memory"}:
+        problem = f"has the unknown key '{unknown[0]}'" if unknown else "sets no limit"
+        raise InputError(f"device class '{name}' {problem}: expected {', '.join(_KEYS)}")
+    try:
+        return DeviceClass(name=name, **{key: _KEYS[key](value) for key, value in table.items()})
+    except (ValueError, TypeError) as error:
+        raise InputError(f"device class '{name}': {error}") from None
+
+
+def _size(value: Any) -> int:
+    return value if type(value) is int else parse_size(str(value))
+
+
+def _positive(value: Any) -> int:
+    if type(value) is not int or value < 1:
+        raise ValueError(f"context is {value!r}: expected a number of tokens")
+    return value
+
+
+def _names(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+        raise ValueError(f"{value!r} is not a list of names")
+    return tuple(value)
+
+
+_KEYS: Mapping[str, Callable[[Any], Any]] = {
+    "max_size": _size,
+    "max_file_size": _size,
+    "max_memory": _size,
+    "context": _positive,
+    "targets": _names,
+    "quants": _names,
+}

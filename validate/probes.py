@@ -1,0 +1,123 @@
+"""Whether an artifact says the same however its tokens come: step by step, in chunks, by turns with another
+conversation, after one, or in a batch.
+
+Each probe runs prompts once more and compares the logits with those of the prompts run whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..convert.model.dtypes import Float32
+from ..targets.target import Runner
+from .metrics import position_kld
+
+# Chunk sizes around the batch size that runtimes like, for a prompt that is longer than all of them.
+LONG_CHUNKS = (511, 512, 513)
+# Chunks that cross the window of a short convolution in every way; the rest of the prompt follows whole.
+MIXED_CHUNKS = (1, 2, 3, 4, 1)
+_SMALL_CHUNKS = (2, 3, 4)
+_TURN = 3  # tokens of a conversation before it is the other's turn
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One way of running prompts again.
+
+    Units: `max_abs` in logits, `kld` in nats, both the largest over all positions; `prompt` (from a worker its place
+    among the prompts of the check) and `position` say where the divergence is largest.
+    """
+
+    name: str
+    max_abs: float
+    kld: float
+    prompt: int | str
+    position: int
+
+
+@dataclass(frozen=True)
+class CacheCheck:
+    """All probes that a runtime allows, and why it does not allow the others."""
+
+    probes: tuple[Probe, ...]
+    not_seen: tuple[str, ...] = ()
+
+
+def check_cache(runner: Runner, prompts: Sequence[Sequence[int]], whole: Sequence[Float32]) -> CacheCheck | None:
+    """Runs prompts again in every way; `whole` are their logits, each run whole. None without prompts."""
+    if not prompts:
+        return None
+    short = [i for i, ids in enumerate(prompts) if len(ids) <= sum(LONG_CHUNKS)] or [0]
+    pair = short[:2] if len(short) > 1 else short * 2
+    least = min(short, key=lambda i: len(prompts[i]))
+    probes = [
+        _worst("stepwise", [(least, whole[least], _in_chunks(runner, prompts[least], [1]))]),
+        _worst("chunked", list(_chunked(runner, prompts, whole, least))),
+    ]
+    not_seen = []
+    other = runner.another()
+    if other is None:
+        not_seen.append("interleaved: the runtime holds one conversation at a time")
+    else:
+        found = _interleaved(runner, other, [prompts[i] for i in pair])
+        probes.append(_worst("interleaved", [(i, whole[i], logits) for i, logits in zip(pair, found, strict=True)]))
+    probes.append(_worst("reset", [(0, whole[0], runner.logits(prompts[0]))]))
+    for way in runner.batches:
+        rows = runner.batch([prompts[i] for i in pair], way)
+        probes.append(_worst(f"batch_{way}", [(i, whole[i], logits) for i, logits in zip(pair, rows, strict=True)]))
+    if not runner.batches:
+        not_seen.append("batch: the runtime takes one sequence at a time")
+    return CacheCheck(tuple(probes), tuple(not_seen))
+
+
+def _chunked(
+    runner: Runner, prompts: Sequence[Sequence[int]], whole: Sequence[Float32], least: int
+) -> Iterator[tuple[int, Float32, Float32]]:
+    """The shortest prompt in chunks of each small size, the others in mixed or long ones."""
+    for size in _SMALL_CHUNKS:
+        yield least, whole[least], _in_chunks(runner, prompts[least], [size])
+    for i, ids in enumerate(prompts):
+        is_long = len(ids) > sum(LONG_CHUNKS)
+        yield i, whole[i], _in_chunks(runner, ids, [*(LONG_CHUNKS if is_long else MIXED_CHUNKS), len(ids)])
+
+
+def _in_chunks(runner: Runner, token_ids: Sequence[int], sizes: Sequence[int]) -> Float32:
+    """Logits of a prompt read in chunks of these sizes, the last size again and again."""
+    runner.reset()
+    return np.concatenate([runner.extend(chunk) for chunk in _cut(token_ids, sizes)])
+
+
+def _cut(token_ids: Sequence[int], sizes: Sequence[int]) -> Iterator[Sequence[int]]:
+    low, number = 0, 0
+    while low < len(token_ids):
+        size = sizes[min(number, len(sizes) - 1)]
+        yield token_ids[low : low + size]
+        low, number = low + size, number + 1
+
+
+def _interleaved(first: Runner, second: Runner, prompts: Sequence[Sequence[int]]) -> list[Float32]:
+    """Two prompts by turns, a few tokens each."""
+    runners = (first, second)
+    pieces: list[list[Float32]] = [[], []]
+    for runner in runners:
+        runner.reset()
+    for low in range(0, max(map(len, prompts)), _TURN):
+        for runner, ids, found in zip(runners, prompts, pieces, strict=True):
+            if chunk := ids[low : low + _TURN]:
+                found.append(runner.extend(chunk))
+    return [np.concatenate(found) for found in pieces]
+
+
+def _worst(name: str, runs: Sequence[tuple[int, Float32, Float32]]) -> Probe:
+    """The largest differences of (prompt, whole, again)."""
+    found = []
+    for prompt, whole, again in runs:
+        kld = position_kld(whole, again)
+        position = int(kld.argmax())  # of a NaN, if there is one
+        found.append(Probe(name, float(np.abs(whole - again).max()), float(kld[position]), prompt, position))
+    klds = np.array([each.kld for each in found])
+    worst = found[int(klds.argmax())]
+    return Probe(name, float(np.max([each.max_abs for each in found])), worst.kld, worst.prompt, worst.position)
