@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -27,7 +27,7 @@ from .mistakes import explain
 from .probes import CacheCheck
 from .prompts import Chat, EncodedPrompt, Prompt, bos_token, chats_of, encode_prompts
 from .reference import GreedyRun, Reference, compute_reference
-from .results import ArtifactResult, Excerpt, GreedyCheck, Report, Verdict, describe_environment
+from .results import ArtifactResult, Continuation, Excerpt, GreedyCheck, Report, Verdict, describe_environment
 from .selection import cache_prompts, greedy_prompts, probe_prompts
 from .suites import check_stored_ids
 from .weights import TensorError, weight_errors
@@ -153,7 +153,7 @@ class _Session:
             gates=tuple(gates),
             cache=self._name_prompts(run.outcome.cache),
             experts=run.experts,
-            greedy=compare_greedy(reference.greedy, run.outcome.greedy) if run.outcome.greedy else None,
+            greedy=self._greedy(reference.greedy, run.outcome.greedy),
             message="; ".join(filter(None, [message, *causes])),
         )
 
@@ -249,21 +249,25 @@ class _Session:
         names = [self.prompts[i].id for i in self.cache_prompts]
         return replace(cache, probes=tuple(replace(p, prompt=names[int(p.prompt)]) for p in cache.probes))
 
+    def _say(self, ids: Sequence[int]) -> str:
+        """The text of ids; the ids, if the model has no tokenizer."""
+        tokenizer = self.graph.tokenizer
+        return " ".join(map(str, ids)) if tokenizer is None else tokenizer.decode(ids)
+
+    def _greedy(self, reference: Sequence[GreedyRun], artifact: Sequence[Sequence[int]]) -> GreedyCheck | None:
+        prompts = [self.prompts[i] for i in self.greedy_prompts]
+        return compare_greedy(prompts, reference, artifact, self._say) if artifact else None
+
     def _excerpts(self, metrics: Metrics | None) -> tuple[Excerpt, ...]:
-        """The worst positions as text; as ids, if the model has no tokenizer."""
-
-        def say(ids: Sequence[int]) -> str:
-            tokenizer = self.graph.tokenizer
-            return " ".join(map(str, ids)) if tokenizer is None else tokenizer.decode(ids)
-
+        """The worst positions as text."""
         ids = {prompt.id: prompt.token_ids for prompt in self.prompts}
         return tuple(
             Excerpt(
                 prompt=worst.prompt,
                 position=worst.position,
-                before=say(ids[worst.prompt][: worst.position + 1])[-_EXCERPT_CHARACTERS:],
-                reference=say([worst.reference_top]),
-                artifact=say([worst.artifact_top]),
+                before=self._say(ids[worst.prompt][: worst.position + 1])[-_EXCERPT_CHARACTERS:],
+                reference=self._say([worst.reference_top]),
+                artifact=self._say([worst.artifact_top]),
                 kld=worst.kld,
             )
             for worst in (metrics.worst if metrics else ())
@@ -309,18 +313,34 @@ def _decide(outcome: Outcome, gates: Sequence[GateResult], budgets: Sequence[Bud
     return found, "; ".join(filter(None, [too_large, outcome.message, *failed]))
 
 
-def compare_greedy(reference: Sequence[GreedyRun], artifact: Sequence[Sequence[int]]) -> GreedyCheck:
-    """How far greedy runs follow the reference's."""
-    shares, gaps = [], []
-    for run, tokens in zip(reference, artifact, strict=True):
+def compare_greedy(
+    prompts: Sequence[EncodedPrompt],
+    reference: Sequence[GreedyRun],
+    artifact: Sequence[Sequence[int]],
+    say: Callable[[Sequence[int]], str],
+) -> GreedyCheck:
+    """How far greedy runs follow the reference's; `say` turns ids into text."""
+    shares, continuations = [], []
+    for prompt, run, tokens in zip(prompts, reference, artifact, strict=True):
         n = len(run.tokens)
         same = next((i for i in range(n) if run.tokens[i : i + 1] != tuple(tokens[i : i + 1])), n)
         shares.append(same / n)
-        if same < n:
-            gaps.append(run.gaps[same])
+        texts = say(run.tokens), say(tokens[:n])
+        split = next((i for i, (a, b) in enumerate(zip(*texts, strict=False)) if a != b), min(map(len, texts)))
+        continuations.append(
+            Continuation(
+                prompt=prompt.id,
+                before=say(prompt.token_ids)[-_EXCERPT_CHARACTERS:],
+                same=texts[0][:split],
+                reference=texts[0][split:],
+                artifact=texts[1][split:],
+                gap=run.gaps[same] if same < n else None,
+            )
+        )
     return GreedyCheck(
         n_prompts=len(shares),
         n_exact=shares.count(1.0),
         prefix_match=sum(shares) / len(shares),
-        gap_at_divergence=max(gaps, default=None),
+        gap_at_divergence=max((each.gap for each in continuations if each.gap is not None), default=None),
+        continuations=tuple(continuations),
     )

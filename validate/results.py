@@ -40,18 +40,35 @@ class Verdict(enum.StrEnum):
 
 
 @dataclass(frozen=True)
+class Continuation:
+    """How one prompt goes on: the end of its text, what both say, then what checkpoint and artifact each say.
+
+    `gap` is the lead, in logits, that the checkpoint's token had over its next best where the artifact left it;
+    None if it never did.
+    """
+
+    prompt: str
+    before: str
+    same: str
+    reference: str
+    artifact: str
+    gap: float | None
+
+
+@dataclass(frozen=True)
 class GreedyCheck:
     """Free-running greedy text against the reference's.
 
     `prefix_match` is the mean share of the reference's tokens before the first difference, `n_exact` how many
-    prompts have none. `gap_at_divergence` is the largest lead, in logits, that the reference's token had where a
-    run left it; None if none did. Near-ties make this a description, not a gate.
+    prompts have none. `gap_at_divergence` is the largest gap of the continuations; None if none has one. Near-ties
+    make this a description, not a gate.
     """
 
     n_prompts: int
     n_exact: int
     prefix_match: float
     gap_at_divergence: float | None
+    continuations: tuple[Continuation, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 from ...convert.model.config import ModelConfig, MoEConfig
 from ...convert.model.graph import Layer, Role, Weight
@@ -13,6 +15,15 @@ from .linear import linear, matmul
 from .store import Matrix, WeightStore
 
 _GATE_UP = (Role.FFN_GATE, Role.FFN_UP)
+
+
+@dataclass(frozen=True)
+class _Routing:
+    """Of T tokens and E experts, each float32 [T, E]; the last two are zero for an expert that was not chosen."""
+
+    ranks: str  # what experts are chosen by
+    weights: str
+    chosen: str  # 1 for the chosen ones
 
 
 def dense(b: GraphBuilder, store: WeightStore, layer: Layer, x: str) -> str:
@@ -38,26 +49,22 @@ def mixture(b: GraphBuilder, store: WeightStore, config: ModelConfig, layer: Lay
     if moe is None:
         raise ValueError("a dense config has no expert layers")
     with b.scope("router"):
-        ranks, weights, chosen = _route(b, store, layer, moe, b.to_float32(x))
+        routing = _route(b, store, layer, moe, b.to_float32(x))
     if fused:
-        return fused_experts(b, store, layer, moe, x, ranks, weights)
+        return fused_experts(b, store, layer, moe, x, routing.ranks, routing.weights)
     with b.scope("router"):
-        used = b.op("ReduceMax", chosen, b.ints(0), keepdims=0)
+        used = b.op("Greater", b.op("ReduceMax", routing.chosen, b.ints(0), keepdims=0), b.scalar(0))
+        is_used = b.ops("Split", used, outputs=[None] * moe.n_experts, axis=0, num_outputs=moe.n_experts)
     total = b.op("Mul", b.to_float32(x), b.scalar(0))
-    for expert in range(moe.n_experts):
+    for expert, flag in enumerate(is_used):
         with b.scope(f"experts.{expert}"):
             matrices = _expert_matrices(store, layer, moe, expert)
-            index = b.constant(expert, "<i8")
-            is_used = b.op("Greater", b.op("Gather", used, index, axis=0), b.scalar(0))
-            total = _expert_if(b, is_used, total, x, weights, chosen, index, matrices)
+            total = _if(b, flag, partial(_add_expert, x, routing, expert, matrices), total)
     return b.from_float32(total)
 
 
-def _route(b: GraphBuilder, store: WeightStore, layer: Layer, moe: MoEConfig, x: str) -> tuple[str, str, str]:
-    """What experts are chosen by, weights, and 1 for the chosen ones: float32 [T, n_experts], the last two else zero.
-
-    The sigmoid is written out: the fused one has an absolute error that shows in small scores.
-    """
+def _route(b: GraphBuilder, store: WeightStore, layer: Layer, moe: MoEConfig, x: str) -> _Routing:
+    """The sigmoid is written out: the fused one has an absolute error that shows in small scores."""
     prefix = f"model.layers.{layer.index}.feed_forward"
     logits = matmul(b, x, store.add(f"{prefix}.gate", [layer.weights[Role.ROUTER]]))
     one = b.scalar(1)
@@ -76,7 +83,7 @@ def _route(b: GraphBuilder, store: WeightStore, layer: Layer, moe: MoEConfig, x:
     nothing = b.op("Mul", scores, b.scalar(0))
     ones = b.op("Add", b.op("Mul", top, b.scalar(0)), one)
     weights, chosen = (b.op("ScatterElements", nothing, experts, v, axis=1) for v in (top, ones))
-    return ranked, weights, chosen
+    return _Routing(ranked, weights, chosen)
 
 
 def _expert_matrices(store: WeightStore, layer: Layer, moe: MoEConfig, expert: int) -> tuple[list[Matrix], Matrix]:
@@ -96,34 +103,38 @@ def _one_expert(weight: Weight, expert: int) -> Weight:
     return Weight(weight.role, weight.layer, WindowTensor(name, weight.view, expert * n_rows, (n_rows, n_cols)))
 
 
-def _expert_if(
-    b: GraphBuilder,
-    is_used: str,
-    total: str,
-    x: str,
-    weights: str,
-    chosen: str,
-    expert: str,
-    matrices: tuple[Sequence[Matrix], Matrix],
+def _add_expert(
+    x: str, routing: _Routing, expert: int, matrices: tuple[Sequence[Matrix], Matrix], b: GraphBuilder, total: str
 ) -> str:
-    from onnx import TensorProto, helper
-
+    """total, with what the expert says of its tokens added to their rows, each by its weight."""
     first, second = matrices
-    then, otherwise = b.branch(), b.branch()
-    tokens = then.reshape(then.op("NonZero", then.op("Gather", chosen, expert, axis=1)), -1)
-    rows = then.op("Gather", x, tokens, axis=0)
-    halves = [matmul(then, rows, matrix) for matrix in first]
+    index = b.ints(expert)
+    tokens = b.reshape(b.op("NonZero", b.op("Gather", routing.chosen, b.constant(expert, "<i8"), axis=1)), -1)
+    rows = b.op("Gather", x, tokens, axis=0)
+    halves = [matmul(b, rows, matrix) for matrix in first]
     if len(halves) == 1:
-        halves = list(then.ops("Split", halves[0], outputs=[None, None], axis=-1, num_outputs=2))
-    down = then.to_float32(matmul(then, _swiglu(then, *halves), second))
-    share = then.op("Gather", then.op("Gather", weights, expert, axis=1), tokens, axis=0)
-    column = then.ints(1)
-    scaled = then.op("Mul", down, then.op("Unsqueeze", share, column))
-    added = then.op("ScatterND", total, then.op("Unsqueeze", tokens, column), scaled, reduction="add")
-    kept = otherwise.op("Identity", total)
+        halves = list(b.ops("Split", halves[0], outputs=[None, None], axis=-1, num_outputs=2))
+    down = b.to_float32(matmul(b, _swiglu(b, *halves), second))
+    share = b.op("Gather", b.op("Gather", routing.weights, index, axis=1), tokens, axis=0)
+    return b.op("ScatterND", total, b.reshape(tokens, -1, 1), b.op("Mul", down, share), reduction="add")
+
+
+def _if(b: GraphBuilder, condition: str, run: Callable[[GraphBuilder, str], str], total: str) -> str:
+    """run(total) if the condition holds, else total as it is.
+
+    Never one inside another: ONNX Runtime packs the weights of one level of branches, and decodes deeper ones anew at
+    each step.
+    """
+    from onnx import TensorProto, helper
 
     def graph(branch: GraphBuilder, name: str, output: str) -> object:
         value = helper.make_tensor_value_info(output, TensorProto.FLOAT, None)
         return helper.make_graph(branch.nodes, name, [], [value])
 
-    return b.op("If", is_used, then_branch=graph(then, "expert", added), else_branch=graph(otherwise, "skip", kept))
+    then, otherwise = b.branch(), b.branch()
+    return b.op(
+        "If",
+        condition,
+        then_branch=graph(then, "run", run(then, total)),
+        else_branch=graph(otherwise, "skip", otherwise.op("Identity", total)),
+    )

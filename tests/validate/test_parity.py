@@ -14,9 +14,9 @@ from lfm_convert.convert.progress import Progress
 from lfm_convert.targets.target import Artifact
 from lfm_convert.validate.budgets import Budgets
 from lfm_convert.validate.parity import compare_greedy, validate
-from lfm_convert.validate.prompts import Prompt
+from lfm_convert.validate.prompts import EncodedPrompt, Prompt
 from lfm_convert.validate.reference import GreedyRun
-from lfm_convert.validate.results import ArtifactResult, Report, Verdict
+from lfm_convert.validate.results import ArtifactResult, Continuation, GreedyCheck, Report, Verdict
 from support.fake_target import make_artifact
 
 Run = Callable[..., Report]
@@ -198,10 +198,19 @@ def test_nothing_to_validate_is_refused(run: Run, tiny_dense: Path, tmp_path: Pa
 
 
 def test_greedy_runs_are_compared_up_to_the_first_difference() -> None:
+    prompts = [EncodedPrompt("one", (1, 2)), EncodedPrompt("two", (3,))]
     reference = [GreedyRun((5, 6, 7, 8), (1.0, 2.0, 0.25, 3.0)), GreedyRun((5, 7), (0.5, 0.5))]
-    found = compare_greedy(reference, [(5, 6, 9, 8), (5, 7)])
+
+    def compare(which: slice, *tokens: tuple[int, ...]) -> GreedyCheck:
+        return compare_greedy(prompts[which], reference[which], tokens, lambda ids: "".join(map(str, ids)))
+
+    found = compare(slice(2), (5, 6, 9, 8), (5, 7))
     assert (found.n_exact, found.prefix_match, found.gap_at_divergence) == (1, 0.75, 0.25)
-    longer = compare_greedy(reference[1:], [(5, 7, 9)])
+    assert found.continuations == (
+        Continuation("one", "12", "56", "78", "98", 0.25),
+        Continuation("two", "3", "57", "", "", None),
+    )
+    longer = compare(slice(1, 2), (5, 7, 9))
     assert (longer.n_exact, longer.gap_at_divergence) == (1, None)
-    shorter = compare_greedy(reference[:1], [(5, 6)])
+    shorter = compare(slice(1), (5, 6))
     assert (shorter.prefix_match, shorter.gap_at_divergence) == (0.5, 0.25)

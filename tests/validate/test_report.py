@@ -16,7 +16,15 @@ from lfm_convert.validate.localize import LayerError, Location, Recovery
 from lfm_convert.validate.metrics import Metrics, Worst
 from lfm_convert.validate.probes import CacheCheck
 from lfm_convert.validate.report import percent, print_table, ratio, write_html
-from lfm_convert.validate.results import ArtifactResult, Excerpt, GreedyCheck, Report, Verdict, describe_environment
+from lfm_convert.validate.results import (
+    ArtifactResult,
+    Continuation,
+    Excerpt,
+    GreedyCheck,
+    Report,
+    Verdict,
+    describe_environment,
+)
 from rich.console import Console
 
 METRICS = Metrics(
@@ -39,7 +47,9 @@ def _result(quant: str = "Q4_0", size: int = 700_000_000, kld: float = 0.11, **f
         "metrics": metrics,
         "gates": tuple(judge(metrics, "q4", is_moe=False)),
         "cache": CacheCheck(()),
-        "greedy": GreedyCheck(4, 2, 0.5, 0.01),
+        "greedy": GreedyCheck(
+            4, 2, 0.5, 0.01, (Continuation("fr-pluie", "Il pleut", " encore", " demain", " hier", 0.01),)
+        ),
         "excerpts": (Excerpt("zh-tea", 7, "before", "this", "that", 2.5),),
         "location": Location((LayerError(0, 30.0, 30.0), LayerError(1, 8.0, 8.1)), 1, (Recovery(1, 0.01, 0.93),)),
     }
@@ -100,6 +110,7 @@ def test_the_page_shows_every_artifact(tmp_path: Path) -> None:
         "kld_mean is 0.3",
         "pip install it",
         "zh-tea",
+        " encore<mark> hier</mark>",
         "83.33 %",
         "2.34 GB",
         "first drop",
