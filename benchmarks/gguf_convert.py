@@ -1,10 +1,10 @@
 """One pass of ours against llama.cpp's two steps: CPU-seconds, peak memory and bytes on disk, whole processes.
 
-    python benchmarks/gguf_convert.py --llama-cpp FOLDER [--checkpoint FOLDER] [QUANT …]
+    python benchmarks/gguf_convert.py [--checkpoint FOLDER] [QUANT …]
 
-FOLDER is a llama.cpp tree with `convert_hf_to_gguf.py`, such as `vendor/llama.cpp` of the llama-cpp-python sdist;
-cyllama's `model_quantize` is its quantizer. The converter runs with one OpenMP thread, which costs it least, and
-is told the pre-tokenizer, since it knows no generated vocabulary. The checkpoint, 1.2 B parameters in 2.4 GB, is
+The converter is the one in llama-cpp-python's sources, which pip fetches, and cyllama's `model_quantize` is the
+quantizer. The converter runs with one OpenMP thread, which costs it least, and is told the pre-tokenizer, since it
+knows no generated vocabulary. The checkpoint, 1.2 B parameters in 2.4 GB, is
 generated into a temporary folder unless one is given.
 """
 
@@ -21,15 +21,10 @@ from convert_memory import generate, measure
 from lfm_convert.targets.gguf.metadata import FILE_TYPES
 from lfm_convert.targets.gguf.reader import read_gguf
 
-CONVERT = """
-import logging, runpy, sys
-sys.path[:0] = [sys.argv[1], sys.argv[1] + "/gguf-py"]
-from conversion.base import TextModel
-TextModel.get_vocab_base_pre = lambda self, tokenizer: "lfm2"
-logging.disable()
-sys.argv = ["convert_hf_to_gguf.py", sys.argv[2], "--outtype", "bf16", "--outfile", sys.argv[3]]
-runpy.run_path(sys.path[0] + "/convert_hf_to_gguf.py", run_name="__main__")
-"""
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+
+from support.llama_cpp import KNOWN_AS_LFM2, convert_command
+
 QUANTIZE = """
 import sys
 from cyllama.llama.llama_cpp import LlamaModelQuantizeParams, model_quantize
@@ -41,7 +36,6 @@ model_quantize(sys.argv[1], sys.argv[2], params)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--llama-cpp", type=Path, required=True)
     parser.add_argument("--checkpoint", type=Path)
     parser.add_argument("quants", nargs="*", default=("Q4_0", "Q4_K_M"))
     arguments = parser.parse_args()
@@ -50,7 +44,7 @@ def main() -> None:
         folder = Path(scratch)
         checkpoint = arguments.checkpoint or generate(folder / "moe-1.2b")
         between = folder / "between.gguf"
-        first = measure([sys.executable, "-c", CONVERT, arguments.llama_cpp, checkpoint, between])
+        first = measure(convert_command(checkpoint, between, "bf16", patch=KNOWN_AS_LFM2))
         extra_mb = between.stat().st_size / 1e6
         print(f"convert to bf16: {first['cpu_s']:.1f} CPU s, {first['rss_mb']:.0f} MB, file of {extra_mb:.0f} MB")
         print(f"{'quant':8} {'theirs CPU s':>13} {'ours CPU s':>11} {'ratio':>6} {'RSS MB':>15} {'same tensors':>13}")

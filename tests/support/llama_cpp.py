@@ -51,11 +51,16 @@ def sources() -> Path:
     return tree
 
 
-def convert(checkpoint: Path, out: Path, outtype: str, *, patch: str = "") -> Path:
-    """The file `convert_hf_to_gguf.py` writes; `out` may be a folder, in which it names the file itself."""
+def convert_command(checkpoint: Path, out: Path, outtype: str, *, patch: str = "") -> list[str]:
+    """The command line that runs `convert_hf_to_gguf.py`."""
     script = _CONVERT.replace("PATCH", patch)
     command = [sys.executable, "-c", script, sources(), checkpoint, "--outtype", outtype, "--outfile", out]
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
+    return [str(part) for part in command]
+
+
+def convert(checkpoint: Path, out: Path, outtype: str, *, patch: str = "") -> Path:
+    """The file the converter writes; `out` may be a folder, in which it names the file itself."""
+    done = subprocess.run(convert_command(checkpoint, out, outtype, patch=patch), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     return next(out.glob("*.gguf")) if out.is_dir() else out
 
