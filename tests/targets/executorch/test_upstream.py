@@ -29,7 +29,8 @@ def upstream(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("upstream")
     path = folder / "upstream.pte"
     command = export_llm_command(_in_one_file(folder / "checkpoint"), folder, path, context=CONTEXT)
-    subprocess.run(command, check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run(command, check=True, capture_output=True, env=environment, cwd=folder)  # it logs into outputs/
     return path
 
 
