@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -283,14 +284,26 @@ class Forward:
     def _moe(self, layer: Layer, x: Float32) -> Float32:
         """Sum over the chosen experts; only those any token chose are read."""
         routing = self.routings[layer.index] = self.route(layer, x)
+        used = np.unique(routing.experts).tolist()
+        shares: dict[int, tuple[Any, Float32]] = {}
+
+        def run(low: int, high: int) -> None:
+            for i in range(low, high):
+                token, slot = np.nonzero(routing.experts == used[i])
+                chosen = x[token]
+                gate, up = (self._expert(chosen, layer[role], used[i]) for role in (Role.EXPERT_GATE, Role.EXPERT_UP))
+                down = self._expert(_gated(gate, up), layer[Role.EXPERT_DOWN], used[i])
+                shares[i] = token, down * routing.weights[token, slot, None]
+
+        # Experts of a small model are too little work to be cut; those of a large one are cut, so as to be read once.
+        if self._keeps:
+            each(run, cut(len(used), 1))
+        else:
+            run(0, len(used))
         out = np.zeros_like(x)
-        for expert in np.unique(routing.experts):
-            token, slot = np.nonzero(routing.experts == expert)
-            chosen = x[token]
-            gate = self._expert(chosen, layer[Role.EXPERT_GATE], int(expert))
-            up = self._expert(chosen, layer[Role.EXPERT_UP], int(expert))
-            down = self._expert(_gated(gate, up), layer[Role.EXPERT_DOWN], int(expert))
-            out[token] += down * routing.weights[token, slot, None]
+        for i in range(len(used)):  # in this order, whoever was first
+            token, share = shares[i]
+            out[token] += share
         return out
 
     def _expert(self, x: Float32, stack: TensorView, expert: int) -> Float32:

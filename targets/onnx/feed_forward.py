@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 from ...convert.model.config import ModelConfig, MoEConfig
@@ -15,15 +14,6 @@ from .linear import linear, matmul
 from .store import Matrix, WeightStore
 
 _GATE_UP = (Role.FFN_GATE, Role.FFN_UP)
-
-
-@dataclass(frozen=True)
-class _Routing:
-    """Of T tokens and E experts, each float32 [T, E]; the last two are zero for an expert that was not chosen."""
-
-    ranks: str  # what experts are chosen by
-    weights: str
-    chosen: str  # 1 for the chosen ones
 
 
 def dense(b: GraphBuilder, store: WeightStore, layer: Layer, x: str) -> str:
@@ -49,22 +39,28 @@ def mixture(b: GraphBuilder, store: WeightStore, config: ModelConfig, layer: Lay
     if moe is None:
         raise ValueError("a dense config has no expert layers")
     with b.scope("router"):
-        routing = _route(b, store, layer, moe, b.to_float32(x))
+        ranks, weights = _route(b, store, layer, moe, b.to_float32(x))
     if fused:
-        return fused_experts(b, store, layer, moe, x, routing.ranks, routing.weights)
+        return fused_experts(b, store, layer, moe, x, ranks, weights)
     with b.scope("router"):
-        used = b.op("Greater", b.op("ReduceMax", routing.chosen, b.ints(0), keepdims=0), b.scalar(0))
-        is_used = b.ops("Split", used, outputs=[None] * moe.n_experts, axis=0, num_outputs=moe.n_experts)
+        used = b.op("Greater", b.op("ReduceSum", b.op("Abs", weights), b.ints(0)), b.scalar(0))
+        columns, is_used = (
+            b.ops("Split", table, outputs=[None] * moe.n_experts, axis=1, num_outputs=moe.n_experts)
+            for table in (weights, used)
+        )
     total = b.op("Mul", b.to_float32(x), b.scalar(0))
-    for expert, flag in enumerate(is_used):
+    for expert, (column, flag) in enumerate(zip(columns, is_used, strict=True)):
         with b.scope(f"experts.{expert}"):
             matrices = _expert_matrices(store, layer, moe, expert)
-            total = _if(b, flag, partial(_add_expert, x, routing, expert, matrices), total)
+            total = _if(b, flag, partial(_add_expert, x, column, matrices), total)
     return b.from_float32(total)
 
 
-def _route(b: GraphBuilder, store: WeightStore, layer: Layer, moe: MoEConfig, x: str) -> _Routing:
-    """The sigmoid is written out: the fused one has an absolute error that shows in small scores."""
+def _route(b: GraphBuilder, store: WeightStore, layer: Layer, moe: MoEConfig, x: str) -> tuple[str, str]:
+    """What experts are chosen by, and their weights, zero for those not chosen: float32 [T, n_experts].
+
+    The sigmoid is written out: the fused one has an absolute error that shows in small scores.
+    """
     prefix = f"model.layers.{layer.index}.feed_forward"
     logits = matmul(b, x, store.add(f"{prefix}.gate", [layer.weights[Role.ROUTER]]))
     one = b.scalar(1)
@@ -80,10 +76,7 @@ def _route(b: GraphBuilder, store: WeightStore, layer: Layer, moe: MoEConfig, x:
         top = b.op("Div", top, b.op("Add", total, b.scalar(1e-6)))
     if moe.routed_scaling_factor != 1:
         top = b.op("Mul", top, b.scalar(moe.routed_scaling_factor))
-    nothing = b.op("Mul", scores, b.scalar(0))
-    ones = b.op("Add", b.op("Mul", top, b.scalar(0)), one)
-    weights, chosen = (b.op("ScatterElements", nothing, experts, v, axis=1) for v in (top, ones))
-    return _Routing(ranked, weights, chosen)
+    return ranked, b.op("ScatterElements", b.op("Mul", scores, b.scalar(0)), experts, top, axis=1)
 
 
 def _expert_matrices(store: WeightStore, layer: Layer, moe: MoEConfig, expert: int) -> tuple[list[Matrix], Matrix]:
@@ -103,20 +96,17 @@ def _one_expert(weight: Weight, expert: int) -> Weight:
     return Weight(weight.role, weight.layer, WindowTensor(name, weight.view, expert * n_rows, (n_rows, n_cols)))
 
 
-def _add_expert(
-    x: str, routing: _Routing, expert: int, matrices: tuple[Sequence[Matrix], Matrix], b: GraphBuilder, total: str
-) -> str:
-    """total, with what the expert says of its tokens added to their rows, each by its weight."""
+def _add_expert(x: str, weights: str, matrices: tuple[Sequence[Matrix], Matrix], b: GraphBuilder, total: str) -> str:
+    """total, with what the expert says of its tokens added to their rows; weights is [T, 1], zero for all others."""
     first, second = matrices
-    index = b.ints(expert)
-    tokens = b.reshape(b.op("NonZero", b.op("Gather", routing.chosen, b.constant(expert, "<i8"), axis=1)), -1)
+    tokens = b.op("Gather", b.op("NonZero", weights), b.constant(0, "<i8"), axis=0)
     rows = b.op("Gather", x, tokens, axis=0)
     halves = [matmul(b, rows, matrix) for matrix in first]
     if len(halves) == 1:
         halves = list(b.ops("Split", halves[0], outputs=[None, None], axis=-1, num_outputs=2))
     down = b.to_float32(matmul(b, _swiglu(b, *halves), second))
-    share = b.op("Gather", b.op("Gather", routing.weights, index, axis=1), tokens, axis=0)
-    return b.op("ScatterND", total, b.reshape(tokens, -1, 1), b.op("Mul", down, share), reduction="add")
+    scaled = b.op("Mul", down, b.op("Gather", weights, tokens, axis=0))
+    return b.op("ScatterND", total, b.reshape(tokens, -1, 1), scaled, reduction="add")
 
 
 def _if(b: GraphBuilder, condition: str, run: Callable[[GraphBuilder, str], str], total: str) -> str:
