@@ -16,7 +16,7 @@ WIDTH, HEIGHT = 560, 380
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 546, 12, 336
 # Below this mean divergence artifacts cannot be told from the checkpoint; they share the bottom line.
 _LEAST_KLD = 1e-6
-_LETTER, _LINE = 6.4, 13.0  # of a label, in a 11-unit font
+_LETTER, _LINE = 7.2, 13.0  # of a label, in a 11-unit font
 _RADIUS = 5.0
 _MAX_LETTERS = 26
 
