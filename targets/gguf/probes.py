@@ -107,16 +107,33 @@ def render_by_server(
     params.api_keys = [key]
     try:
         server = xllamacpp.Server(params)
-        return [_render(server.listening_address, key, messages, tools) for messages in conversations]
+        ask = _Asker(server.listening_address, key)
+        ask.slots()
+        return [ask.template(messages, tools) for messages in conversations]
     except (RuntimeError, OSError, ValueError, KeyError) as error:
         said = error.read(_REPLY_BYTES).decode("utf-8", "replace") if isinstance(error, HTTPError) else error
         raise InputError(f"{path}: llama.cpp's server does not render its chats: {said}") from None
 
 
-def _render(address: str, key: str, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]) -> str:
-    asked = {"messages": list(messages)} | ({"tools": list(tools)} if tools else {})
-    headers = {"Content-Type": "application/json", "Authorization": f"Bearer {key}"}
-    request = urllib.request.Request(f"{address}/apply-template", json.dumps(asked).encode(), headers)
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with direct.open(request, timeout=_RENDER_S) as reply:
-        return str(json.loads(reply.read())["prompt"])
+class _Asker:
+    """Requests to a server, which no proxy sees."""
+
+    def __init__(self, address: str, key: str) -> None:
+        self._address, self._key = address, key
+        self._direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+    def template(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]) -> str:
+        """A chat as text."""
+        asked = {"messages": list(messages)} | ({"tools": list(tools)} if tools else {})
+        return str(self._reply("apply-template", json.dumps(asked).encode())["prompt"])
+
+    def slots(self) -> None:
+        """Waits for the server's main loop, which answers this. One that is stopped before its loop has begun to turn,
+        as happens on a busy machine, turns for ever after."""
+        self._reply("slots", None)
+
+    def _reply(self, path: str, data: bytes | None) -> Any:
+        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {self._key}"}
+        request = urllib.request.Request(f"{self._address}/{path}", data, headers)
+        with self._direct.open(request, timeout=_RENDER_S) as reply:
+            return json.loads(reply.read())
