@@ -76,9 +76,9 @@ class _Observer(Forward):
     def _note(self, weight: Weight, x: Float32, first_row: int) -> None:
         n_slices = weight.shape[0] if len(weight.shape) == 3 else 1
         address = (weight.role, weight.layer)
-        if address not in self.sums:
-            self.sums[address] = np.zeros((n_slices, x.shape[1]))
-            self.counts[address] = np.zeros(n_slices, np.int64)
+        # Experts may run side by side, each with a slice of its own: of two that are first, one makes the arrays.
+        sums = self.sums.setdefault(address, np.zeros((n_slices, x.shape[1])))
+        counts = self.counts.setdefault(address, np.zeros(n_slices, np.int64))
         which = first_row // (weight.view.n_rows // n_slices)
-        self.sums[address][which] += np.square(x, dtype=np.float64).sum(axis=0)
-        self.counts[address][which] += len(x)
+        sums[which] += np.square(x, dtype=np.float64).sum(axis=0)
+        counts[which] += len(x)
