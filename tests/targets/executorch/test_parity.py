@@ -82,21 +82,30 @@ def test_chunks_give_what_the_whole_gives(kind: str, quant: str, exported: Calla
 
 
 class Int8Activations(Forward):
-    """The graph's forward with what XNNPACK does to the input of a quantized linear layer, row by row.
+    """The graph's forward with XNNPACK's arithmetic in quantized linear layers, each row of inputs by itself.
 
-    Source: XNNPACK `xnn_f32_qd8_asymmetric_quantization_params`.
+    A code one step off changes every later one, so the last bit counts: the zero point is added after rounding, the
+    scale is the inverse of its stored inverse, and codes are summed as the integers they are (in float64, exactly).
+    Source: XNNPACK `xnn_f32_qd8_asymmetric_quantization_params`, `xnn_f32_qs8_vcvt`, `xnn_qd8_f32_qb4w_gemm`.
     """
 
-    def _linear(self, x: Float32, view: TensorView, *arguments: Any, **options: Any) -> Float32:
-        if view is not self.router:
-            low, high = (np.minimum(x.min(axis=1, keepdims=True), 0), np.maximum(x.max(axis=1, keepdims=True), 0))
-            inverse = np.float32(255) / (high - low)
-            from_low, from_high = -128 - low * inverse, 127 - high * inverse
-            zero = np.where(low * inverse + high * inverse - 1 > 0, from_low, from_high)
-            zero = np.rint(np.clip(zero, -128, 127))
-            codes = np.clip(np.rint(x * inverse + zero), -128, 127)
-            x = ((codes - zero) / inverse).astype(np.float32)
-        return super()._linear(x, view, *arguments, **options)
+    def _linear(
+        self, x: Float32, view: TensorView, bias: TensorView | None = None, *, start: int = 0, count: int = -1
+    ) -> Float32:
+        if view is self.router:
+            return super()._linear(x, view, bias, start=start, count=count)
+        assert bias is None, "no bundled checkpoint has one"
+        one, lowest, highest = np.float32([1, -128, 127])
+        low, high = (np.minimum(x.min(axis=1, keepdims=True), 0), np.maximum(x.max(axis=1, keepdims=True), 0))
+        scale = np.float32(255) / (high - low)
+        from_low, from_high = lowest - low * scale, highest - high * scale
+        zero = np.where(low * scale + high * scale - one > 0, from_low, from_high)
+        zero = np.rint(np.clip(zero, lowest, highest))
+        step = one / scale
+        codes = np.clip(np.rint(x * (one / step)), lowest - zero, highest - zero)
+        rows = self._load(view, start, start + count if count >= 0 else view.n_rows)
+        sums = codes.astype(np.float64) @ rows.T.astype(np.float64)
+        return np.asarray(sums.astype(np.float32) * step, np.float32)
 
     def route(self, layer: Any, x: Float32) -> Any:
         self.router = layer[Role.ROUTER]
