@@ -35,6 +35,13 @@ class GraphBuilder:
         """Constants stored inside the graph file."""
         return self._root._inline
 
+    @property
+    def float_dtype(self) -> str:
+        """The element type of activations as numpy writes it."""
+        from onnx import TensorProto
+
+        return "<f4" if self.float_type == TensorProto.FLOAT else "<f2"
+
     @contextmanager
     def scope(self, name: str) -> Iterator[None]:
         """Prefixes the names of the nodes built inside."""
@@ -105,6 +112,6 @@ class GraphBuilder:
         """x in another shape: a size of 0 is kept, one of -1 follows from the rest."""
         return self.op("Reshape", x, self.ints(*shape))
 
-    def slice(self, x: str, start: int, stop: int | None, axis: int) -> str:
+    def slice(self, x: str, start: int, stop: int | None, axis: int, *, output: str | None = None) -> str:
         stop = np.iinfo(np.int64).max if stop is None else stop
-        return self.op("Slice", x, self.ints(start), self.ints(stop), self.ints(axis))
+        return self.op("Slice", x, self.ints(start), self.ints(stop), self.ints(axis), output=output)

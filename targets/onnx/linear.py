@@ -37,18 +37,24 @@ def matmul(b: GraphBuilder, x: str, matrix: Matrix, *, output: str | None = None
     )
 
 
-def linear(b: GraphBuilder, store: WeightStore, x: str, name: str, weights: Sequence[Weight]) -> list[str]:
-    """x [..., in] times each weight [out, in], transposed: one output [..., out] a weight.
+def linear(
+    b: GraphBuilder, store: WeightStore, x: str, name: str, weights: Sequence[Weight], *, together: int = 1
+) -> list[str]:
+    """x [..., in] times each weight [out, in], transposed: one output [..., out] a weight, the first few `together`.
 
     Weights of one encoding are stored as one matrix called `name` and multiplied at once.
     """
     groups = store.groups(weights)
+    sizes = [weight.view.n_rows for weight in weights]
+    if len(groups) == 1:
+        return split(b, matmul(b, x, store.add(name, weights)), [sum(sizes[:together]), *sizes[together:]])
     outputs: list[str] = []
     for group in groups:
-        own_name = name if len(groups) == 1 else f"{name}.{group[0].role.value}"
-        y = matmul(b, x, store.add(own_name, group))
-        outputs += split(b, y, [w.view.n_rows for w in group])
-    return outputs
+        y = matmul(b, x, store.add(f"{name}.{group[0].role.value}", group))
+        outputs += split(b, y, [weight.view.n_rows for weight in group])
+    if together == 1:
+        return outputs
+    return [b.op("Concat", *outputs[:together], axis=-1), *outputs[together:]]
 
 
 def split(b: GraphBuilder, x: str, sizes: Sequence[int]) -> list[str]:
@@ -61,7 +67,7 @@ def split(b: GraphBuilder, x: str, sizes: Sequence[int]) -> list[str]:
 def lookup(b: GraphBuilder, matrix: Matrix, ids: str) -> str:
     """Rows [B, S, n_cols] of a stored matrix, as activations; ids is [B, S].
 
-    Packed rows are gathered packed and decoded with arithmetic that every execution provider has:
+    Packed rows are gathered packed and decoded with operators that every execution provider has:
     GatherBlockQuantized is missing from the WebAssembly build that Transformers.js loads.
     """
     encoding = matrix.encoding
@@ -69,21 +75,20 @@ def lookup(b: GraphBuilder, matrix: Matrix, ids: str) -> str:
         return b.op("Gather", matrix.parts[0], ids, axis=0)
     values, scales, zero_points = (b.op("Gather", part, ids, axis=0) for part in matrix.parts)
     n_blocks = matrix.n_cols // encoding.block
-    codes = b.reshape(_codes(b, values, encoding.bits), 0, 0, n_blocks, encoding.block)
+    codes = _codes(b, values, encoding.bits, matrix.n_cols)
     n_zeros = encoding.parts(matrix.n_cols)[2].row_shape[0] * 8 // encoding.bits
-    zero = b.reshape(_codes(b, zero_points, encoding.bits), 0, 0, n_zeros, 1)
+    zero = _codes(b, zero_points, encoding.bits, n_zeros)
     if n_zeros > n_blocks:
         zero = b.slice(zero, 0, n_blocks, 2)
-    scale = b.reshape(b.to_float32(scales), 0, 0, n_blocks, 1)
-    decoded = b.op("Mul", b.op("Sub", codes, zero), scale)
-    return b.from_float32(b.reshape(decoded, 0, 0, matrix.n_cols))
+    decoded = b.op("DequantizeLinear", codes, b.to_float32(scales), zero, axis=2, block_size=encoding.block)
+    return b.from_float32(decoded)
 
 
-def _codes(b: GraphBuilder, packed: str, bits: int) -> str:
-    """Codes in uint8 [...] as float32: [...] of 8 bits, [..., 2] of 4, the low nibble first."""
+def _codes(b: GraphBuilder, packed: str, bits: int, count: int) -> str:
+    """Codes uint8 [B, S, count] of bytes that hold one or two each, the low nibble first."""
     from onnx import TensorProto
 
-    if bits == 8:
-        return b.cast(packed, TensorProto.FLOAT)
-    both = b.constant([(byte & 15, byte >> 4) for byte in range(256)], "<f4")
-    return b.op("Gather", both, b.cast(packed, TensorProto.INT32), axis=0)
+    if bits == 4:
+        both = b.constant([(byte & 15, byte >> 4) for byte in range(256)], "|u1")
+        packed = b.op("Gather", both, b.cast(packed, TensorProto.INT32), axis=0)
+    return b.reshape(packed, 0, 0, count)

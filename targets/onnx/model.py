@@ -27,6 +27,7 @@ from ...convert.model.tensor import TensorView
 from ...quantize.policy import Policy
 from .builder import IR_VERSION, MICROSOFT, OPSETS, GraphBuilder
 from .feed_forward import dense, mixture
+from .functions import functions
 from .linear import lookup, matmul
 from .operators import Prelude, attention, norm, short_conv
 from .store import Matrix, WeightStore
@@ -98,6 +99,7 @@ def build_graph(graph: WeightGraph, policy: Policy, data_path: str, *, fused_exp
             b.nodes, "lfm2", inputs, outputs, initializer=[*b.inline, *(i.to_proto() for i in store.initializers)]
         ),
         opset_imports=[helper.make_opsetid(domain, version) for domain, version in OPSETS.items()],
+        functions=functions(config, b.float_type),
         ir_version=IR_VERSION,
         producer_name="lfm-convert",
         producer_version=__version__,
@@ -150,16 +152,13 @@ def _prelude(b: GraphBuilder, store: WeightStore, config: ModelConfig) -> Prelud
     sin = store.add_constant("rotary.sin", RotaryTable("rotary.sin", config, np.sin), table_type)
     batch, sequence = b.op("Shape", "input_ids", end=1), b.op("Shape", "input_ids", start=1)
     total = b.cast(b.op("Shape", "attention_mask", start=1), TensorProto.INT32)
-    mask = b.cast("attention_mask", TensorProto.INT32)
+    mask = b.cast("attention_mask", TensorProto.FLOAT)  # WebGPU has no int64
     new = b.op("Slice", mask, b.op("Neg", sequence), b.ints(np.iinfo(np.int64).max), b.ints(1))
     is_same = b.op("Equal", b.op("Unsqueeze", new, b.ints(1, 3)), b.op("Unsqueeze", mask, b.ints(1, 2)))
-    floats = "<f2" if half else "<f4"
     # Far below any score, yet finite in half precision.
-    far, none = b.constant(-30000 if half else -1e9, floats), b.constant(0, floats)
-    tokens = b.op("Range", b.constant(0, "<i8"), b.op("Squeeze", sequence), b.constant(1, "<i8"))
+    far, none = b.constant(-30000 if half else -1e9, b.float_dtype), b.constant(0, b.float_dtype)
     return Prelude(
-        windows=b.op("Add", b.op("Unsqueeze", tokens, b.ints(1)), b.ints(*range(1, config.conv_width + 1))),
-        token_mask=b.cast(b.op("Unsqueeze", new, b.ints(2)), b.float_type),
+        token_mask=b.from_float32(b.op("Unsqueeze", new, b.ints(2))),
         attention_bias=b.op("Where", is_same, none, far),
         last_position=b.op("Expand", b.op("Sub", total, b.constant(1, "<i4")), batch),
         total_length=total,
@@ -172,16 +171,13 @@ def _head(b: GraphBuilder, store: WeightStore, graph: WeightGraph, head: Matrix,
     """Final norm and logits, of the last num_logits_to_keep positions only."""
     from onnx import TensorProto
 
-    config = graph.config
-    gain = graph.top[Role.FINAL_NORM]
-    total = b.op("Add", hidden, branch)
-    first = b.op("Neg", b.reshape("num_logits_to_keep", 1))  # onnxruntime-genai feeds it as [1]
-    kept = b.op("Slice", total, first, b.ints(np.iinfo(np.int64).max), b.ints(1))
-    normed = norm(b, config, kept, store.add(gain.view.name, [gain], gain.shape).parts[0])
+    _, normed = _add_norm(b, store, graph, graph.top[Role.FINAL_NORM], hidden, branch)
+    first = b.op("Mul", "num_logits_to_keep", b.ints(-1))  # [1], as onnxruntime-genai feeds it, or of rank 0
+    kept = b.op("Slice", normed, first, b.ints(np.iinfo(np.int64).max), b.ints(1))
     if b.float_type == TensorProto.FLOAT:
-        matmul(b, normed, head, output="logits")
+        matmul(b, kept, head, output="logits")
     else:
-        b.op("Cast", matmul(b, normed, head), to=TensorProto.FLOAT, output="logits")
+        b.op("Cast", matmul(b, kept, head), to=TensorProto.FLOAT, output="logits")
 
 
 def _signature(b: GraphBuilder, config: ModelConfig) -> tuple[list[Any], list[Any]]:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from ...convert.model.config import ModelConfig
 from ...convert.model.graph import Layer, Role
 from .builder import MICROSOFT, GraphBuilder
-from .linear import linear
+from .functions import causal_conv, norm_heads
+from .linear import linear, split
 from .store import WeightStore
 
 
@@ -19,7 +20,6 @@ class Prelude:
     padding attends only to padding, whose values are zero. What it leaves in a convolution's state is zero, then.
     """
 
-    windows: str  # int64 [S, conv_L_cache]: which of past and new inputs each token's convolution reads
     token_mask: str  # [B, S, 1], 1 for a token, 0 for padding
     attention_bias: str  # [B, 1, S, T], very negative between a token and padding, either way, else 0
     last_position: str  # int32 [B]: T - 1
@@ -29,25 +29,19 @@ class Prelude:
 
 
 def short_conv(b: GraphBuilder, store: WeightStore, config: ModelConfig, layer: Layer, x: str, prelude: Prelude) -> str:
-    """out_proj(C * conv(B * x)), causal and depthwise over the window kept in `past_conv`.
-
-    The state is the last conv_L_cache inputs. Each token's window is gathered and summed, which
-    costs a tenth of a Conv node for one token and has a kernel on every execution provider.
-    """
-    width, prefix, i = config.conv_width, f"model.layers.{layer.index}.conv", layer.index
+    """out_proj(C * conv(B * x)), causal and depthwise over the last conv_L_cache inputs, kept in `past_conv`."""
+    prefix, i = f"model.layers.{layer.index}.conv", layer.index
     (projected,) = linear(b, store, x, f"{prefix}.in_proj", [layer.weights[Role.CONV_IN]])
     projected = _add_bias(b, store, layer, Role.CONV_IN_BIAS, projected)
     gate_in, gate_out, value = b.ops("Split", projected, outputs=[None] * 3, axis=2, num_outputs=3)
     gated = b.op("Mul", gate_in, value)
     if config.conv_bias:  # then padding is not zero
         gated = b.op("Mul", gated, prelude.token_mask)
-    past = b.op("Transpose", f"past_conv.{i}", perm=[0, 2, 1])
-    inputs = b.op("Concat", past, gated, axis=1)
-    b.op("Transpose", b.slice(inputs, -width, None, 1), perm=[0, 2, 1], output=f"present_conv.{i}")
-    kernel = store.add(f"{prefix}.conv", [layer.weights[Role.CONV_KERNEL]]).parts[0]
-    products = b.op("Mul", b.op("Gather", inputs, prelude.windows, axis=1), b.op("Transpose", kernel, perm=[1, 0]))
-    mixed = b.op("ReduceSum", products, b.ints(2), keepdims=0)
-    mixed = _add_bias(b, store, layer, Role.CONV_KERNEL_BIAS, mixed)
+    channels = config.hidden_size
+    kernel = store.add(f"{prefix}.conv", [layer.weights[Role.CONV_KERNEL]], (channels, 1, config.conv_width)).parts[0]
+    inputs = b.op("Transpose", gated, perm=[0, 2, 1])
+    mixed = causal_conv(b, inputs, kernel, channels, past=f"past_conv.{i}", present=f"present_conv.{i}")
+    mixed = _add_bias(b, store, layer, Role.CONV_KERNEL_BIAS, b.op("Transpose", mixed, perm=[0, 2, 1]))
     gated = b.op("Mul", gate_out, mixed)
     (out,) = linear(b, store, gated, f"{prefix}.out_proj", [layer.weights[Role.CONV_OUT]])
     return _add_bias(b, store, layer, Role.CONV_OUT_BIAS, out)
@@ -71,9 +65,10 @@ def attention(b: GraphBuilder, store: WeightStore, config: ModelConfig, layer: L
     """
     i, prefix = layer.index, f"model.layers.{layer.index}.self_attn"
     roles = (Role.ATTN_Q, Role.ATTN_K, Role.ATTN_V)
-    q, k, v = linear(b, store, x, f"{prefix}.qkv_proj", [layer.weights[role] for role in roles])
-    q = _normed_heads(b, store, config, layer, Role.Q_NORM, q)
-    k = _normed_heads(b, store, config, layer, Role.K_NORM, k)
+    weights = [layer.weights[role] for role in roles]
+    qk, v = linear(b, store, x, f"{prefix}.qkv_proj", weights, together=2)
+    normed = norm_heads(b, config, qk, _head_gains(b, store, config, layer))
+    q, k = split(b, normed, [config.q_size, config.kv_size])
     out, _, _ = b.ops(
         "GroupQueryAttention",
         q, k, v,
@@ -86,8 +81,11 @@ def attention(b: GraphBuilder, store: WeightStore, config: ModelConfig, layer: L
     return projected
 
 
-def _normed_heads(b: GraphBuilder, store: WeightStore, config: ModelConfig, layer: Layer, role: Role, x: str) -> str:
-    weight = layer.weights[role]
-    gain = store.add(weight.view.name, [weight], weight.shape).parts[0]
-    heads = norm(b, config, b.reshape(x, 0, 0, -1, config.head_dim), gain)
-    return b.reshape(heads, 0, 0, config.q_size if role is Role.Q_NORM else config.kv_size)
+def _head_gains(b: GraphBuilder, store: WeightStore, config: ModelConfig, layer: Layer) -> str:
+    """The gain of each head of queries and keys: [n_heads + n_kv_heads, head_dim]."""
+    gains = []
+    for role, n_heads in ((Role.Q_NORM, config.n_heads), (Role.K_NORM, config.n_kv_heads)):
+        weight = layer.weights[role]
+        gain = store.add(weight.view.name, [weight], weight.shape).parts[0]
+        gains.append(b.op("Expand", gain, b.ints(n_heads, config.head_dim)))
+    return b.op("Concat", *gains, axis=0)

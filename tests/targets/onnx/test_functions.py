@@ -1,0 +1,90 @@
+"""What a runtime without one of our younger operators runs instead computes the same as the operator's kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from lfm_convert.convert.model.graph import WeightGraph
+from lfm_convert.targets.onnx.builder import IR_VERSION, MICROSOFT, OPSETS, GraphBuilder
+from lfm_convert.targets.onnx.functions import causal_conv, functions, norm_heads
+
+onnx = pytest.importorskip("onnx")
+onnxruntime = pytest.importorskip("onnxruntime")
+
+BATCH = 2
+Shapes = dict[str, list[int | str]]
+
+
+def run_both(
+    graph: WeightGraph, build: Callable[[GraphBuilder], object], inputs: dict[str, np.ndarray], shapes: Shapes
+) -> list[list[np.ndarray]]:
+    """Results with the kernel, and with the function: an operator of a domain nobody knows leaves only that."""
+    kind = onnx.TensorProto.FLOAT
+    value, results = onnx.helper.make_tensor_value_info, []
+    for domain in (MICROSOFT, "nobody"):
+        b = GraphBuilder(kind)
+        build(b)
+        made = functions(graph.config, kind)
+        for each in [*made, *b.nodes]:
+            each.domain = domain if each.domain == MICROSOFT else each.domain
+        outputs = [value(name, kind, shape) for name, shape in shapes.items()]
+        proto = onnx.helper.make_model(
+            onnx.helper.make_graph(
+                b.nodes,
+                "one",
+                [value(name, kind, x.shape) for name, x in inputs.items()],
+                outputs,
+                initializer=b.inline,
+            ),
+            functions=made,
+            opset_imports=[onnx.helper.make_opsetid(*each) for each in {**OPSETS, domain: 1}.items()],
+            ir_version=IR_VERSION,
+        )
+        session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+        results.append(session.run(None, inputs))
+    return results
+
+
+@pytest.mark.parametrize("length", [1, 2, 7])
+def test_causal_conv(length: int, dense_graph: WeightGraph) -> None:
+    width, channels = dense_graph.config.conv_width, 8
+    rng = np.random.default_rng(width)
+    inputs = {
+        name: rng.standard_normal(shape).astype(np.float32)
+        for name, shape in {
+            "x": (BATCH, channels, length), "kernel": (channels, 1, width), "past": (BATCH, channels, width),
+        }.items()
+    }  # fmt: skip
+
+    def build(b: GraphBuilder) -> None:
+        y = causal_conv(b, "x", "kernel", channels, past="past", present="present")
+        b.op("Identity", y, output="y")
+
+    shapes: Shapes = {"y": [BATCH, channels, length], "present": [BATCH, channels, width]}
+    (y, present), (function_y, function_present) = run_both(dense_graph, build, inputs, shapes)
+    seen = np.concatenate([inputs["past"], inputs["x"]], axis=2)
+    windows = np.lib.stride_tricks.sliding_window_view(seen[:, :, 1:], width, axis=2)
+    np.testing.assert_allclose(y, (windows * inputs["kernel"]).sum(axis=-1), atol=1e-6)
+    np.testing.assert_allclose(function_y, y, atol=1e-6)
+    np.testing.assert_array_equal(present, seen[:, :, -width:])
+    np.testing.assert_array_equal(function_present, present)
+
+
+@pytest.mark.parametrize("length", [1, 7])
+def test_norm_heads(length: int, dense_graph: WeightGraph) -> None:
+    config = dense_graph.config
+    n = config.n_heads + config.n_kv_heads
+    rng = np.random.default_rng(n)
+    x = rng.standard_normal((BATCH, length, n * config.head_dim)).astype(np.float32)
+    gains = rng.standard_normal((n, config.head_dim)).astype(np.float32)
+
+    def build(b: GraphBuilder) -> None:
+        b.op("Identity", norm_heads(b, config, "x", "gains"), output="y")
+
+    (y,), (function_y,) = run_both(dense_graph, build, {"x": x, "gains": gains}, {"y": list(x.shape)})
+    heads = x.reshape(BATCH, length, n, config.head_dim)
+    mean_square = (heads * heads).mean(axis=-1, keepdims=True) + config.norm_eps
+    np.testing.assert_allclose(y, (heads / np.sqrt(mean_square) * gains).reshape(x.shape), atol=1e-5)
+    np.testing.assert_allclose(function_y, y, atol=1e-5)
