@@ -1,6 +1,6 @@
 """Milliseconds a token of our q4 graphs and of onnxruntime-genai's builder's int4, under plain ONNX Runtime.
 
-    python benchmarks/onnx_decode.py [--checkpoint FOLDER] [--rounds 3]      # needs `make clients`
+    python benchmarks/onnx_decode.py [--checkpoint FOLDER] [--rounds 12]      # needs `make clients`
 
 Two generated models: LFM2-8B-A1B's width with six layers, and LFM2-350M's shape. A process feeds a graph 32 tokens,
 then decodes 64 one by one. Wall time is with two threads: each graph in a process of its own, ours and the builder's
@@ -28,7 +28,7 @@ _HEAD_SIZE = 64  # head size of every LFM2; the builder's graphs leave it open
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=Path, help="The mixture of experts, if it is there already.")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--only", choices=("dense", "moe"))
     parser.add_argument("--child", type=Path, nargs="+", help=argparse.SUPPRESS)
     parser.add_argument("--threads", type=int, help=argparse.SUPPRESS)
