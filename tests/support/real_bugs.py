@@ -171,12 +171,8 @@ def onnx_graph(edit: Callable[[Any], None]) -> Callable[[Artifact], None]:
     return change
 
 
-def _nodes(graph: Any, op_type: str, scope: str = "", gain: str = "") -> Iterator[Any]:
-    return (
-        node
-        for node in list(graph.node)
-        if node.op_type == op_type and scope in node.name and (not gain or gain in node.input[1])
-    )
+def _nodes(graph: Any, op_type: str, scope: str = "") -> Iterator[Any]:
+    return (node for node in list(graph.node) if node.op_type == op_type and scope in node.name)
 
 
 def _bypass(node: Any) -> None:
@@ -212,26 +208,26 @@ def onnx_interleaved(graph: Any) -> None:
 
 
 def onnx_no_head_norm(graph: Any) -> None:
-    for name in ("q_layernorm", "k_layernorm"):
-        for node in _nodes(graph, "SimplifiedLayerNormalization", gain=name):
-            _bypass(node)
+    for node in _nodes(graph, "BranchwiseRMSNorm"):
+        _bypass(node)
 
 
 def onnx_no_final_norm(graph: Any) -> None:
-    for node in _nodes(graph, "SimplifiedLayerNormalization", "/head"):
-        _bypass(node)
+    """The node that adds the last branch to the residual stream and norms the sum does the first only."""
+    for node in _nodes(graph, "SkipSimplifiedLayerNormalization", "/head"):
+        del node.input[2:], node.output[1:], node.attribute[:]
+        node.op_type, node.domain = "Add", ""
 
 
 def onnx_stale_conv(graph: Any) -> None:
     """The past of every convolution is taken for zeros."""
     import onnx
 
-    for node in list(graph.node):
-        if node.op_type == "Transpose" and node.input[0].startswith("past_conv."):
-            zeros = f"{node.input[0]}/zeros"
-            at = list(graph.node).index(node)
-            graph.node.insert(at, onnx.helper.make_node("Sub", [node.input[0], node.input[0]], [zeros], name=zeros))
-            node.input[0] = zeros
+    for node in _nodes(graph, "CausalConvWithState"):
+        past = node.input[3]
+        at, zeros = list(graph.node).index(node), f"{past}/zeros"
+        graph.node.insert(at, onnx.helper.make_node("Sub", [past, past], [zeros], name=zeros))
+        node.input[3] = zeros
 
 
 def onnx_unmasked(graph: Any) -> None:
