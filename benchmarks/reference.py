@@ -1,6 +1,6 @@
 """The reference's prefill against transformers in float32: tokens a second and peak memory.
 
-    python benchmarks/reference.py [--kind moe-1.2b | --checkpoint FOLDER] [--tokens 512] [--repeats 3] [--threads 2]
+    python benchmarks/reference.py [--kind moe-1.2b | --checkpoint FOLDER] [--tokens 512] [--repeats 20] [--threads 2]
 
 Without options the bundled mixture is run. Each side is a process of its own that loads the checkpoint and prefills
 once to warm up; then the two take turns, so that what else the machine does meets both, and the fastest turn of each
@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, default=ROOT / "convert" / "bundled" / "moe")
     parser.add_argument("--kind", help="generate a random checkpoint of this kind, see tests/support/configs.py")
     parser.add_argument("--tokens", type=int, default=512)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     options = parser.parse_args()
