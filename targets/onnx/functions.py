@@ -19,14 +19,18 @@ _CONV = "CausalConvWithState"  # from ONNX Runtime 1.25.1 on
 _NORM = "BranchwiseRMSNorm"  # from ONNX Runtime 1.31 on
 
 
-def causal_conv(b: GraphBuilder, x: str, kernel: str, channels: int, *, past: str, present: str) -> str:
-    """Each channel's sum of taps times its last inputs, causal. S new inputs, K taps.
+def causal_conv(b: GraphBuilder, x: str, kernel: str, config: ModelConfig, *, past: str, present: str) -> str:
+    """Each channel's sum of taps times its last inputs, causal. S new inputs, H channels, K taps.
 
-    Shapes: x and the result [B, channels, S]; kernel [channels, 1, K]; past and present [B, channels, K].
-    The operator remembers one input less than it has taps, so it gets a tap of zero before the first.
+    Shapes: x and the result [B, H, S]; kernel [H, 1, K]; past and present [B, H, K].
+    The operator remembers one input less than it has taps, so it gets a tap of zero before the first. In half precision
+    its nodes are written out: the CPU has the operator in float32 only, and would take new inputs unrounded but past
+    ones rounded, so that a prompt in chunks would not be the whole prompt.
     """
-    zeros = b.constant(np.zeros((channels, 1, 1)), b.float_dtype)
+    zeros = b.constant(np.zeros((config.hidden_size, 1, 1)), b.float_dtype)
     taps = b.op("Concat", zeros, kernel, axis=2)
+    if not _has_conv(b.float_type):
+        return _convolve(b, x, taps, past, config.conv_width, present=present)
     return b.ops(_CONV, x, taps, "", past, outputs=(None, present), domain=MICROSOFT)[0]
 
 
@@ -42,24 +46,37 @@ def norm_heads(b: GraphBuilder, config: ModelConfig, x: str, gains: str) -> str:
 def functions(config: ModelConfig, float_type: int) -> list[Any]:
     """The functions of a model's graph, whose activations are of this ONNX element type."""
     made = []
-    if Operator.SHORT_CONV in config.operators:
+    if Operator.SHORT_CONV in config.operators and _has_conv(float_type):
         made.append(_conv(config.conv_width, float_type))
     if Operator.ATTENTION in config.operators:
         made.append(_norm(config, float_type))
     return made
 
 
+def _has_conv(float_type: int) -> bool:
+    from onnx import TensorProto
+
+    return float_type == int(TensorProto.FLOAT)
+
+
 def _conv(width: int, float_type: int) -> Any:
     b = GraphBuilder(float_type)
-    inputs = b.op("Concat", "past_state", "input", axis=2)
-    b.slice(inputs, -width, None, 2, output="present_state")
-    rows = b.op("Squeeze", "weight", b.ints(1))
+    _convolve(b, "input", "weight", "past_state", width, present="present_state", output="output")
+    return _function(b, _CONV, ["input", "weight", "bias", "past_state"], ["output", "present_state"])
+
+
+def _convolve(
+    b: GraphBuilder, x: str, weight: str, past: str, width: int, *, present: str, output: str | None = None
+) -> str:
+    inputs = b.op("Concat", past, x, axis=2)
+    b.slice(inputs, -width, None, 2, output=present)
+    rows = b.op("Squeeze", weight, b.ints(1))
     taps = b.ops("Split", rows, outputs=[None] * (width + 1), axis=1, num_outputs=width + 1)
     total = ""
     for k in range(1, width + 1):  # the first tap is zero
         product = b.op("Mul", b.slice(inputs, k, (k - width) or None, 2), taps[k])
-        total = b.op("Add", total, product, output="output" if k == width else None) if total else product
-    return _function(b, _CONV, ["input", "weight", "bias", "past_state"], ["output", "present_state"])
+        total = b.op("Add", total, product, output=output if k == width else None) if total else product
+    return total
 
 
 def _norm(config: ModelConfig, float_type: int) -> Any:

@@ -37,10 +37,10 @@ def short_conv(b: GraphBuilder, store: WeightStore, config: ModelConfig, layer: 
     gated = b.op("Mul", gate_in, value)
     if config.conv_bias:  # then padding is not zero
         gated = b.op("Mul", gated, prelude.token_mask)
-    channels = config.hidden_size
-    kernel = store.add(f"{prefix}.conv", [layer.weights[Role.CONV_KERNEL]], (channels, 1, config.conv_width)).parts[0]
+    shape = (config.hidden_size, 1, config.conv_width)
+    kernel = store.add(f"{prefix}.conv", [layer.weights[Role.CONV_KERNEL]], shape).parts[0]
     inputs = b.op("Transpose", gated, perm=[0, 2, 1])
-    mixed = causal_conv(b, inputs, kernel, channels, past=f"past_conv.{i}", present=f"present_conv.{i}")
+    mixed = causal_conv(b, inputs, kernel, config, past=f"past_conv.{i}", present=f"present_conv.{i}")
     mixed = _add_bias(b, store, layer, Role.CONV_KERNEL_BIAS, b.op("Transpose", mixed, perm=[0, 2, 1]))
     gated = b.op("Mul", gate_out, mixed)
     (out,) = linear(b, store, gated, f"{prefix}.out_proj", [layer.weights[Role.CONV_OUT]])

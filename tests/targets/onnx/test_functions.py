@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 from lfm_convert.convert.model.graph import WeightGraph
 from lfm_convert.targets.onnx.builder import IR_VERSION, MICROSOFT, OPSETS, GraphBuilder
 from lfm_convert.targets.onnx.functions import causal_conv, functions, norm_heads
+from lfm_convert.targets.target import get_target
+from support.artifacts import write_artifact
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -49,7 +53,7 @@ def run_both(
 
 @pytest.mark.parametrize("length", [1, 2, 7])
 def test_causal_conv(length: int, dense_graph: WeightGraph) -> None:
-    width, channels = dense_graph.config.conv_width, 8
+    width, channels = dense_graph.config.conv_width, dense_graph.config.hidden_size
     rng = np.random.default_rng(width)
     inputs = {
         name: rng.standard_normal(shape).astype(np.float32)
@@ -59,7 +63,7 @@ def test_causal_conv(length: int, dense_graph: WeightGraph) -> None:
     }  # fmt: skip
 
     def build(b: GraphBuilder) -> None:
-        y = causal_conv(b, "x", "kernel", channels, past="past", present="present")
+        y = causal_conv(b, "x", "kernel", dense_graph.config, past="past", present="present")
         b.op("Identity", y, output="y")
 
     shapes: Shapes = {"y": [BATCH, channels, length], "present": [BATCH, channels, width]}
@@ -88,3 +92,14 @@ def test_norm_heads(length: int, dense_graph: WeightGraph) -> None:
     mean_square = (heads * heads).mean(axis=-1, keepdims=True) + config.norm_eps
     np.testing.assert_allclose(y, (heads / np.sqrt(mean_square) * gains).reshape(x.shape), atol=1e-5)
     np.testing.assert_allclose(function_y, y, atol=1e-5)
+
+
+def test_chunks_in_half_precision(moe_graph: WeightGraph, tmp_path: Path) -> None:
+    """What a convolution remembers is rounded as what it is given: a prompt in chunks is the whole prompt."""
+    artifact = write_artifact(moe_graph, "onnx", "q4f16", tmp_path)
+    runner = get_target("onnx").run(artifact, threads=1)
+    ids = np.random.default_rng(0).integers(20, moe_graph.config.vocab_size, 96).tolist()
+    whole = runner.logits(ids)
+    runner.reset()
+    chunks = [runner.extend(ids[low:high]) for low, high in itertools.pairwise((0, 1, 3, 48, 96))]
+    np.testing.assert_allclose(np.concatenate(chunks), whole, atol=1e-3)
