@@ -42,20 +42,22 @@ def test_reads_back_what_unrolled_stores(moe_graph: WeightGraph, quant: str, tmp
 
 
 @pytest.mark.parametrize("fields", [{}, {"routed_scaling_factor": 2.5}, {"norm_topk_prob": False}], ids=str)
-@pytest.mark.parametrize("quant", ["q8", "q4", "q4f16"])
-def test_answers_as_unrolled_does(fields: dict, quant: str, tmp_path: Path) -> None:
-    """Token by token: the last bit of an activation can turn its int8 code, which shows as one step in that token."""
+@pytest.mark.parametrize(("quant", "at_most"), [("q8", 1e-4), ("q4", 1e-3), ("q4f16", 0.1)])
+def test_answers_as_unrolled_does(fields: dict, quant: str, at_most: float, tmp_path: Path) -> None:
+    """In q8 and q4 all tokens but one, in which the last bit of an activation may turn an int8 code: that shows as one step."""
     graph = open_graph(make_checkpoint(tmp_path / "checkpoint", moe_config(**fields)))
     expected, found = (
         UNROLLED.run(_write(graph, quant, tmp_path / form, form), threads=1).logits(PROMPT)
         for form in ("unrolled", "qmoe")
     )
-    errors = np.linalg.norm(found - expected, axis=1) / np.linalg.norm(expected, axis=1)
+    errors = np.linalg.norm(found - expected, axis=1)
     if quant == "q4f16":
-        assert np.sqrt(np.mean(errors**2)) < 0.1
-    else:
-        assert np.quantile(errors, 0.8) < 1e-6
-        assert errors.max() < 5e-3
+        assert np.linalg.norm(errors) < at_most * np.linalg.norm(expected)
+        return
+    worst = errors.argmax()
+    assert np.linalg.norm(np.delete(errors, worst)) < at_most * np.linalg.norm(expected)
+    assert errors[worst] < 5e-3 * np.linalg.norm(expected[worst])
+    assert np.median(errors / np.linalg.norm(expected, axis=1)) < 1e-6
 
 
 @pytest.mark.parametrize(("form", "runtime"), [("unrolled", "1.24"), ("qmoe", "1.31")])
