@@ -62,7 +62,7 @@ def _route(b: GraphBuilder, store: WeightStore, layer: Layer, moe: MoEConfig, x:
     The sigmoid is written out: the fused one has an absolute error that shows in small scores.
     """
     prefix = f"model.layers.{layer.index}.feed_forward"
-    logits = matmul(b, x, store.add(f"{prefix}.gate", [layer.weights[Role.ROUTER]]))
+    logits = matmul(b, x, store.add(f"{prefix}.gate", [layer.weights[Role.ROUTER]]), is_flat=True)
     one = b.scalar(1)
     scores = b.op("Div", one, b.op("Add", one, b.op("Exp", b.op("Neg", logits))))
     ranked = scores
@@ -101,10 +101,10 @@ def _add_expert(x: str, weights: str, matrices: tuple[Sequence[Matrix], Matrix],
     first, second = matrices
     tokens = b.op("Gather", b.op("NonZero", weights), b.constant(0, "<i8"), axis=0)
     rows = b.op("Gather", x, tokens, axis=0)
-    halves = [matmul(b, rows, matrix) for matrix in first]
+    halves = [matmul(b, rows, matrix, is_flat=True) for matrix in first]
     if len(halves) == 1:
         halves = list(b.ops("Split", halves[0], outputs=[None, None], axis=-1, num_outputs=2))
-    down = b.to_float32(matmul(b, _swiglu(b, *halves), second))
+    down = b.to_float32(matmul(b, _swiglu(b, *halves), second, is_flat=True))
     scaled = b.op("Mul", down, b.op("Gather", weights, tokens, axis=0))
     return b.op("ScatterND", total, b.reshape(tokens, -1, 1), scaled, reduction="add")
 

@@ -16,10 +16,12 @@ from .store import Matrix, WeightStore
 ACCURACY_LEVEL = 4
 
 
-def matmul(b: GraphBuilder, x: str, matrix: Matrix, *, output: str | None = None) -> str:
-    """x [..., n_cols] times the matrix, transposed: [..., n_rows]."""
+def matmul(b: GraphBuilder, x: str, matrix: Matrix, *, output: str | None = None, is_flat: bool = False) -> str:
+    """x [..., n_cols] times the matrix, transposed: [..., n_rows]. `is_flat`: x has two axes, as Gemm wants it."""
     encoding = matrix.encoding
     if not isinstance(encoding, IntBlock32):
+        if is_flat:
+            return b.op("Gemm", x, matrix.parts[0], transB=1, output=output)
         flat = b.op("Gemm", b.reshape(x, -1, matrix.n_cols), matrix.parts[0], transB=1)
         shape = b.op("Concat", b.op("Shape", x, end=-1), b.ints(matrix.n_rows), axis=0)
         return b.op("Reshape", flat, shape, output=output)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
 import numpy as np
-import onnx
+import onnx.utils
 import onnxruntime
 import pytest
 from lfm_convert.convert import convert
@@ -14,6 +15,8 @@ from lfm_convert.convert.errors import UsageError
 from lfm_convert.convert.model.graph import WeightGraph
 from lfm_convert.convert.model.lfm2 import open_graph
 from lfm_convert.convert.pipeline import find_artifacts
+from lfm_convert.targets.onnx import fused as fused_form
+from lfm_convert.targets.onnx import linear
 from lfm_convert.targets.target import Artifact, get_target
 from support.checkpoints import dense_config, make_checkpoint, moe_config
 from support.prompts import PROMPT
@@ -41,15 +44,109 @@ def test_reads_back_what_unrolled_stores(moe_graph: WeightGraph, quant: str, tmp
         np.testing.assert_array_equal(fused[address].rows(0, view.n_rows // 3), view.rows(0, view.n_rows // 3))
 
 
-@pytest.mark.parametrize("fields", [{}, {"routed_scaling_factor": 2.5}, {"norm_topk_prob": False}], ids=str)
+_ROUTINGS = pytest.mark.parametrize("fields", [{}, {"routed_scaling_factor": 2.5}, {"norm_topk_prob": False}], ids=str)
+
+
+def _both(fields: dict, quant: str, folder: Path) -> list[Artifact]:
+    """Unrolled and fused."""
+    graph = open_graph(make_checkpoint(folder / "checkpoint", moe_config(**fields)))
+    return [_write(graph, quant, folder / form, form) for form in ("unrolled", "qmoe")]
+
+
+@_ROUTINGS
+@pytest.mark.parametrize(("quant", "at_most"), [("q8", 1e-6), ("q4", 1e-6), ("q4f16", 1e-2)])
+def test_layers_answer_as_unrolled_ones_do(fields: dict, quant: str, at_most: float, tmp_path: Path) -> None:
+    """The nodes as they ship: each token of each layer, given what that layer is given in the unrolled graph."""
+    unrolled, fused = (artifact.path for artifact in _both(fields, quant, tmp_path))
+    whole, other = (onnx.load(path, load_external_data=False) for path in (unrolled, fused))
+    layers = [(node.input[0], node.output[0]) for node in other.graph.node if node.op_type == "QMoE"]
+    reader_of = {node.input[0]: node.name for node in other.graph.node if node.op_type == "Reshape"}
+    read_by = {node.name: node.input[0] for node in whole.graph.node}
+    assert len(layers) == 3
+    for x, y in layers:
+        given, expected = _run(_with_outputs(whole, x, read_by[reader_of[y]]), unrolled, _prompt(whole))
+        layer = onnx.utils.Extractor(_with_outputs(other, x, y)).extract_model([x], [y])
+        (found,) = _run(layer, fused, {x: given})
+        errors, sizes = (np.linalg.norm(v.astype(np.float64), axis=1) for v in (found - expected, expected))
+        assert (errors < at_most * sizes).all()
+
+
+def _with_outputs(proto: onnx.ModelProto, *names: str) -> onnx.ModelProto:
+    """The graph with these activations as its outputs."""
+    kind = proto.graph.input[-1].type.tensor_type.elem_type
+    proto = copy.deepcopy(proto)
+    del proto.graph.output[:]
+    proto.graph.output.extend(onnx.helper.make_tensor_value_info(name, kind, None) for name in names)
+    return proto
+
+
+def _prompt(proto: onnx.ModelProto) -> dict[str, np.ndarray]:
+    """The prompt, and caches that are empty."""
+    ids = np.array([PROMPT])
+    feeds = {"input_ids": ids, "attention_mask": np.ones_like(ids), "num_logits_to_keep": np.array(0)}
+    for cache in proto.graph.input[len(feeds) :]:
+        tensor = cache.type.tensor_type
+        shape = [1 if d.dim_param == "batch_size" else d.dim_value for d in tensor.shape.dim]
+        feeds[cache.name] = np.zeros(shape, onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type))
+    return feeds
+
+
+def _run(proto: onnx.ModelProto, beside: Path, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
+    """The outputs of a graph whose weights lie beside that file."""
+    path = beside.with_name("part.onnx")
+    onnx.save(proto, path)
+    results: list[np.ndarray] = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).run(None, feeds)
+    return results
+
+
+def test_graphs_differ_in_experts_only(moe_graph: WeightGraph, tmp_path: Path) -> None:
+    """With the test above: what one form has and the other has not is what that test compares."""
+    unrolled, fused = (_comparable(_write(moe_graph, "q8", tmp_path / f, f).path) for f in ("unrolled", "qmoe"))
+    assert {name for name in fused if name not in unrolled} == {f"/layers.{i}/feed_forward/QMoE" for i in (1, 2, 3)}
+    own = {name for name in unrolled if name not in fused}
+    assert all("/experts." in name or "/router/" in name or name.endswith("/feed_forward/Mul") for name in own)
+    shared = [name for name in fused if name in unrolled]
+    assert [unrolled[name] for name in shared] == [fused[name] for name in shared]
+
+
+def _comparable(path: Path) -> dict[str, tuple]:
+    """Nodes by name: constants by value, since their names are numbers, and a layer's sum under one name."""
+    graph = onnx.load(path, load_external_data=False).graph
+    aliases = {
+        tensor.name: onnx.numpy_helper.to_array(tensor).tobytes()
+        for tensor in graph.initializer
+        if tensor.name.startswith("const_")
+    }
+    sums = {node.output[0]: "sum" for node in graph.node if node.op_type in ("QMoE", "If")}
+    names = {**aliases, **sums}
+    return {
+        node.name: (
+            node.op_type,
+            [names.get(name, name) for name in node.input],
+            list(node.output),
+            str(node.attribute),
+        )
+        for node in graph.node
+    }
+
+
+@_ROUTINGS
+def test_answers_as_unrolled_does_where_activations_are_floats(
+    fields: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At level 0 no activation becomes an int8 code, so that a last bit stays a last bit to the end. (q8 has no such level.)"""
+    for module in (linear, fused_form):
+        monkeypatch.setattr(module, "ACCURACY_LEVEL", 0)
+    expected, found = (UNROLLED.run(artifact, threads=1).logits(PROMPT) for artifact in _both(fields, "q4", tmp_path))
+    errors = np.linalg.norm(found - expected, axis=1)
+    assert (errors < 1e-6 * np.linalg.norm(expected, axis=1)).all()
+
+
+@_ROUTINGS
 @pytest.mark.parametrize(("quant", "at_most"), [("q8", 1e-4), ("q4", 1e-3), ("q4f16", 0.1)])
 def test_answers_as_unrolled_does(fields: dict, quant: str, at_most: float, tmp_path: Path) -> None:
     """In q8 and q4 all tokens but one, in which the last bit of an activation may turn an int8 code: that shows as one step."""
-    graph = open_graph(make_checkpoint(tmp_path / "checkpoint", moe_config(**fields)))
-    expected, found = (
-        UNROLLED.run(_write(graph, quant, tmp_path / form, form), threads=1).logits(PROMPT)
-        for form in ("unrolled", "qmoe")
-    )
+    expected, found = (UNROLLED.run(artifact, threads=1).logits(PROMPT) for artifact in _both(fields, quant, tmp_path))
     errors = np.linalg.norm(found - expected, axis=1)
     if quant == "q4f16":
         assert np.linalg.norm(errors) < at_most * np.linalg.norm(expected)
