@@ -219,7 +219,7 @@ def _artifact(folder: Path, entry: Entry) -> Artifact:
 
 
 def _verified(artifacts: list[Artifact], progress: Progress) -> list[Artifact]:
-    """The artifacts, after their files were found to be, by hash, those the manifest was written for."""
+    """The artifacts, after their files were found to be, by hash, those the manifest was written for, and no others."""
     faults = Faults()
     for artifact in artifacts:
         hashes = hash_files(artifact.files, jobs=os.cpu_count() or 1, progress=progress)
@@ -227,6 +227,8 @@ def _verified(artifacts: list[Artifact], progress: Progress) -> list[Artifact]:
             if found != entry["sha256"]:
                 faults.add(f"'{file}' has sha256 {found[:12]}…: expected {entry['sha256'][:12]}…")
     faults.raise_if_any("not the files that were converted")
+    for artifact in artifacts:
+        get_target(artifact.target).check_files(artifact)
     return artifacts
 
 

@@ -162,6 +162,9 @@ class Target(ABC):
     def shared_files(self, graph: WeightGraph, artifacts: Iterable[Plan | Artifact]) -> dict[str, bytes]:
         """Files that all quants of one folder share (config, tokenizer), given all that will lie there."""
 
+    def check_files(self, artifact: Artifact) -> None:  # noqa: B027 (most formats name no other file)
+        """Raises InputError if the artifact refers to a file that is not one of its own."""
+
     @abstractmethod
     def read(self, artifact: Artifact) -> dict[Address, TensorView]:
         """The decoded weights of an artifact, lazily. Raises InputError for a malformed file."""

@@ -62,18 +62,25 @@ def _nodes(graph: Any) -> Iterator[Any]:
                 yield from _nodes(attribute.g)
 
 
+def check_locations(path: Path, files: Iterable[Path]) -> None:
+    """Raises InputError if a graph reads weights from a file that is not one of these."""
+    own = {file.name for file in files if file.parent == path.parent}
+    faults = Faults()
+    for initializer in _load(path).graph.initializer:
+        for entry in initializer.external_data:
+            if entry.key == "location" and entry.value not in own:
+                faults.add(
+                    f"initializer '{initializer.name}' is read from '{entry.value}': not a file of this artifact"
+                )
+    faults.raise_if_any(str(path))
+
+
 def check_stored(path: Path, folder: Path, planned: Iterable[Initializer], files: Sequence[FilePlan]) -> None:
     """Raises InputError unless the initializers of a file are the planned ones, whole and in place.
 
     `files` are the data files, relative to `folder`.
     """
-    import onnx
-
-    try:
-        proto = onnx.load(path, load_external_data=False)
-    except Exception as error:  # protobuf raises its own kinds
-        raise InputError(f"{path}: not an ONNX file: {error}") from None
-    stored = {i.name: i for i in proto.graph.initializer}
+    stored = {i.name: i for i in _load(path).graph.initializer}
     faults = Faults()
     for initializer in planned:
         expected, found = initializer.to_proto(), stored.get(initializer.name)
@@ -87,6 +94,15 @@ def check_stored(path: Path, folder: Path, planned: Iterable[Initializer], files
         if size != file.nbytes:
             faults.add(f"{file.path}: " + ("not found" if size < 0 else f"expected {file.nbytes} bytes, found {size}"))
     faults.raise_if_any(str(path))
+
+
+def _load(path: Path) -> Any:
+    import onnx
+
+    try:
+        return onnx.load(path, load_external_data=False)
+    except Exception as error:  # protobuf raises its own kinds
+        raise InputError(f"{path}: not an ONNX file: {error}") from None
 
 
 def _describe(proto: Any) -> str:

@@ -18,7 +18,7 @@ from ...quantize.policies.onnx import FLOATS, POLICIES
 from ...quantize.policy import Policy
 from ..encoded import EncodedTensor, StoredPart
 from ..target import Address, Artifact, Runner, Target
-from .check import check_nodes, check_stored
+from .check import check_locations, check_nodes, check_stored
 from .fused import MINIMUM_RUNTIME, EveryOther, Interleaved
 from .half import HalfCounter, count_scales
 from .importance import FLOAT_NOTE, weighed
@@ -128,6 +128,10 @@ class OnnxTarget(Target):
         main_files = {artifact.quant: _main_file(artifact) for artifact in artifacts}
         n_chunks = {_main_file(artifact).rpartition("/")[2]: len(artifact.files) - 1 for artifact in artifacts}
         return shared_files(graph, main_files, n_chunks)
+
+    def check_files(self, artifact: Artifact) -> None:
+        if self.missing() is None:
+            check_locations(artifact.path, artifact.files)
 
     def read(self, artifact: Artifact) -> dict[Address, TensorView]:
         graph = open_graph(artifact.folder, weights=False)

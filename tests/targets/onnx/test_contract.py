@@ -8,7 +8,9 @@ from pathlib import Path
 import onnx
 import pytest
 from lfm_convert.convert.model.graph import WeightGraph
+from lfm_convert.convert.model.lfm2 import open_graph
 from lfm_convert.targets.onnx import store
+from lfm_convert.targets.target import get_target
 from support.artifacts import write_artifact
 
 FILES = {
@@ -19,6 +21,22 @@ FILES = {
     "q4_mixed": "model_mixed_q4.onnx",
     "q4f16": "model_q4f16.onnx",
 }
+
+
+@pytest.mark.parametrize(
+    ("name", "quant", "at_most"),
+    [
+        ("lfm2-8b-a1b", "q4f16", 4.95e9),
+        ("lfm2-8b-a1b", "q4", 5.5e9),
+        ("lfm2-8b-a1b", "fp16", 16.75e9),
+        ("lfm2.5-8b-a1b", "q4f16", 5.1e9),
+    ],
+)
+def test_sizes_of_published_models(
+    name: str, quant: str, at_most: float, published_configs: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_bytes((published_configs / f"{name}.json").read_bytes())
+    assert get_target("onnx").plan(open_graph(tmp_path, weights=False), quant).total_bytes <= at_most
 
 
 @pytest.mark.parametrize("quant", FILES)
