@@ -24,6 +24,16 @@ async function generate({ pipeline, TextStreamer }, request, options) {
     await generator(messages, { max_new_tokens: request.max_new_tokens, do_sample: false, streamer });
     answers.push(tokens);
   }
+  await checkRepeats(generator, request.conversations.at(-1));
   await generator.dispose();
   return answers;
+}
+
+/** Throws unless a prompt has the same logits each time, to the bit. */
+async function checkRepeats({ model, tokenizer }, messages) {
+  const inputs = tokenizer.apply_chat_template(messages, { add_generation_prompt: true, return_dict: true });
+  const runs = [];
+  for (let i = 0; i < 3; i++) runs.push((await model(inputs)).logits.data.slice());
+  const differs = runs.some((logits) => logits.some((value, i) => value !== runs[0][i]));
+  if (differs) throw new Error("other logits each time");
 }

@@ -3,8 +3,9 @@
     make clients            # or: python tests/clients/table.py [--browser] [--only NAME]
 
 A client gets a folder that lfm-convert wrote and a request: three conversations and their ids, the variants and how
-each is asked for. It prints a JSON line a variant, with the new ids of each conversation or an error. fp32 is
-compared with the checkpoint run by itself, another variant with what onnxruntime here generates from it.
+each is asked for. It prints a JSON line a variant, with the new ids of each conversation or an error; to those of
+Transformers.js it is an error if a prompt's logits are not the same each time, to the bit. fp32 is compared with the
+checkpoint run by itself, another variant with what onnxruntime here generates from it.
 
 A cell is `yes`, or how many of the tokens came before the first difference, or why the client did not run. Exit
 code 1 unless every fp32 cell is `yes` and every client ran every variant; browsers are excused from float16, which
