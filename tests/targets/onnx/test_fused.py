@@ -63,8 +63,9 @@ def test_layers_answer_as_unrolled_ones_do(fields: dict, quant: str, at_most: fl
     reader_of = {node.input[0]: node.name for node in other.graph.node if node.op_type == "Reshape"}
     read_by = {node.name: node.input[0] for node in whole.graph.node}
     assert len(layers) == 3
-    for x, y in layers:
-        given, expected = _run(_with_outputs(whole, x, read_by[reader_of[y]]), unrolled, _prompt(whole))
+    names = [name for x, y in layers for name in (x, read_by[reader_of[y]])]
+    values = _run(_with_outputs(whole, *names), unrolled, _prompt(whole))
+    for (x, y), given, expected in zip(layers, values[::2], values[1::2], strict=True):
         layer = onnx.utils.Extractor(_with_outputs(other, x, y)).extract_model([x], [y])
         (found,) = _run(layer, fused, {x: given})
         errors, sizes = (np.linalg.norm(v.astype(np.float64), axis=1) for v in (found - expected, expected))
@@ -148,13 +149,14 @@ def test_answers_as_unrolled_does(fields: dict, quant: str, at_most: float, tmp_
     """In q8 and q4 all tokens but one, in which the last bit of an activation may turn an int8 code: that shows as one step."""
     expected, found = (UNROLLED.run(artifact, threads=1).logits(PROMPT) for artifact in _both(fields, quant, tmp_path))
     errors = np.linalg.norm(found - expected, axis=1)
+    relative = errors / np.linalg.norm(expected, axis=1)
     if quant == "q4f16":
         assert np.linalg.norm(errors) < at_most * np.linalg.norm(expected)
+        assert np.sqrt(np.mean(relative**2)) < at_most
         return
-    worst = errors.argmax()
-    assert np.linalg.norm(np.delete(errors, worst)) < at_most * np.linalg.norm(expected)
-    assert errors[worst] < 5e-3 * np.linalg.norm(expected[worst])
-    assert np.median(errors / np.linalg.norm(expected, axis=1)) < 1e-6
+    assert np.linalg.norm(np.delete(errors, errors.argmax())) < at_most * np.linalg.norm(expected)
+    assert relative.max() < 5e-3
+    assert np.quantile(relative, 0.8) < 1e-6
 
 
 @_ROUTINGS
