@@ -63,11 +63,10 @@ def compare(name: str, checkpoint: Path, folder: Path, runtimes: dict[str, str],
         subprocess.run(command, check=True, capture_output=True)
     graphs = (ours / "onnx" / "model_q4.onnx", builder / "model.onnx")
     for version, python in runtimes.items():
-        if version != _CLOSE:
-            rounds = max(1, rounds // 4)
+        n_rounds = rounds if version == _CLOSE else max(1, rounds // 4)
         apart: list[list[dict]] = [[], []]
         together: list[list[dict]] = [[], []]
-        for i in range(rounds):
+        for i in range(n_rounds):
             for graph, results in zip(graphs, apart, strict=True):
                 results += _child(python, [graph], threads=2)
             turn = -1 if i % 2 else 1  # what is loaded first runs a few percent slower

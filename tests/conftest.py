@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -44,3 +46,14 @@ def moe_graph(tiny_moe: Path) -> WeightGraph:
 def published_configs() -> Path:
     """Folder of published `config.json` files, one a model."""
     return FIXTURES / "configs"
+
+
+@pytest.fixture
+def published(published_configs: Path, tmp_path: Path) -> Callable[[str], WeightGraph]:
+    """The graph of a published model, by the name of its config; without weights."""
+
+    def opened(name: str) -> WeightGraph:
+        shutil.copy(published_configs / f"{name}.json", tmp_path / "config.json")
+        return open_graph(tmp_path, weights=False)
+
+    return opened

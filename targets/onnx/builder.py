@@ -36,11 +36,16 @@ class GraphBuilder:
         return self._root._inline
 
     @property
-    def float_dtype(self) -> str:
-        """The element type of activations as numpy writes it."""
+    def is_half(self) -> bool:
+        """Whether activations are float16, not float32."""
         from onnx import TensorProto
 
-        return "<f4" if self.float_type == TensorProto.FLOAT else "<f2"
+        return self.float_type == int(TensorProto.FLOAT16)
+
+    @property
+    def float_dtype(self) -> str:
+        """The element type of activations as numpy writes it."""
+        return "<f2" if self.is_half else "<f4"
 
     @contextmanager
     def scope(self, name: str) -> Iterator[None]:
@@ -100,13 +105,11 @@ class GraphBuilder:
         """x as float32, without a node where activations are float32 already."""
         from onnx import TensorProto
 
-        return x if self.float_type == TensorProto.FLOAT else self.cast(x, TensorProto.FLOAT)
+        return self.cast(x, TensorProto.FLOAT) if self.is_half else x
 
     def from_float32(self, x: str) -> str:
         """A float32 value as the graph's activation type."""
-        from onnx import TensorProto
-
-        return x if self.float_type == TensorProto.FLOAT else self.cast(x, self.float_type)
+        return self.cast(x, self.float_type) if self.is_half else x
 
     def reshape(self, x: str, *shape: int) -> str:
         """x in another shape: a size of 0 is kept, one of -1 follows from the rest."""

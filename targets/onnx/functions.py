@@ -29,7 +29,7 @@ def causal_conv(b: GraphBuilder, x: str, kernel: str, config: ModelConfig, *, pa
     """
     zeros = b.constant(np.zeros((config.hidden_size, 1, 1)), b.float_dtype)
     taps = b.op("Concat", zeros, kernel, axis=2)
-    if not _has_conv(b.float_type):
+    if b.is_half:
         return _convolve(b, x, taps, past, config.conv_width, present=present)
     return b.ops(_CONV, x, taps, "", past, outputs=(None, present), domain=MICROSOFT)[0]
 
@@ -43,20 +43,14 @@ def norm_heads(b: GraphBuilder, config: ModelConfig, x: str, gains: str) -> str:
     return b.op(_NORM, x, gains, domain=MICROSOFT, num_branches=n, epsilon=config.norm_eps)
 
 
-def functions(config: ModelConfig, float_type: int) -> list[Any]:
-    """The functions of a model's graph, whose activations are of this ONNX element type."""
+def functions(config: ModelConfig, b: GraphBuilder) -> list[Any]:
+    """The functions that the graph of a model calls."""
     made = []
-    if Operator.SHORT_CONV in config.operators and _has_conv(float_type):
-        made.append(_conv(config.conv_width, float_type))
+    if Operator.SHORT_CONV in config.operators and not b.is_half:
+        made.append(_conv(config.conv_width, b.float_type))
     if Operator.ATTENTION in config.operators:
-        made.append(_norm(config, float_type))
+        made.append(_norm(config, b.float_type))
     return made
-
-
-def _has_conv(float_type: int) -> bool:
-    from onnx import TensorProto
-
-    return float_type == int(TensorProto.FLOAT)
 
 
 def _conv(width: int, float_type: int) -> Any:

@@ -99,7 +99,7 @@ def build_graph(graph: WeightGraph, policy: Policy, data_path: str, *, fused_exp
             b.nodes, "lfm2", inputs, outputs, initializer=[*b.inline, *(i.to_proto() for i in store.initializers)]
         ),
         opset_imports=[helper.make_opsetid(domain, version) for domain, version in OPSETS.items()],
-        functions=functions(config, b.float_type),
+        functions=functions(config, b),
         ir_version=IR_VERSION,
         producer_name="lfm-convert",
         producer_version=__version__,
@@ -146,8 +146,7 @@ def _add_norm(
 def _prelude(b: GraphBuilder, store: WeightStore, config: ModelConfig) -> Prelude:
     from onnx import TensorProto
 
-    half = b.float_type == TensorProto.FLOAT16
-    table_type = "F16" if half else "F32"
+    table_type = "F16" if b.is_half else "F32"
     cos = store.add_constant("rotary.cos", RotaryTable("rotary.cos", config, np.cos), table_type)
     sin = store.add_constant("rotary.sin", RotaryTable("rotary.sin", config, np.sin), table_type)
     batch, sequence = b.op("Shape", "input_ids", end=1), b.op("Shape", "input_ids", start=1)
@@ -156,7 +155,7 @@ def _prelude(b: GraphBuilder, store: WeightStore, config: ModelConfig) -> Prelud
     new = b.op("Slice", mask, b.op("Neg", sequence), b.ints(np.iinfo(np.int64).max), b.ints(1))
     is_same = b.op("Equal", b.op("Unsqueeze", new, b.ints(1, 3)), b.op("Unsqueeze", mask, b.ints(1, 2)))
     # Far below any score, yet finite in half precision.
-    far, none = b.constant(-30000 if half else -1e9, b.float_dtype), b.constant(0, b.float_dtype)
+    far, none = b.constant(-30000 if b.is_half else -1e9, b.float_dtype), b.constant(0, b.float_dtype)
     return Prelude(
         token_mask=b.from_float32(b.op("Unsqueeze", new, b.ints(2))),
         attention_bias=b.op("Where", is_same, none, far),
@@ -174,10 +173,10 @@ def _head(b: GraphBuilder, store: WeightStore, graph: WeightGraph, head: Matrix,
     _, normed = _add_norm(b, store, graph, graph.top[Role.FINAL_NORM], hidden, branch)
     first = b.op("Mul", "num_logits_to_keep", b.ints(-1))  # [1], as onnxruntime-genai feeds it, or of rank 0
     kept = b.op("Slice", normed, first, b.ints(np.iinfo(np.int64).max), b.ints(1))
-    if b.float_type == TensorProto.FLOAT:
-        matmul(b, kept, head, output="logits")
-    else:
+    if b.is_half:
         b.op("Cast", matmul(b, kept, head), to=TensorProto.FLOAT, output="logits")
+    else:
+        matmul(b, kept, head, output="logits")
 
 
 def _signature(b: GraphBuilder, config: ModelConfig) -> tuple[list[Any], list[Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from lfm_convert.convert.errors import UsageError
 from lfm_convert.convert.model.graph import Role, WeightGraph
-from lfm_convert.convert.model.lfm2 import open_graph
 from lfm_convert.targets.gguf.header import ValueType
 from lfm_convert.targets.gguf.metadata import metadata
 from lfm_convert.targets.gguf.names import tensor_address, tensor_name
@@ -44,23 +43,18 @@ PUBLISHED_SIZES = {
 BITS = {"F32": (32, 32), "Q5_1": (6, 6.5625), "Q5_0": (5.5, 6.5625), "Q4_1": (5, 6.5625)}
 
 
-def declared(folder: Path, configs: Path, name: str) -> WeightGraph:
-    shutil.copy(configs / f"{name}.json", folder / "config.json")
-    return open_graph(folder, weights=False)
-
-
 @pytest.mark.parametrize(("name", "quant"), [(n, q) for n, sizes in PUBLISHED_SIZES.items() for q in sizes])
-def test_sizes_are_llama_quantizes(tmp_path: Path, published_configs: Path, name: str, quant: str) -> None:
-    plan = TARGET.plan(declared(tmp_path, published_configs, name), quant)
+def test_sizes_are_llama_quantizes(published: Callable[[str], WeightGraph], name: str, quant: str) -> None:
+    plan = TARGET.plan(published(name), quant)
     assert plan.tensor_bytes == PUBLISHED_SIZES[name][quant]
     assert plan.total_bytes == plan.tensor_bytes + sum(map(len, plan.details.values()))
 
 
 @pytest.mark.parametrize("name", ["lfm2-350m", "lfm2-8b-a1b", "lfm2.5-2.6b"])
 @pytest.mark.parametrize("quant", BITS)
-def test_sizes_follow_from_bits_per_weight(tmp_path: Path, published_configs: Path, name: str, quant: str) -> None:
+def test_sizes_follow_from_bits_per_weight(published: Callable[[str], WeightGraph], name: str, quant: str) -> None:
     """All rows of published models are multiples of 256 and all tensors of 32 bytes."""
-    graph = declared(tmp_path, published_configs, name)
+    graph = published(name)
     matrix, head = BITS[quant]
     kept = {Role.ROUTER, Role.CONV_KERNEL}
     bits = 0.0
@@ -71,8 +65,8 @@ def test_sizes_follow_from_bits_per_weight(tmp_path: Path, published_configs: Pa
     assert TARGET.plan(graph, quant).tensor_bytes == bits / 8
 
 
-def test_a_plan_from_a_config_says_that_there_is_no_vocabulary(tmp_path: Path, published_configs: Path) -> None:
-    plan = TARGET.plan(declared(tmp_path, published_configs, "lfm2-350m"), "q4_0")
+def test_a_plan_from_a_config_says_that_there_is_no_vocabulary(published: Callable[[str], WeightGraph]) -> None:
+    plan = TARGET.plan(published("lfm2-350m"), "q4_0")
     assert plan.main_file.endswith("-354M-Q4_0.gguf")  # the folder's name says no size: the weights do
     assert "no tokenizer.json" in plan.notes[0]
 
@@ -200,8 +194,8 @@ def test_the_quantizer_appends_version_and_file_type(dense_graph: WeightGraph) -
 
 
 @pytest.mark.parametrize(("name", "label"), [("lfm2-1.2b", "1.2B"), ("lfm2.5-8b-a1b", "32x959M")])
-def test_size_labels(tmp_path: Path, published_configs: Path, name: str, label: str) -> None:
-    graph = declared(tmp_path, published_configs, name)
+def test_size_labels(published: Callable[[str], WeightGraph], name: str, label: str) -> None:
+    graph = published(name)
     pairs = metadata(graph, stored_weights(graph).values(), "F16", quantized=False)
     assert next(pair.value for pair in pairs if pair.key == "general.size_label") == label
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import onnx
 import pytest
 from lfm_convert.convert.model.graph import WeightGraph
-from lfm_convert.convert.model.lfm2 import open_graph
 from lfm_convert.targets.onnx import store
 from lfm_convert.targets.target import get_target
 from support.artifacts import write_artifact
@@ -33,10 +33,9 @@ FILES = {
     ],
 )
 def test_sizes_of_published_models(
-    name: str, quant: str, at_most: float, published_configs: Path, tmp_path: Path
+    name: str, quant: str, at_most: float, published: Callable[[str], WeightGraph]
 ) -> None:
-    (tmp_path / "config.json").write_bytes((published_configs / f"{name}.json").read_bytes())
-    assert get_target("onnx").plan(open_graph(tmp_path, weights=False), quant).total_bytes <= at_most
+    assert get_target("onnx").plan(published(name), quant).total_bytes <= at_most
 
 
 @pytest.mark.parametrize("quant", FILES)

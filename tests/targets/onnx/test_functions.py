@@ -30,7 +30,7 @@ def run_both(
     for domain in (MICROSOFT, "nobody"):
         b = GraphBuilder(kind)
         build(b)
-        made = functions(graph.config, kind)
+        made = functions(graph.config, b)
         for each in [*made, *b.nodes]:
             each.domain = domain if each.domain == MICROSOFT else each.domain
         outputs = [value(name, kind, shape) for name, shape in shapes.items()]
