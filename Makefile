@@ -16,11 +16,14 @@ MODEL ?= bundled:moe
 JOBS := 2
 # What `make clients` installs, each in a folder of its own: runtimes that cannot share one environment.
 CLIENTS := ort-1.30.0 ort-1.24.3 genai-0.18.0 tfjs-4.3.1 tfjs-4.0.1 browser
+# Runs GGUF files that are younger than llama.cpp's wheel, where `make wllama` has installed it.
+export LFM_CONVERT_WLLAMA ?= $(CURDIR)/.clients/wllama
 
-.PHONY: demo test slow full clients check format bench screenshots lock clean
+.PHONY: demo test slow full faults clients wllama fuzz audit golden check format bench screenshots lock clean
 
-# convert the bundled model to every light target, run each artifact, write the report
-demo: $(if $(filter $(HEAVY),$(CHOSEN)),.venv/.dev,.venv/.demo)
+# convert the bundled model to every light target, run each artifact, write the report;
+# LFM3 is younger than the llama.cpp that wheels bring, and runs in npm's
+demo: $(if $(filter $(HEAVY),$(CHOSEN)),.venv/.dev,.venv/.demo) $(if $(findstring lfm3,$(MODEL)),.clients/wllama/.done)
 	$(foreach target,$(CHOSEN),$(call convert,$(target)))
 	$(BIN)/lfm-convert validate $(CHOSEN:%=$(OUT)/%) --reference $(MODEL) --html $(OUT)/report.html --json $(OUT)/report.json
 	@echo "report: $(OUT)/report.html"
@@ -30,17 +33,34 @@ define convert
 
 endef
 
+# GGUF files of LFM3 need the llama.cpp that npm brings; where npm cannot, their tests are skipped and say so.
 test: .venv/.dev  ## everything that runs in minutes
+	-@npm --version >/dev/null 2>&1 && timeout 300 $(MAKE) --no-print-directory wllama
 	$(BIN)/pytest -n $(JOBS) -m "not slow"
 
 slow: .venv/.dev  ## what takes long: full-size shapes
 	$(BIN)/pytest -m slow
 
-full: .venv/.dev  ## LFM2-8B-A1B's shape, generated, through the ExecuTorch export: memory, bytes, tokens; 27 GB of disk
-	$(BIN)/python benchmarks/executorch_full.py --scratch $(or $(SCRATCH),.)
+full: .venv/.dev  ## the largest models at their real shapes: seconds against cp, memory, bytes; 63 GB of disk
+	$(BIN)/python benchmarks/full_size.py --scratch $(or $(SCRATCH),.)
+
+faults: .venv/.dev  ## ends conversions in every way at random moments: nothing may be lost
+	$(BIN)/pytest -q -n $(JOBS) tests/faults
+	$(BIN)/python tests/faults/kills.py
 
 clients: .venv/.dev $(CLIENTS:%=.clients/%/.done)  ## ONNX folders in every client; BROWSER=--browser adds Chromium
 	$(BIN)/python tests/clients/table.py $(BROWSER)
+
+wllama: .clients/wllama/.done  ## llama.cpp as WebAssembly: runs GGUF files that its wheel is too old for
+
+fuzz: .venv/.dev .fuzz/.done  ## MINUTES=10 of each reader, JOBS at a time; READERS="gguf template" for some
+	PYTHONPATH=.fuzz $(BIN)/python tests/fuzz/run.py --minutes $(or $(MINUTES),10) --workers $(JOBS) $(READERS)
+
+audit: .venv/.audit  ## known vulnerabilities of what is locked; needs pip-audit's service
+	.venv-audit/bin/pip-audit --strict --disable-pip --no-deps -r requirements/demo.lock -r requirements/dev.lock -r requirements/torch.txt
+
+golden: .venv/.dev  ## writes tests/golden anew, after a change of bytes that is meant
+	$(BIN)/python tests/golden/write.py
 
 check: .venv/.dev  ## format, lint, types, tests
 	$(BIN)/ruff format --check .
@@ -60,12 +80,23 @@ PIP := PYTHONWARNINGS=ignore $(BIN)/pip install --quiet --disable-pip-version-ch
 
 # The environments. The demo needs no torch; the tests do, as the reference of the reference.
 .venv/.demo: requirements/demo.lock pyproject.toml | .venv/bin/python
-	$(PIP) -r requirements/demo.lock
+	$(PIP) --no-deps --require-hashes -r requirements/demo.lock
 	$(PIP) --no-deps --no-build-isolation -e .
 	@touch $@
 
 .venv/.dev: requirements/dev.lock .venv/.demo
-	$(PIP) -r requirements/dev.lock
+	$(PIP) -r requirements/torch.txt
+	$(PIP) --no-deps -r requirements/dev.lock
+	@touch $@
+
+# Beside the environment, not in it: what fuzzes is no part of what is fuzzed. Without it mutation is blind.
+.fuzz/.done: requirements/fuzz.lock .venv/.dev
+	-$(PIP) --no-deps --require-hashes --upgrade --target .fuzz -r requirements/fuzz.lock
+	@mkdir -p .fuzz && touch $@
+
+.venv/.audit: | .venv/bin/python
+	$(PYTHON) -m venv .venv-audit
+	.venv-audit/bin/pip install --quiet pip-audit==2.10.1
 	@touch $@
 
 .venv/bin/python:
@@ -92,21 +123,29 @@ PIP := PYTHONWARNINGS=ignore $(BIN)/pip install --quiet --disable-pip-version-ch
 	npm install --prefix $(@D) --ignore-scripts --no-audit --no-fund puppeteer-core@24.43.1
 	@touch $@
 
+# Node.js comes with it, since a system's own is often too old; npm's package of it fetches the program in its script.
+.clients/wllama/.done:
+	npm install --prefix $(@D) --no-audit --no-fund @wllama/wllama@3.13.0 node@24.21.0
+	@touch $@
+
 lock:  ## resolve the exact versions anew
 	$(PYTHON) -m venv .venv-lock
 	.venv-lock/bin/pip install --quiet "pip<26" pip-tools
 	$(call compile,demo,--extra all)
 	$(call compile,dev,--extra dev -c requirements/demo.lock)
 
+# First the versions, then the hashes of their files. torch is apart: one version of it is many files.
+COMPILE := .venv-lock/bin/pip-compile --quiet --no-header --no-annotate --strip-extras --allow-unsafe \
+  --no-emit-index-url --no-emit-find-links --no-emit-trusted-host
 define compile
-	.venv-lock/bin/pip-compile --quiet --no-header --no-annotate --strip-extras --allow-unsafe \
-	  --no-emit-index-url --no-emit-find-links --no-emit-trusted-host \
-	  $(2) -o requirements/$(1).lock pyproject.toml requirements/build.in
-	sed -i.tmp '/^lfm-convert/d; s/+cpu$$//' requirements/$(1).lock && rm requirements/$(1).lock.tmp
+	$(COMPILE) $(2) -o requirements/$(1).tmp pyproject.toml requirements/build.in
+	sed '/^lfm-convert/d; /^torch==/d; s/+cpu$$//' requirements/$(1).tmp > .venv-lock/$(1).in
+	rm -f requirements/$(1).lock requirements/$(1).tmp
+	$(COMPILE) --generate-hashes --pip-args "--no-deps" -o requirements/$(1).lock .venv-lock/$(1).in
 endef
 
 screenshots:  ## pictures of $(OUT)/report.html for docs/, by Chromium's headless shell
 	$(BIN)/python tests/support/screenshots.py $(OUT)/report.html docs/images
 
 clean:
-	rm -rf .venv .venv-lock $(OUT)
+	rm -rf .venv .venv-lock .venv-audit .fuzz $(OUT)

@@ -18,7 +18,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from executorch_full import generate, measure
+from full_size import generate
+from processes import measure
 
 _FORMS = ("experts", "moe_ffn")
 _PREFILLS = (8, 32)

@@ -18,8 +18,8 @@ import tempfile
 from pathlib import Path
 
 from convert_memory import generate, measure
-from lfm_convert.targets.gguf.metadata import FILE_TYPES
-from lfm_convert.targets.gguf.reader import read_gguf
+from lfm_convert.quantize.gguf_file.reader import read_gguf
+from lfm_convert.quantize.policies.gguf import FILE_TYPES
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 

@@ -19,8 +19,7 @@ from collections.abc import Callable
 from functools import partial
 
 import numpy as np
-from lfm_convert.quantize.encoding import get_encoding
-from lfm_convert.targets.gguf.header import TYPE_IDS
+from lfm_convert.quantize.encoding import get_encoding, ggml_types
 from lfm_convert.targets.gguf.runner import load_library
 
 NAMES = ("Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS", "Q4_0", "Q8_0", "Q4_1", "Q5_0", "Q5_1", "Q3_K", "Q2_K", "MXFP4")
@@ -28,7 +27,7 @@ SLICE_ROWS = 64  # rows encoded a call, as the writer does; C is given the same 
 TURNS = 3
 FIRST = """
 import numpy, sys, time
-from lfm_convert.quantize.encoding import get_encoding
+from lfm_convert.quantize.encoding import get_encoding, ggml_types
 began = time.process_time()
 get_encoding(sys.argv[1]).encode(numpy.ones((1, 256), numpy.float32))
 print(time.process_time() - began)
@@ -79,7 +78,7 @@ def c_encode(name: str, importance: np.ndarray | None, rows: np.ndarray) -> np.n
     quantize = load_library().ggml_quantize_chunk
     quantize.argtypes = (ctypes.c_int, *[ctypes.c_void_p] * 2, *[ctypes.c_int64] * 3, ctypes.c_void_p)
     weights = None if importance is None else importance.ctypes.data
-    quantize(TYPE_IDS[name], rows.ctypes.data, out.ctypes.data, 0, *rows.shape, weights)
+    quantize(ggml_types()[name], rows.ctypes.data, out.ctypes.data, 0, *rows.shape, weights)
     return out
 
 

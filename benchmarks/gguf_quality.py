@@ -14,12 +14,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from lfm_convert.convert.model.forward import Forward
-from lfm_convert.convert.model.graph import WeightGraph
-from lfm_convert.convert.model.tensor import ArrayTensor
 from lfm_convert.convert.pipeline import open_model
-from lfm_convert.convert.plans import Plan, TensorPlan
-from lfm_convert.quantize.encodings._blocks import BlockEncoding
+from lfm_convert.graph.graph import WeightGraph
+from lfm_convert.graph.reference.forward import Forward
+from lfm_convert.graph.tensor import ArrayTensor
+from lfm_convert.targets.plans import Plan, TensorPlan
 from lfm_convert.targets.target import get_target
 from lfm_convert.validate.metrics import position_kld
 from lfm_convert.validate.prompts import encode_prompts, load_prompts
@@ -95,7 +94,7 @@ def _decode(plan: Plan) -> tuple[dict, float, list[np.ndarray]]:
         stored = _encode(tensor, rows)
         decoded = tensor.encoding.decode(stored)
         weights[tensor.role, tensor.layer] = ArrayTensor(tensor.name, decoded.reshape(tensor.view.shape))
-        if isinstance(tensor.encoding, BlockEncoding):
+        if tensor.encoding.can_refine:
             lost += float(np.square(decoded - rows, dtype=np.float64).sum())
             whole += float(np.square(rows, dtype=np.float64).sum())
             blocks.append(stored.reshape(-1, tensor.encoding.layout.itemsize))

@@ -13,11 +13,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from lfm_convert.convert.model.forward import Forward
-from lfm_convert.convert.model.graph import WeightGraph
-from lfm_convert.convert.model.tensor import ArrayTensor
 from lfm_convert.convert.pipeline import open_model
-from lfm_convert.convert.plans import Plan
+from lfm_convert.graph.graph import WeightGraph
+from lfm_convert.graph.reference.forward import Forward
+from lfm_convert.graph.tensor import ArrayTensor
+from lfm_convert.targets.plans import Plan
 from lfm_convert.targets.target import Target, get_target
 from lfm_convert.validate.metrics import position_kld
 from lfm_convert.validate.prompts import encode_prompts, load_prompts

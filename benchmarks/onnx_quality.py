@@ -25,10 +25,10 @@ import numpy as np
 import onnx
 from lfm_convert.convert.bundled.making import corpus
 from lfm_convert.convert.bundled.making.tokenizer import render
-from lfm_convert.convert.model.forward import Forward
-from lfm_convert.convert.model.graph import Weight, WeightGraph
-from lfm_convert.convert.model.tensor import ArrayTensor
 from lfm_convert.convert.pipeline import open_model
+from lfm_convert.graph.graph import Weight, WeightGraph
+from lfm_convert.graph.reference.forward import Forward
+from lfm_convert.graph.tensor import ArrayTensor
 from lfm_convert.quantize.calibration import calibrate
 from lfm_convert.quantize.encoding import get_encoding
 from lfm_convert.quantize.encodings.int_block import IntBlock32

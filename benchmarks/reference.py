@@ -91,8 +91,8 @@ def serve(side: str, folder: Path, n_tokens: int) -> None:
 
 
 def graph_prefill(folder: Path) -> Callable[[list[int]], object]:
-    from lfm_convert.convert.model.forward import Forward
-    from lfm_convert.convert.model.lfm2 import open_graph
+    from lfm_convert.graph.opening import open_graph
+    from lfm_convert.graph.reference.forward import Forward
 
     forward = Forward(open_graph(folder))
     return lambda ids: forward.prefill([ids])

@@ -1,7 +1,7 @@
 """The weight graph and the drive shaft. The Python API: `convert`, `plan`, `validate`.
 
 from lfm_convert.convert import convert
-result = convert("LFM2-350M", target="onnx", quant="q4f16")
+result = convert("path/to/checkpoint", target="onnx", quant="q4f16")
 """
 
 from __future__ import annotations

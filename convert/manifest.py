@@ -7,50 +7,69 @@ run gives the same bytes.
 from __future__ import annotations
 
 import json
+import os
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from .._version import __version__
-from .errors import InputError
-from .files import hash_files, replace_text
-from .model.checkpoint import INDEX_FILE
-from .model.config import CONFIG_FILE
-from .model.graph import WeightGraph
-from .model.tokenizer import TOKENIZER_FILE
-from .plans import Plan
-from .progress import Progress
+from ..graph.config import CONFIG_FILE
+from ..graph.errors import InputError
+from ..graph.files import hash_files, replace_text
+from ..graph.graph import WeightGraph
+from ..graph.json_text import parse_json
+from ..graph.packages import WRITING, versions
+from ..graph.progress import SILENT, Progress
+from ..graph.source.checkpoint import INDEX_FILE
+from ..graph.source.tokenizer import TOKENIZER_FILE
+from ..targets.plans import Plan, TensorPlan
 
 MANIFEST_FILE = "lfm-convert.json"
 SCHEMA_VERSION = 1
-_LIBRARIES = ("numpy", "onnx", "tokenizers")
+# Of how `parts` of tensors are to be read; entries without it were written before there were any.
+LAYOUT_REVISION = 1
+_MAX_NAME_BYTES = 255  # of a file, on every file system in use
+# What a field of an entry must be, and how that is said.
+_KINDS = (
+    ("options", dict, "an object"),
+    ("tensors", list, "a list"),
+    ("validation", dict | None, "an object or null"),
+)
 
 Entry = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """The manifest of one folder. `artifacts` are in the order of their main files."""
+    """The manifest of one folder. `artifacts` are in the order of their main files; `shared` are the files that all of
+    them use, such as the tokenizer, by path; None in a manifest of before they were noted.
+    """
 
     folder: Path
     source: Mapping[str, Any]
     artifacts: tuple[Entry, ...] = ()
     tool: Mapping[str, Any] = field(default_factory=dict)
+    shared: Mapping[str, Entry] | None = field(default_factory=dict)
 
     def with_entries(self, entries: Sequence[Entry]) -> Manifest:
         """With these entries added, or in place of those with the same main file."""
         merged = {e["main_file"]: e for e in (*self.artifacts, *entries)}
         return replace(self, artifacts=tuple(merged[name] for name in sorted(merged)))
 
+    def owned_files(self) -> dict[str, Entry]:
+        """Every file that a conversion wrote here, by path: its bytes and sha256."""
+        files = {file["path"]: file for entry in self.artifacts for file in entry["files"]}
+        return {**(self.shared or {}), **files}
+
     def dumps(self) -> str:
         return json.dumps(
             {
                 "schema": SCHEMA_VERSION,
-                "tool": {"name": "lfm-convert", "version": __version__, "libraries": _versions()},
+                "tool": {"name": "lfm-convert", "version": __version__, "libraries": library_versions()},
                 "source": self.source,
+                **({} if self.shared is None else {"shared": [self.shared[path] for path in sorted(self.shared)]}),
                 "artifacts": self.artifacts,
             },
             indent=1,
@@ -61,54 +80,83 @@ class Manifest:
         replace_text(self.folder / MANIFEST_FILE, self.dumps())
 
 
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for name in _LIBRARIES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+def library_versions() -> dict[str, str]:
+    """What is recorded of the environment: bytes can depend on it."""
+    return {"python": platform.python_version(), **versions(WRITING)}
 
 
-def describe_source(graph: WeightGraph, *, jobs: int, progress: Progress) -> dict[str, Any]:
-    """The checkpoint as the manifest names it: every file that decides the artifact, with its hash."""
+def source_paths(graph: WeightGraph) -> list[Path]:
+    """Every file of the checkpoint that decides an artifact, in the order the manifest lists them."""
     paths = [graph.folder / CONFIG_FILE]
     paths += [stamp.path for stamp in graph.checkpoint.stamps] if graph.checkpoint else []
-    paths += [path for name in (INDEX_FILE, TOKENIZER_FILE) if (path := graph.folder / name).is_file()]
+    return paths + [path for name in (INDEX_FILE, TOKENIZER_FILE) if (path := graph.folder / name).is_file()]
+
+
+def hash_source(graph: WeightGraph, *, progress: Progress = SILENT) -> dict[str, str]:
+    """sha256 of the checkpoint's files as they lie there, by path."""
+    paths = source_paths(graph)
+    hashes = hash_files(paths, jobs=os.cpu_count() or 1, progress=progress)
+    return {path.relative_to(graph.folder).as_posix(): sha256 for path, sha256 in zip(paths, hashes, strict=True)}
+
+
+def describe_source(graph: WeightGraph, hashes: Sequence[str]) -> dict[str, Any]:
+    """The checkpoint as the manifest names it; `hashes` are those of `source_paths`."""
+    paths = source_paths(graph)
     return {
         "name": graph.name,
         "model_type": graph.config.model_type,
         "parameters": graph.n_parameters,
-        "files": file_entries(graph.folder, paths, jobs=jobs, progress=progress),
+        "files": [file_entry(graph.folder, path, digest) for path, digest in zip(paths, hashes, strict=True)],
     }
 
 
-def file_entries(folder: Path, paths: Sequence[Path], *, jobs: int, progress: Progress) -> list[dict[str, Any]]:
-    """path (relative, forward slashes), bytes and sha256 of each file."""
-    hashes = hash_files(paths, jobs=jobs, progress=progress)
-    return [
-        {"path": path.relative_to(folder).as_posix(), "bytes": path.stat().st_size, "sha256": digest}
-        for path, digest in zip(paths, hashes, strict=True)
-    ]
+def file_entry(folder: Path, path: Path, sha256: str) -> Entry:
+    """path (relative, forward slashes), bytes and sha256 of a file."""
+    return {"path": path.relative_to(folder).as_posix(), "bytes": path.stat().st_size, "sha256": sha256}
 
 
-def describe_artifact(plan: Plan, staging: Path, *, options: Mapping[str, Any], jobs: int, progress: Progress) -> Entry:
-    """The manifest's entry for a plan that was just written into `staging`."""
+def describe_artifact(
+    plan: Plan, staging: Path, hashes: Mapping[str, str], *, options: Mapping[str, Any], inputs: str
+) -> Entry:
+    """The manifest's entry for a plan that was just written into `staging`; `hashes` go by path.
+
+    `inputs` is the sha256 of what else decided its bytes.
+    """
     planned = plan.to_json()
     return {
         "target": plan.target,
         "quant": plan.quant,
         "class": plan.class_name,
         "options": dict(options),
+        "inputs": inputs,
         "main_file": plan.main_file,
-        "files": file_entries(staging, [staging / file.path for file in plan.files], jobs=jobs, progress=progress),
+        "files": [file_entry(staging, staging / file.path, hashes[file.path]) for file in plan.files],
+        "layout": LAYOUT_REVISION,
         "tensor_bytes": plan.tensor_bytes,
-        "tensors": planned["tensors"],
+        "tensors": describe_tensors(plan),
         "fallbacks": planned["fallbacks"],
         "notes": planned["notes"],
         "validation": None,
     }
+
+
+def describe_tensors(plan: Plan) -> list[Entry]:
+    """Every stored tensor of a plan, and where its parts lie."""
+    listed: list[Entry] = plan.to_json()["tensors"]
+    return [{**entry, **_parts(tensor, plan)} for tensor, entry in zip(plan.tensors, listed, strict=True)]
+
+
+def without_places(tensors: Sequence[Entry]) -> list[Entry]:
+    """What tensors are stored as, wherever they lie: manifests of before did not say where."""
+    return [{key: value for key, value in tensor.items() if key != "parts"} for tensor in tensors]
+
+
+def _parts(tensor: TensorPlan, plan: Plan) -> dict[str, Any]:
+    """Where each part of a tensor lies; nothing of formats whose files say it themselves after they were compiled."""
+    paths = {file.path for file in plan.files}
+    if any(place.path not in paths for place in tensor.placements):
+        return {}
+    return {"parts": [{"path": place.path, "offset": place.offset} for place in tensor.placements]}
 
 
 def load_manifest(folder: Path) -> Manifest | None:
@@ -118,7 +166,7 @@ def load_manifest(folder: Path) -> Manifest | None:
     """
     path = folder / MANIFEST_FILE
     try:
-        data = json.loads(path.read_bytes())
+        data = parse_json(path.read_bytes())
     except FileNotFoundError:
         return None
     except (OSError, ValueError, RecursionError) as error:
@@ -130,16 +178,53 @@ def load_manifest(folder: Path) -> Manifest | None:
         entries = tuple(dict(entry) for entry in data["artifacts"])
         for entry in entries:
             _check_entry(path, entry)
-        return Manifest(folder, dict(data["source"]), entries, dict(data["tool"]))
+        shared = {str(f["path"]): dict(f) for f in data["shared"]} if "shared" in data else None
+        for file in (shared or {}).values():
+            _check_file(path, file)
+        return Manifest(folder, dict(data["source"]), entries, dict(data["tool"]), shared)
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path}: malformed manifest: {error!r}") from None
 
 
 def _check_entry(path: Path, entry: Entry) -> None:
-    for name in (entry["main_file"], *(file["path"] for file in entry["files"])):
-        parts = Path(name).parts
-        if Path(name).is_absolute() or ".." in parts or not parts:
-            raise InputError(f"{path}: file '{name}' lies outside the folder")
-    for key in ("target", "quant", "class"):
+    """Raises InputError for an entry that its readers could not trust."""
+    for key in ("main_file", "target", "quant", "class"):
         if not isinstance(entry[key], str):
-            raise InputError(f"{path}: '{key}' of {entry['main_file']} must be text")
+            raise InputError(f"{path}: '{key}' of an artifact must be text, found {entry[key]!r:.80}")
+    _check_path(path, entry["main_file"])
+    for file in entry["files"]:
+        _check_file(path, file)
+    for key, kind, word in _KINDS:
+        if not isinstance(entry[key], kind):
+            raise InputError(f"{path}: '{key}' of {entry['main_file']} must be {word}, found {entry[key]!r:.80}")
+    for tensor in entry["tensors"]:
+        if not isinstance(tensor["encoding"], str) or type(tensor["bytes"]) is not int:
+            raise InputError(
+                f"{path}: a tensor of {entry['main_file']} needs 'encoding', a text, and 'bytes', a number"
+            )
+        for part in tensor.get("parts", ()):
+            _check_part(path, entry, part)
+
+
+def _check_part(path: Path, entry: Entry, part: Entry) -> None:
+    """A part lies in one of the artifact's own files."""
+    if part["path"] not in [file["path"] for file in entry["files"]]:
+        raise InputError(
+            f"{path}: a tensor of {entry['main_file']} lies in {part['path']!r:.80}, which is none of its files"
+        )
+    if type(part["offset"]) is not int or part["offset"] < 0:
+        raise InputError(f"{path}: 'offset' of a tensor of {entry['main_file']} must be a number of bytes")
+
+
+def _check_file(path: Path, file: Entry) -> None:
+    _check_path(path, file["path"])
+    if type(file["bytes"]) is not int or not isinstance(file["sha256"], str):
+        raise InputError(f"{path}: file '{file['path']}' needs 'bytes', a number, and 'sha256', a text")
+
+
+def _check_path(path: Path, name: Any) -> None:
+    parts = Path(name).parts
+    if Path(name).is_absolute() or ".." in parts or not parts:
+        raise InputError(f"{path}: file '{name}' lies outside the folder")
+    if "\0" in name or any(len(os.fsencode(part)) > _MAX_NAME_BYTES for part in parts):
+        raise InputError(f"{path}: {name!r:.80} cannot be the name of a file")

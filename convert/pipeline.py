@@ -3,25 +3,34 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..graph.errors import LfmConvertError, UsageError
+from ..graph.files import digest
+from ..graph.graph import WeightGraph
+from ..graph.opening import open_graph
+from ..graph.progress import SILENT, Progress
+from ..graph.source.checkpoint import has_weights
+from ..graph.units import format_size
+from ..targets.naming import fit_name
+from ..targets.plans import DEFAULT_BUDGET_BYTES, Plan
+from ..targets.stream import DEFAULT_RANGE_BYTES, Execution, Profile
 from ..targets.target import Artifact, Target, get_target
-from .errors import Faults, InputError, UsageError
-from .files import hash_files, recover, staged
-from .manifest import MANIFEST_FILE, Entry, Manifest, describe_artifact, describe_source, load_manifest
-from .model.graph import WeightGraph
-from .model.lfm2 import open_graph
-from .plans import DEFAULT_BUDGET_BYTES, Plan
-from .progress import SILENT, Progress
-from .source import find_model
-from .stream import DEFAULT_RANGE_BYTES, Execution
-from .units import format_size
+from .artifacts import find_artifacts, record, verified
+from .destination import owned
+from .manifest import hash_source, load_manifest
+from .provenance import find_source, foreign
+from .source import Source, find_model
+from .writing import Writing
 
 if TYPE_CHECKING:
+    from ..validate.baseline import Baseline
     from ..validate.budgets import Budgets
+    from ..validate.lines import Lines
     from ..validate.results import Report
 
 _LEAST_BUDGET_BYTES = 32 << 20
@@ -29,12 +38,13 @@ _LEAST_BUDGET_BYTES = 32 << 20
 
 @dataclass(frozen=True)
 class Converted:
-    """Result of `convert`: the folder, its new artifacts, and how they validated (None if not asked)."""
+    """Result of `convert`: the folder, its artifacts, how they validated (None if not asked), where the time went."""
 
     folder: Path
     plans: tuple[Plan, ...]
     artifacts: tuple[Artifact, ...]
     report: Report | None = field(default=None, repr=False)
+    profile: Profile = field(default_factory=Profile, repr=False)
 
 
 def open_model(
@@ -45,11 +55,18 @@ def open_model(
     weights: bool = True,
     progress: Progress = SILENT,
 ) -> WeightGraph:
-    """The weight graph of a folder, a hub id, or the default model; see `find_model`, `open_graph`."""
-    source = find_model(model, revision=revision, offline=offline)
+    """The weight graph of a folder, a hub id, or the default model; see `find_model`, `open_graph`.
+
+    With `weights=False` a config will do: where the weights are there, their headers still say what they are stored in.
+    """
+    return open_source(find_model(model, revision=revision, offline=offline), weights=weights, progress=progress)
+
+
+def open_source(source: Source, *, weights: bool = True, progress: Progress = SILENT) -> WeightGraph:
+    """The weight graph of a model that was found."""
     if source.note:
         progress.note(source.note)
-    graph = open_graph(source.folder, name=source.name, weights=weights)
+    graph = open_graph(source.folder, name=source.name, weights=weights or has_weights(source.folder))
     for note in graph.notes:
         progress.note(note)
     return graph
@@ -59,11 +76,12 @@ def plan(
     model: str | WeightGraph | None,
     *,
     target: str,
-    quant: str | Sequence[str],
+    quant: str | Sequence[str] | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> tuple[Plan, ...]:
     """What `convert` would write, one plan a quant. Works from a folder that holds only config.json.
 
+    `quant` is a name, several, or `all`; without it the target's default.
     Raises: UsageError for an unknown target or quant, or a model the format cannot express.
     """
     graph = model if isinstance(model, WeightGraph) else open_model(model, weights=False)
@@ -80,9 +98,13 @@ def convert(
     options: Mapping[str, Any] | None = None,
     strict: bool = False,
     overwrite: bool = False,
+    skip_existing: bool = False,
+    resume: bool = False,
     jobs: int | None = None,
     max_memory: int | None = None,
     validate_after: bool = True,
+    validate_all: bool = False,
+    comparison: Mapping[str, Any] | None = None,
     budgets: Budgets | None = None,
     range_bytes: int = DEFAULT_RANGE_BYTES,
     progress: Progress = SILENT,
@@ -91,14 +113,18 @@ def convert(
 
     `max_memory` and `range_bytes` are bytes; `jobs` defaults to the number of cores; `options` are the target's own,
     such as `{"refine": True}`. A plan that is over one of the `budgets` is refused before any weight is read.
-    Raises: any LfmConvertError; whatever happens, existing artifacts stay whole.
+    `comparison` is what `validate` takes, such as `{"suite": "smoke"}`; artifacts that were there and have passed are
+    compared again with `validate_all` only.
+    Each artifact is published when it is whole. `skip_existing` leaves those that are there and are what this run
+    would write; `resume` does too, and keeps what is written of one that fails half way for the next run to go on.
+    Raises: any LfmConvertError, with a note of what was published; whatever happens, existing artifacts stay whole.
     """
+    _refuse_none_at_all(jobs=jobs, range_bytes=range_bytes)
     jobs = jobs or os.cpu_count() or 1
     chosen = get_target(target).with_options(options or {})
-    quants = _quants(chosen, quant or chosen.default_quant)
+    quants = _quants(chosen, quant)
     graph = model if isinstance(model, WeightGraph) else open_model(model, progress=progress)
-    folder = Path(out) if out is not None else Path(f"{graph.name}-{chosen.name.upper()}")
-    recover(folder)
+    folder = Path(out) if out is not None else Path(fit_name(graph.name, f"-{chosen.name.upper()}"))
     plans = tuple(chosen.plan(graph, name) for name in quants)
     budget = _budget(max_memory, plans)
     for each in plans:
@@ -106,17 +132,68 @@ def convert(
             each.refuse_fallbacks()
         for fallback in each.fallbacks:
             progress.note(f"{each.quant}: '{fallback.tensor}' stored as {fallback.used}: {fallback.reason}")
+    for note in dict.fromkeys(note for each in plans for note in each.notes):
+        progress.note(note)
     if budgets is not None:
         budgets.refuse(graph.config, plans)
-    base = _base_manifest(folder, graph, plans, overwrite=overwrite, jobs=jobs, progress=progress)
-    run = Execution(jobs=jobs, budget_bytes=budget, range_bytes=range_bytes, progress=progress.advance)
-    _write(chosen, graph, plans, folder, base, run, progress)
-    artifacts = tuple(find_artifacts(folder, only={p.main_file for p in plans}))
-    report = None
     if validate_after:
-        report = validate(artifacts, reference=graph, budgets=budgets, progress=progress)
-        record(report)
-    return Converted(folder, plans, artifacts, report)
+        _refuse_unreadable_prompts(graph, comparison or {})
+    run = Execution(jobs=jobs, budget_bytes=budget, range_bytes=range_bytes)
+    published: list[Path] = []
+    with _told(published):
+        with owned(folder) as destination:
+            Writing(
+                target=chosen,
+                graph=graph,
+                plans=plans,
+                destination=destination,
+                run=run,
+                progress=progress,
+                overwrite=overwrite,
+                skip_existing=skip_existing,
+                resume=resume,
+                published=published,
+            ).carry_out()
+        artifacts = tuple(find_artifacts(folder, only={p.main_file for p in plans}))
+        report = None
+        left = [a for a in artifacts if validate_all or a.path in published or not _has_passed(a)]
+        if validate_after and left:
+            report = validate(
+                left,
+                reference=graph,
+                other_reference=True,
+                source_hashes=_recorded_hashes(folder),
+                budgets=budgets,
+                progress=progress,
+                **(comparison or {}),
+            )
+            record(report, progress=progress)
+    return Converted(folder, plans, artifacts, report, run.profile)
+
+
+@contextmanager
+def _told(published: Sequence[Path]) -> Iterator[None]:
+    """Gives whatever ends a run early a note of what it has published."""
+    try:
+        yield
+    except BaseException as error:
+        if published:
+            error.add_note(f"published before that: {', '.join(map(str, published))}")
+        elif not isinstance(error, LfmConvertError):
+            error.add_note("nothing was published")
+        raise
+
+
+def _has_passed(artifact: Artifact) -> bool:
+    """Whether an artifact that was there already has a verdict that lets it be published."""
+    found = artifact.entry.get("validation") or {}
+    return found.get("verdict") == "pass" and found.get("fit") != "over"
+
+
+def _recorded_hashes(folder: Path) -> dict[str, str] | None:
+    """The checkpoint's hashes as the manifest of this run has them, so that it is not read once more for them."""
+    manifest = load_manifest(folder)
+    return None if manifest is None else {file["path"]: file["sha256"] for file in manifest.source["files"]}
 
 
 def validate(
@@ -128,116 +205,108 @@ def validate(
     text: Path | None = None,
     n_chunks: int | None = None,
     budgets: Budgets | None = None,
+    lines: Lines | None = None,
+    baseline: Baseline | None = None,
+    require_baseline: bool = False,
     threads: int | None = None,
     time_limit_s: float = 1800,
+    other_reference: bool = False,
+    source_hashes: Mapping[str, str] | None = None,
+    revision: str | None = None,
+    offline: bool = False,
     progress: Progress = SILENT,
 ) -> Report:
-    """Runs artifacts in their runtimes and compares them with the checkpoint.
+    """Runs artifacts in their runtimes and compares them with the checkpoint they were made from.
+
+    Without a reference it is looked for, see `find_source`. One whose files are not those that the artifact's manifest
+    lists is a failure of the artifact, unless `other_reference` says that it is meant; `source_hashes` are the sha256
+    of its files by path, if they are known already.
 
     A path may be an artifact's file, or a folder: then all artifacts of its manifest are meant. `suite`, `prompts`
-    and `text` choose what they are run on, see `choose_prompts`.
+    and `text` choose what they are run on, see `choose_prompts`; a checkpoint without tokenizer draws its own.
+    They are held to `lines` and to a `baseline`, if there are any; `require_baseline` fails one that has no entry.
     Raises: InputError for a file that is not what its manifest says.
     """
+    from ..validate.baseline import hold_to_baseline
     from ..validate.budgets import UNLIMITED
+    from ..validate.lines import hold_to_lines
     from ..validate.parity import validate as compare
-    from ..validate.suites import choose_prompts
+    from ..validate.results import Occasion
+    from ..validate.sampled import sampled_prompts
+    from ..validate.suites import choose_prompts, name_suite
 
-    graph = reference if isinstance(reference, WeightGraph) else open_model(reference, progress=progress)
+    _refuse_none_at_all(artifacts=len(artifacts), threads=threads, time_limit_s=time_limit_s)
+    occasion = Occasion()
     found: list[Artifact] = []
     for each in artifacts:
-        found += [each] if isinstance(each, Artifact) else _verified(find_artifacts(Path(each)), progress)
-    return compare(
+        found += [each] if isinstance(each, Artifact) else verified(find_artifacts(Path(each)), progress)
+    if reference is None:
+        graph = open_source(find_source(found, revision=revision, offline=offline), progress=progress)
+    elif isinstance(reference, str):
+        graph = open_model(reference, revision=revision, offline=offline, progress=progress)
+    else:
+        graph = reference
+    own = hash_source(graph, progress=progress) if source_hashes is None else source_hashes
+    chosen = choose_prompts(graph.tokenizer, suite=suite, prompts=prompts, text=text, n_chunks=n_chunks)
+    is_drawn = graph.tokenizer is None and prompts is None
+    if is_drawn:
+        chosen = sampled_prompts(graph, suite=suite, progress=progress)
+    report = compare(
         found,
         graph,
-        prompts=choose_prompts(graph.tokenizer, suite=suite, prompts=prompts, text=text, n_chunks=n_chunks),
+        prompts=chosen,
         budgets=budgets or UNLIMITED,
         threads=threads or os.cpu_count() or 1,
         time_limit_s=time_limit_s,
+        foreign={} if other_reference else foreign(found, graph.name, own),
         progress=progress,
     )
+    name = name_suite(suite=suite, prompts=prompts, text=text, n_chunks=n_chunks, is_drawn=is_drawn)
+    report = replace(report, occasion=replace(occasion, suite=name, checkpoint_sha256=digest(own)))
+    if lines is not None:
+        report = hold_to_lines(report, lines)
+    if baseline is not None:
+        if baseline.note:
+            progress.note(baseline.note)
+        report = hold_to_baseline(report, baseline, require=require_baseline)
+    return report.with_results(result.without_folders() for result in report.results)
 
 
-def record(report: Report) -> None:
-    """Writes each artifact's numbers and verdict into the manifest beside it."""
-    for result in report.results:
-        manifest = load_manifest(result.artifact.folder)
-        if manifest is None:
-            continue
-        name = result.artifact.path.relative_to(result.artifact.folder).as_posix()
-        found = {key: value for key, value in result.to_json().items() if key != "path"}
-        entries = [{**e, "validation": found} for e in manifest.artifacts if e["main_file"] == name]
-        manifest.with_entries(entries).save()
+def _refuse_none_at_all(**numbers: float | None) -> None:
+    """Raises UsageError for a number that was given and is no number of anything."""
+    for name, number in numbers.items():
+        if number is not None and not number > 0:
+            raise UsageError(f"{name} is {number}: expected more than none")
 
 
-def find_artifacts(path: Path, *, only: set[str] | None = None) -> list[Artifact]:
-    """The artifacts that lie in a folder, or the one whose main file `path` is; `only` names main files.
-
-    The manifest is that of the folder or of the nearest folder above it.
-    Raises: InputError if there is no manifest, or a file is missing or has another size than recorded.
+def _refuse_unreadable_prompts(graph: WeightGraph, comparison: Mapping[str, Any]) -> None:
+    """Raises what validation would raise for the prompts, or for the checkpoint's tokenizer or template, before
+    anything is written.
     """
-    recover(path)
-    above = [path, *path.absolute().parents]
-    folder = next((p for p in above if (p / MANIFEST_FILE).is_file()), path)
-    recover(folder)
-    if not path.exists():
-        raise InputError(f"{path}: not found")
-    manifest = load_manifest(folder)
-    if manifest is None:
-        raise InputError(f"{path}: no {MANIFEST_FILE} here or above; lfm-convert writes one beside every artifact")
-    entries = [
-        entry
-        for entry in manifest.artifacts
-        if (folder / entry["main_file"]).absolute().is_relative_to(path.absolute())
-        and (only is None or entry["main_file"] in only)
-    ]
-    if not entries:
-        raise InputError(f"{path}: not an artifact of {folder / MANIFEST_FILE}")
-    return [_artifact(folder, entry) for entry in entries]
+    from ..validate.prompts import encode_prompts
+    from ..validate.suites import check_stored_ids, choose_prompts
+
+    chosen = {key: comparison[key] for key in ("suite", "prompts", "text", "n_chunks") if key in comparison}
+    prompts = choose_prompts(graph.tokenizer, **chosen)
+    if graph.tokenizer is None and chosen.get("prompts") is None:  # then it draws ids, which any model can read
+        return
+    encoded = encode_prompts(prompts, graph.tokenizer, graph.assets, vocab_size=graph.config.vocab_size)
+    check_stored_ids(encoded, prompts, graph.tokenizer, graph.assets)
 
 
-def _artifact(folder: Path, entry: Entry) -> Artifact:
-    faults = Faults()
-    for file in entry["files"]:
-        path = folder / file["path"]
-        size = path.stat().st_size if path.is_file() else None
-        if not path.resolve().is_relative_to(folder.resolve()):
-            faults.add(f"'{file['path']}' is a link to {path.resolve()}, outside the folder")
-        elif size is None:
-            faults.add(f"'{file['path']}' is missing")
-        elif size != file["bytes"]:
-            faults.add(f"'{file['path']}' has {size} bytes: expected {file['bytes']}")
-    faults.raise_if_any(str(folder))
-    return Artifact(
-        path=folder / entry["main_file"],
-        folder=folder,
-        target=entry["target"],
-        quant=entry["quant"],
-        class_name=entry["class"],
-        files=tuple(folder / file["path"] for file in entry["files"]),
-        entry=entry,
-    )
+def _quants(target: Target, quant: str | Sequence[str] | None) -> list[str]:
+    """The policies' own names, once each; `all` is every quant of the target, and None its default.
 
-
-def _verified(artifacts: list[Artifact], progress: Progress) -> list[Artifact]:
-    """The artifacts, after their files were found to be, by hash, those the manifest was written for, and no others."""
-    faults = Faults()
-    for artifact in artifacts:
-        hashes = hash_files(artifact.files, jobs=os.cpu_count() or 1, progress=progress)
-        for file, entry, found in zip(artifact.files, artifact.entry["files"], hashes, strict=True):
-            if found != entry["sha256"]:
-                faults.add(f"'{file}' has sha256 {found[:12]}…: expected {entry['sha256'][:12]}…")
-    faults.raise_if_any("not the files that were converted")
-    for artifact in artifacts:
-        get_target(artifact.target).check_files(artifact)
-    return artifacts
-
-
-def _quants(target: Target, quant: str | Sequence[str]) -> list[str]:
-    """The policies' own names, once each; `all` is every quant of the target."""
-    if quant == "all":
+    Raises: UsageError for no name, or one that is none of them, such as one left empty.
+    """
+    given = [target.default_quant] if quant is None else [quant] if isinstance(quant, str) else list(quant)
+    if not given:
+        raise UsageError(f"no quant is named in an empty list: leave it out for {target.default_quant}")
+    names = [name.strip() for text in given for name in text.split(",")]
+    found = [target.policy(name).name for name in names if name != "all"]
+    if "all" in names:
         return [policy.name for policy in target.policies]
-    names = quant.split(",") if isinstance(quant, str) else list(quant)
-    return list(dict.fromkeys(target.policy(name.strip()).name for name in names))
+    return list(dict.fromkeys(found))
 
 
 def _budget(max_memory: int | None, plans: Sequence[Plan]) -> int:
@@ -249,65 +318,3 @@ def _budget(max_memory: int | None, plans: Sequence[Plan]) -> int:
         least = format_size(base + _LEAST_BUDGET_BYTES)
         raise UsageError(f"--max-memory {format_size(max_memory)} is too little: at least {least}")
     return max_memory - base
-
-
-def _base_manifest(
-    folder: Path, graph: WeightGraph, plans: Sequence[Plan], *, overwrite: bool, jobs: int, progress: Progress
-) -> Manifest:
-    """The folder's manifest as it will be kept, with this checkpoint as its source.
-
-    Raises: UsageError if an artifact is there already, or those that stay are another checkpoint's.
-    """
-    new = {plan.main_file for plan in plans}
-    taken = sorted(name for name in new if (folder / name).exists())
-    if taken and not overwrite:
-        raise UsageError(f"{folder / taken[0]}: already exists; --overwrite replaces it")
-    old = load_manifest(folder)
-    source = describe_source(graph, jobs=jobs, progress=progress)
-    kept = [e for e in old.artifacts if e["main_file"] not in new] if old else []
-    if old and kept and old.source["files"] != source["files"]:
-        raise UsageError(
-            f"{folder}: holds artifacts of another checkpoint ({old.source['name']}); choose another --out"
-        )
-    return Manifest(folder, source, tuple(kept))
-
-
-def _write(
-    target: Target,
-    graph: WeightGraph,
-    plans: Sequence[Plan],
-    folder: Path,
-    base: Manifest,
-    run: Execution,
-    progress: Progress,
-) -> None:
-    with staged(folder, need_bytes=sum(plan.total_bytes for plan in plans)) as staging:
-        written = []
-        for each in plans:
-            progress.start(f"{target.name} {each.quant}", sum(t.view.nbytes for t in each.tensors), "bytes")
-            notes: list[str] = []
-            target.write(each, graph, staging.folder, replace(run, note=notes.append))
-            for note in notes:
-                progress.note(f"{each.quant}: {note}")
-            written.append(replace(each, notes=(*each.notes, *notes)))
-        kept = [_artifact(folder, entry) for entry in base.artifacts if entry["target"] == target.name]
-        for name, data in target.shared_files(graph, [*kept, *plans]).items():
-            (staging.folder / name).write_bytes(data)
-        if graph.checkpoint is not None:
-            graph.checkpoint.check_unchanged()
-        entries = [
-            describe_artifact(each, staging.folder, options=target.options, jobs=run.jobs, progress=progress)
-            for each in written
-        ]
-        manifest = base.with_entries(entries)
-        (staging.folder / MANIFEST_FILE).write_text(manifest.dumps(), encoding="utf-8")
-        staging.publish(remove=_obsolete(folder, entries))
-
-
-def _obsolete(folder: Path, entries: Sequence[Entry]) -> list[str]:
-    """Files of replaced artifacts that their successors no longer have, such as a surplus data chunk."""
-    old = load_manifest(folder)
-    replaced = {entry["main_file"] for entry in entries}
-    before = [e for e in old.artifacts if e["main_file"] in replaced] if old else []
-    now = {file["path"] for entry in entries for file in entry["files"]}
-    return [file["path"] for entry in before for file in entry["files"] if file["path"] not in now]

@@ -1,4 +1,4 @@
-"""Finds the model a command speaks of: a folder, a hub repository, or the bundled one."""
+"""Finds the model a command speaks of: a folder, a hub repository, or a bundled one."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..graph.config import CONFIG_FILE
+from ..graph.errors import InputError, UsageError
+from ..graph.source.hub import HUB_ID, fetch, list_files
+from ..graph.source.weight_files import found_instead
 from . import bundled
-from .errors import InputError, UsageError
-from .hub import HUB_ID, fetch
-from .model.config import CONFIG_FILE
 
 SETTINGS_FILE = "lfm-convert.toml"
 # Weights as safetensors only: pickles are never fetched.
@@ -32,29 +33,59 @@ def find_model(model: str | None, *, revision: str | None = None, offline: bool 
     """
     if model is None:
         return _default_model(revision=revision, offline=offline)
+    if not model:
+        raise UsageError(f"the model's name is empty: expected a folder, a hub id, or {bundled.CHOICES}")
     folder = Path(model).expanduser()
     if folder.is_dir():
+        _refuse_revision(f"{folder} is a local folder, which has none", revision)
         return Source(folder)
     if folder.is_file():
-        raise InputError(f"{folder}: is a file; name the folder that holds config.json and the safetensors")
+        raise InputError(_of_a_file(folder))
     if model.startswith("bundled:"):
+        _refuse_revision(f"{model} is a bundled model, which has none", revision)
         return _bundled(model.removeprefix("bundled:"))
     if HUB_ID.fullmatch(model):
         return _from_hub(model, revision=revision, offline=offline)
-    raise InputError(f"{model}: no such folder, and not a hub id like LiquidAI/LFM2-350M")
+    raise InputError(f"{model}: no such folder, and not a hub id like org/model")
 
 
-def _default_model(*, revision: str | None, offline: bool) -> Source:
+def nearby_model(*, revision: str | None, offline: bool) -> Source | None:
+    """The settings file's model, or the checkpoint in the current folder; None if there is neither."""
     settings = Path(SETTINGS_FILE)
     if settings.is_file():
         model = _read_settings(settings)
         if model is not None:
             found = find_model(model, revision=revision, offline=offline)
             return Source(found.folder, found.name, f"using model '{model}' of {SETTINGS_FILE}")
+    _refuse_revision("no hub id is given for it", revision)
     if Path(CONFIG_FILE).is_file():
         return Source(Path(), note="using the checkpoint in the current folder")
+    return None
+
+
+def _default_model(*, revision: str | None, offline: bool) -> Source:
+    nearby = nearby_model(revision=revision, offline=offline)
+    if nearby is not None:
+        return nearby
     found = _bundled("moe")
     return Source(found.folder, found.name, f"no MODEL given and no checkpoint here: using the bundled {found.name}")
+
+
+def _refuse_revision(why: str, revision: str | None) -> None:
+    """Raises UsageError for a revision of what has none: another version than asked for must not pass for it."""
+    if revision is not None:
+        raise UsageError(f"--revision {revision}: {why}; give --revision with a hub id only")
+
+
+def _of_a_file(path: Path) -> str:
+    """What a file given as the model is, and what to name in its place."""
+    words = found_instead([path.name])
+    if words is None and path.name.endswith((".safetensors", ".safetensors.index.json", CONFIG_FILE)):
+        return (
+            f"{path}: is a file; name the folder that holds config.json and the safetensors: {path.absolute().parent}"
+        )
+    what = f" ({words.partition(': ')[2]})" if words else ""
+    return f"{path}: is a file{what}; name the folder that holds config.json and the safetensors"
 
 
 def _bundled(name: str) -> Source:
@@ -68,7 +99,7 @@ def _read_settings(path: Path) -> str | None:
     """The model that the settings name, if they do; their device classes are read by who asks for one."""
     try:
         settings = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: cannot be read as TOML: {error}") from None
     unknown = sorted(set(settings) - {"model", "devices"})
     model = settings.get("model")
@@ -79,4 +110,13 @@ def _read_settings(path: Path) -> str | None:
 
 
 def _from_hub(repo: str, *, revision: str | None, offline: bool) -> Source:
-    return Source(fetch(repo, _HUB_FILES, revision=revision, offline=offline), repo.rpartition("/")[2])
+    """The snapshot of a repository. One without a config is named by the files that were not fetched.
+
+    Raises: NetworkError as `fetch`; InputError for a repository of artifacts.
+    """
+    folder = fetch(repo, _HUB_FILES, revision=revision, offline=offline)
+    if not (folder / CONFIG_FILE).is_file() and not any(folder.glob("*.safetensors")):
+        found = found_instead(list_files(repo, revision=revision, offline=offline))
+        if found is not None:
+            raise InputError(f"{repo}: holds no checkpoint (found {found})")
+    return Source(folder, repo.rpartition("/")[2])

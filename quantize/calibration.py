@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..convert.model.dtypes import Float32
-from ..convert.model.forward import Forward
-from ..convert.model.graph import Role, Weight, WeightGraph
-from ..convert.model.tensor import TensorView
+from ..graph.dtypes import Float32
+from ..graph.graph import Weight, WeightGraph
+from ..graph.reference.forward import Forward
+from ..graph.roles import Address
 
 # Chunks run together: weights are read once for all of them.
 _BATCH = 8
@@ -37,7 +37,7 @@ class Use:
 
 def calibrate(
     graph: WeightGraph, chunks: Sequence[Sequence[int]], *, advance: Callable[[int], None] = lambda n_tokens: None
-) -> dict[tuple[Role, int | None], Use]:
+) -> dict[Address, Use]:
     """Runs chunks of token ids, each from an empty state; the use of every matrix by role and layer.
 
     `advance` is told the tokens done. Raises: as `Forward.extend`.
@@ -59,26 +59,18 @@ class _Observer(Forward):
 
     def __init__(self, graph: WeightGraph) -> None:
         super().__init__(graph)
-        self._watched = {
-            id(weight.view): weight for weight in graph.weights() if weight.layer is not None and len(weight.shape) > 1
-        }
-        self.sums: dict[tuple[Role, int | None], NDArray[np.float64]] = {}
-        self.counts: dict[tuple[Role, int | None], NDArray[np.int64]] = {}
+        self.sums: dict[Address, NDArray[np.float64]] = {}
+        self.counts: dict[Address, NDArray[np.int64]] = {}
 
-    def _linear(
-        self, x: Float32, view: TensorView, bias: TensorView | None = None, *, start: int = 0, count: int = -1
-    ) -> Float32:
-        weight = self._watched.get(id(view))
-        if weight is not None:
-            self._note(weight, x, start)
-        return super()._linear(x, view, bias, start=start, count=count)
+    def linear(self, x: Float32, weight: Weight, bias: Weight | None = None, *, expert: int | None = None) -> Float32:
+        if weight.layer is not None:
+            self._note(weight, x, expert or 0)
+        return super().linear(x, weight, bias, expert=expert)
 
-    def _note(self, weight: Weight, x: Float32, first_row: int) -> None:
+    def _note(self, weight: Weight, x: Float32, which: int) -> None:
         n_slices = weight.shape[0] if len(weight.shape) == 3 else 1
-        address = (weight.role, weight.layer)
         # Experts may run side by side, each with a slice of its own: of two that are first, one makes the arrays.
-        sums = self.sums.setdefault(address, np.zeros((n_slices, x.shape[1])))
-        counts = self.counts.setdefault(address, np.zeros(n_slices, np.int64))
-        which = first_row // (weight.view.n_rows // n_slices)
+        sums = self.sums.setdefault(weight.address, np.zeros((n_slices, x.shape[1])))
+        counts = self.counts.setdefault(weight.address, np.zeros(n_slices, np.int64))
         sums[which] += np.square(x, dtype=np.float64).sum(axis=0)
         counts[which] += len(x)

@@ -8,19 +8,23 @@ Adding one is one file in `encodings/` and one line in `_MODULES`.
 
 from __future__ import annotations
 
+import copy
 import importlib
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..convert.errors import UsageError
-from ..convert.model.dtypes import Float32
+from ..graph.dtypes import Float32
+from ..graph.errors import UsageError
 
 Bytes = NDArray[Any]
+
+# At the end of a name: the same format, refined.
+_REFINED = "_refined"
 
 
 @dataclass(frozen=True)
@@ -44,13 +48,38 @@ class Encoding(ABC):
 
     `block` is the number of consecutive elements of a row that share scales: a row must be a multiple.
     `tile_rows` is the number of rows that are stored interleaved: ranges of rows start and end at multiples of it.
-    `class_name` is the quality class the validator's gates are stated for (f32, f16, q8, q4, …).
+    `class_name` is the quality class (f32, f16, q8, q4, …): what its kernels compute in follows from it.
+    `weighs_columns` says whether importance changes what is stored; `ggml_type` is that of `enum ggml_type`, for what
+    GGUF stores. Some encoders `can_refine`: look longer for scales of lower error, which are stored in the same format.
     """
 
     name: str
     block: int = 1
     tile_rows: int = 1
     class_name: str
+    weighs_columns: bool = False
+    ggml_type: ClassVar[int | None] = None
+    can_refine: ClassVar[bool] = False
+    is_refined: bool = False
+
+    @property
+    def activation_block(self) -> int | None:
+        """How many activations the format's CPU kernels round to 8 bits together, 0 for a whole row; None for floats."""
+        return None
+
+    @property
+    def stored_name(self) -> str:
+        """What a reader of the format calls it, refined or not."""
+        return self.name.removesuffix(_REFINED)
+
+    def refined(self) -> Self:
+        """The same format with scales of lower error; itself if the encoder cannot refine, or does."""
+        if not self.can_refine or self.is_refined:
+            return self
+        found = copy.copy(self)
+        found.name += _REFINED
+        found.is_refined = found.weighs_columns = True
+        return found
 
     def refusal(self, n_cols: int) -> str | None:
         """Why rows of this length cannot be encoded, or None."""
@@ -92,16 +121,26 @@ def _registry() -> dict[str, Encoding]:
 
 
 def encoding_names() -> tuple[str, ...]:
-    """All registered names."""
+    """All registered names; that of an encoder which can refine may also end in `_refined`."""
     return tuple(_registry())
 
 
+@cache
+def ggml_types() -> dict[str, int]:
+    """What GGUF stores, by ggml's name: `enum ggml_type`."""
+    types = {name: encoding.ggml_type for name, encoding in _registry().items()}
+    return {name: number for name, number in types.items() if number is not None}
+
+
+@cache
 def get_encoding(name: str) -> Encoding:
     """The encoding of that name.
 
     Raises: UsageError listing the names there are.
     """
-    found = _registry().get(name)
+    found = _registry().get(name.removesuffix(_REFINED))
+    if found is not None and name.endswith(_REFINED):
+        found = found.refined() if found.can_refine else None
     if found is None:
-        raise UsageError(f"unknown encoding '{name}': expected one of {', '.join(_registry())}")
+        raise UsageError(f"unknown encoding '{name}': expected one of {', '.join(encoding_names())}")
     return found

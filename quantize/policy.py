@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ..convert.errors import UsageError
-from ..convert.model.graph import Role, Weight
+from ..graph.errors import UsageError
+from ..graph.graph import Weight
+from ..graph.roles import Role
 from .encoding import Encoding, get_encoding
 
 

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from ..convert.errors import InputError
-from ..convert.model.dtypes import DType, Float32
-from ..convert.model.tensor import Shape, TensorView
-from ..quantize.encoding import Encoding
+from ..graph.dtypes import DType, Float32
+from ..graph.errors import InputError, UsageError
+from ..graph.roles import Address, find_role
+from ..graph.tensor import ScaledTensor, Shape, TensorView
+from ..quantize.encoding import Encoding, get_encoding
+from .target import Artifact
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,60 @@ class StoredPart:
     offset: int
 
 
-class EncodedTensor(TensorView):
+def stored_tensors(artifact: Artifact) -> list[tuple[Address, EncodedTensor]] | None:
+    """The tensors of an artifact with a role, as its manifest says where they lie; None if it was written before they did.
+
+    Raises: InputError for a role or an encoding that is not known here.
+    """
+    if artifact.entry.get("layout") is None:
+        return None
+    found = []
+    for entry in artifact.entry["tensors"]:
+        if entry["role"] is None:
+            continue
+        try:
+            address = find_role(entry["role"]), entry["layer"]
+            encoding = get_encoding(entry["encoding"])
+        except (ValueError, UsageError) as error:
+            raise InputError(f"{artifact.path}: tensor '{entry['name']}' cannot be read: {error}") from None
+        parts = tuple(StoredPart(artifact.folder / part["path"], part["offset"]) for part in entry["parts"])
+        found.append((address, EncodedTensor(entry["name"], tuple(entry["shape"]), encoding, parts)))
+    return found
+
+
+def encoding_of(view: TensorView) -> Encoding | None:
+    """What rows of a stored tensor are encoded as; None if they are there in float32, or nobody says."""
+    if isinstance(view, Encoded):
+        return view.encoding
+    return next((found for source in view.sources() if (found := encoding_of(source)) is not None), None)
+
+
+def as_stored(view: TensorView, rows: Float32, encoding: Encoding | None = None) -> Float32:
+    """Rows [n, n_cols] as the encoder of a stored tensor leaves them, or another in its place; themselves where none does.
+
+    What is stored times a factor is rounded so.
+    """
+    sources = view.sources()
+    if isinstance(view, ScaledTensor):
+        return as_stored(sources[0], rows / view.factor, encoding) * view.factor
+    if sources:
+        return as_stored(sources[0], rows, encoding)
+    used = encoding or (view.encoding if isinstance(view, Encoded) else None)
+    if used is None or used.refusal(rows.shape[1]) is not None:
+        return rows
+    stock = get_encoding(used.stored_name) if used.is_refined else used
+    n = len(rows)
+    padded = np.pad(rows, ((0, -n % stock.tile_rows), (0, 0)))
+    return stock.decode(*stock.encode(padded))[:n]
+
+
+class Encoded(TensorView):
+    """A tensor whose rows are stored in an encoding."""
+
+    encoding: Encoding
+
+
+class EncodedTensor(Encoded):
     """Decodes rows of a stored tensor on demand; checks that each read is whole."""
 
     def __init__(self, name: str, shape: Shape, encoding: Encoding, parts: tuple[StoredPart, ...]) -> None:

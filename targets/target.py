@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -13,14 +13,16 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from ..convert.errors import UsageError
-from ..convert.model.config import CONFIG_FILE
-from ..convert.model.dtypes import Float32
-from ..convert.model.graph import Role, WeightGraph
-from ..convert.model.tensor import TensorView
-from ..convert.plans import Plan
-from ..convert.stream import Execution
+from ..graph.config import CONFIG_FILE
+from ..graph.dtypes import Float32
+from ..graph.errors import ExitCode, LfmConvertError, UsageError
+from ..graph.graph import WeightGraph
+from ..graph.roles import Role
+from ..graph.tensor import TensorView
 from ..quantize.policy import Policy, find_policy
+from .options import changed, checked
+from .plans import Plan
+from .stream import Execution
 
 # The address of a weight: its role, and its layer (None outside the layers).
 Address = tuple[Role, int | None]
@@ -28,9 +30,10 @@ Address = tuple[Role, int | None]
 
 @dataclass(frozen=True)
 class Artifact:
-    """One artifact on disk: what the manifest says of it.
+    """One artifact on disk: what the manifest says of it, or, where none does, what its own files say.
 
-    `path` is the file a runtime is pointed at; `folder` holds the manifest, `files` are all that belong to it.
+    `path` is the file a runtime is pointed at; `folder` holds the manifest, `files` are all that belong to it. One that
+    `is_recognised` has no manifest: whoever wrote it, no option, place or hash of it is known.
     """
 
     path: Path
@@ -40,10 +43,16 @@ class Artifact:
     class_name: str
     files: tuple[Path, ...]
     entry: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    is_recognised: bool = False
 
     @property
     def label(self) -> str:
-        """What reports call it: its main file, or the folder of one whose name is always the same."""
+        """What reports call it: its main file, or the folder of one whose name is always the same.
+
+        Of one without a manifest both, if it is an ONNX graph: writers call all of theirs alike.
+        """
+        if self.is_recognised and self.path.suffix == ".onnx":
+            return f"{self.folder.absolute().name}/{self.path.relative_to(self.folder).as_posix()}"
         return self.path.parent.name if self.path.name == CONFIG_FILE else self.path.name
 
     @property
@@ -54,6 +63,28 @@ class Artifact:
     def options(self) -> Mapping[str, Any]:
         """What its target was configured with."""
         return dict(self.entry.get("options", {}))
+
+
+@dataclass(frozen=True)
+class ListedTensor:
+    """A tensor as a file of any writer names it, and what it is stored as. Units: bytes."""
+
+    name: str
+    encoding: str
+    nbytes: int
+
+
+class NotJudged(LfmConvertError):
+    """Weights, some or all, are stored in a way that is not read here: of them nothing can be said, good or bad.
+
+    `decoded` are those that could be read.
+    """
+
+    exit_code = ExitCode.BAD_INPUT
+
+    def __init__(self, reason: str, decoded: Mapping[Address, TensorView] | None = None) -> None:
+        super().__init__(reason)
+        self.decoded = dict(decoded or {})
 
 
 class Runner(ABC):
@@ -81,9 +112,13 @@ class Runner(ABC):
         """Ids of a text by the runtime's own tokenizer, BOS first; None if it takes ids only."""
         return None
 
-    def template(self) -> str | None:
-        """The chat template inside the artifact; None if it lies in a file beside it."""
-        return None
+    def stops(self) -> Mapping[str, Sequence[int]]:
+        """Ids at which a text ends, as the artifact's own files tell each of their readers; empty if none is told."""
+        return {}
+
+    def templates(self) -> Mapping[str, str]:
+        """The chat templates inside the artifact by name, one of them `default`; empty if they lie beside it."""
+        return {}
 
     def render(
         self, conversations: Sequence[Sequence[Mapping[str, Any]]], tools: Sequence[Mapping[str, Any]]
@@ -96,7 +131,7 @@ class Runner(ABC):
         return None
 
     # The ways in which `batch` lays prompts of different lengths side by side.
-    batches: ClassVar[Sequence[str]] = ()
+    batches: Sequence[str] = ()
 
     def batch(self, prompts: Sequence[Sequence[int]], way: str) -> list[Float32]:
         """Logits [n, V] of prompts that are run together, each from an empty state, in one of the `batches` ways."""
@@ -111,10 +146,14 @@ class Runner(ABC):
         return
 
 
+@dataclass(frozen=True)
 class Target(ABC):
-    """A runtime's format. `extra` is the pip extra that brings what `run` needs.
+    """A runtime's format; its fields are its options. `extra` is the pip extra that brings what `run` needs.
 
+    `grammar` says what quants there are where `policies` are only those of common names.
     `runs_in_float32` says that runners multiply quantised weights by float32 activations, not by 8-bit ones.
+    `file_suffix` is that of a format whose artifact is a file that the user may name: its targets have the option
+    `outfile`.
     """
 
     name: ClassVar[str]
@@ -122,33 +161,26 @@ class Target(ABC):
     extra: ClassVar[str]
     policies: ClassVar[Sequence[Policy]]
     default_quant: ClassVar[str]
+    grammar: ClassVar[str | None] = None
     runs_in_float32: ClassVar[bool] = False
+    file_suffix: ClassVar[str | None] = None
 
     def policy(self, quant: str) -> Policy:
         """Raises UsageError listing the valid quants."""
         return find_policy(self.policies, quant, target=self.name)
 
     def with_options(self, options: Mapping[str, Any]) -> Self:
-        """The same target, configured: an option is a field of the target's class.
+        """The same target, configured.
 
-        Raises: UsageError for an option that this target does not have.
+        Raises: UsageError for an option that this target does not have, or a value that it does not take.
         """
-        known: set[str] = {field.name for field in fields(self)} if is_dataclass(self) else set()
-        unknown = sorted(set(options) - known)
-        if unknown:
-            raise UsageError(f"target {self.name} has no option --{unknown[0].replace('_', '-')}")
-        return replace(self, **options) if options else self  # type: ignore[type-var]
+        found = checked(self.name, self, options)
+        return replace(self, **found) if found else self
 
     @property
     def options(self) -> dict[str, Any]:
-        """What was configured: the fields that differ from a plain target, as the manifest keeps them.
-
-        Of a file its name: no manifest tells where it lay.
-        """
-        if not is_dataclass(self):
-            return {}
-        changed = {f: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
-        return {f.name: Path(value).name if f.metadata.get("is_file") else value for f, value in changed.items()}
+        """What was configured: the options that differ from a plain target's, as the manifest keeps them."""
+        return changed(self)
 
     @abstractmethod
     def plan(self, graph: WeightGraph, quant: str) -> Plan:
@@ -165,9 +197,24 @@ class Target(ABC):
     def check_files(self, artifact: Artifact) -> None:  # noqa: B027 (most formats name no other file)
         """Raises InputError if the artifact refers to a file that is not one of its own."""
 
+    def recognise(self, path: Path) -> Sequence[Artifact]:
+        """The artifacts of this format that lie at a path, whoever wrote them; none if there is no such thing.
+
+        They are told from the files alone. A folder may hold several.
+        Raises: InputError for one that is damaged or not whole, or of a model that is not of our families.
+        """
+        return ()
+
+    def listed(self, artifact: Artifact) -> Sequence[ListedTensor]:
+        """What a recognised artifact holds, by the names its writer gave. Raises InputError for a malformed file."""
+        return ()
+
     @abstractmethod
     def read(self, artifact: Artifact) -> dict[Address, TensorView]:
-        """The decoded weights of an artifact, lazily. Raises InputError for a malformed file."""
+        """The decoded weights of an artifact, lazily.
+
+        Raises: InputError for a malformed file; NotJudged for a sound one whose weights are not all readable here.
+        """
 
     @abstractmethod
     def run(self, artifact: Artifact, *, threads: int) -> Runner:
@@ -176,6 +223,21 @@ class Target(ABC):
     @abstractmethod
     def missing(self) -> str | None:
         """What must be installed before `run` works, as a pip line; None if it works now."""
+
+
+def named_stem(outfile: str | None, suffix: str, quant: str, default: str) -> str:
+    """The name of an artifact's file without its suffix: as the user wants it, `{ftype}` being the quant.
+
+    Raises: UsageError for a name with another suffix.
+    """
+    if outfile is None:
+        return default
+    if any("\ud800" <= mark <= "\udfff" for mark in outfile):  # bytes of a name that no text of ours could hold
+        raise UsageError(f"--outfile {outfile!a}: expected a name in UTF-8, as the manifest and runtimes spell names")
+    stem = outfile.removesuffix(suffix).replace("{ftype}", quant)
+    if stem == outfile or not stem or Path(stem).name != stem:
+        raise UsageError(f"--outfile {outfile}: expected the name of a file that ends in {suffix}")
+    return stem
 
 
 _TARGETS = {"gguf": "gguf.target", "onnx": "onnx.target", "mlx": "mlx.target", "executorch": "executorch.target"}

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from lfm_convert.convert.model.graph import WeightGraph
-from lfm_convert.convert.model.lfm2 import open_graph
+from hypothesis import settings
+from lfm_convert.graph.graph import WeightGraph
+from lfm_convert.graph.opening import open_graph
 from support.checkpoints import dense_config, make_checkpoint, moe_config
 
+# A busy machine is no fault of what is tested.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
+
 FIXTURES = Path(__file__).parent / "fixtures"
+
+# Where `make wllama` installs it, also for tests that are not started by make.
+os.environ.setdefault("LFM_CONVERT_WLLAMA", str(Path(__file__).parents[1] / ".clients/wllama"))
 
 
 @pytest.fixture(scope="session")

@@ -1,90 +1,117 @@
-"""Stored results that later ones are held to: a file of means by prompt, keyed by model, target, quant and backend.
+"""Stored results that later ones are held to: a file of means by prompt, keyed by model, target, quant and runtime.
 
 An absolute limit cannot tell a good artifact of a tolerant model from a bad one of a sensitive model; the last
-release's own numbers can.
+release's own numbers can. How many threads ran is no part of the key: a machine with other cores has the same artifact.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..convert.errors import InputError
-from ..convert.files import replace_text
-from .gates import GateResult, at_most
+from ..graph.errors import InputError
+from .gates import GateResult, at_least, at_most
 from .metrics import Metrics, mean_and_error
-from .results import ArtifactResult, Report, Verdict
+from .outputs import write_report
+from .results import ArtifactResult, Held, Report, Verdict
 
-_SCHEMA = 1
+_SCHEMA = 2
+_WITH_THREADS = 1  # the schema of before, whose keys tell how many
+_THREADS = re.compile(r", \d+ threads?$")
 _ERRORS = 2.0
 # Relative; runtimes add up in another order on another day.
 _ROUNDING = 1e-3
 
-Stored = Mapping[str, Mapping[str, Any]]
+# Of one artifact by prompt: positions, and their mean divergence in nats.
+Means = Mapping[str, tuple[int, float]]
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """The entries of a baseline file, and what there is to say of it."""
+
+    entries: Mapping[str, Means] = field(default_factory=dict)
+    note: str = ""
 
 
 def key_of(model: str, result: ArtifactResult) -> str:
-    """`LFM2-1.2B | gguf | Q4_0 | llama.cpp … CPU, 4 threads`."""
-    return " | ".join((model, result.artifact.target, result.artifact.quant, result.backend))
+    """`MODEL | gguf | Q4_0 | llama.cpp … CPU`."""
+    return _without_threads(" | ".join((model, result.artifact.target, result.artifact.quant, result.backend)))
 
 
-def load_baseline(path: Path) -> Stored:
-    """The entries of a baseline file. Raises: InputError if it is missing or malformed."""
+def _without_threads(key: str) -> str:
+    return _THREADS.sub("", key)
+
+
+def load_baseline(path: Path) -> Baseline:
+    """A baseline file; of one whose keys tell threads, the entries without them, of several of a key the furthest off:
+    each of them was good enough. Raises: InputError if it is missing or malformed.
+    """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-        if data["schema"] != _SCHEMA:
+        if data["schema"] not in (_SCHEMA, _WITH_THREADS):
             raise ValueError(f"schema {data['schema']!r}: expected {_SCHEMA}")
-        return {
-            key: {p: (int(n), float(kld)) for p, (n, kld) in prompts.items()}
-            for key, prompts in data["entries"].items()
-        }
+        entries: dict[str, Means] = {}
+        for key, prompts in data["entries"].items():
+            means = {prompt: (int(n), float(kld)) for prompt, (n, kld) in prompts.items()}
+            name = _without_threads(key)
+            entries[name] = max(entries.get(name, means), means, key=_mean)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: not a baseline file: {error}") from None
+    if data["schema"] == _SCHEMA:
+        return Baseline(entries)
+    note = f"{path}: was keyed by threads, too, which are left out; --update-baseline writes it as it is read now"
+    return Baseline(entries, note)
+
+
+def _mean(means: Means) -> float:
+    return sum(n * kld for n, kld in means.values()) / max(1, sum(n for n, _ in means.values()))
 
 
 def update_baseline(path: Path, report: Report) -> None:
     """Stores every artifact that passes, keeping entries of others. Raises: InputError, DiskError."""
-    entries = dict(load_baseline(path)) if path.exists() else {}
+    entries = dict(load_baseline(path).entries) if path.exists() else {}
     for result in report.results:
         if result.verdict is Verdict.PASS and result.metrics is not None:
             entries[key_of(report.model, result)] = {
                 p.prompt: (p.n_positions, p.kld_mean) for p in result.metrics.prompts
             }
     text = json.dumps({"schema": _SCHEMA, "entries": dict(sorted(entries.items()))}, indent=1, ensure_ascii=False)
-    replace_text(path, text + "\n")
+    write_report(path, text + "\n")
 
 
-def hold_to_baseline(report: Report, baseline: Stored) -> Report:
-    """The report with a gate more for every artifact that has an entry: no worse than it by over two errors.
+def hold_to_baseline(report: Report, baseline: Baseline, *, require: bool = False) -> Report:
+    """The report with a gate more for every artifact that was measured: no worse than its entry by over two errors.
 
-    One without an entry says so: a new version of a runtime is another key, and must not end a comparison in silence.
-    Raises: InputError if an entry is about other prompts.
+    One without an entry says so, and with `require` fails: a new version of a runtime is another key, and must not end
+    a comparison in silence. Raises: InputError if an entry is about other prompts.
     """
-    results = [_held(result, baseline, key_of(report.model, result)) for result in report.results]
-    return replace(report, results=tuple(results))
+    return report.with_results(
+        _held(result, baseline, key_of(report.model, result), require=require) for result in report.results
+    )
 
 
-def _held(result: ArtifactResult, baseline: Stored, key: str) -> ArtifactResult:
-    if not baseline or result.metrics is None or not result.metrics.finite:
+def _held(result: ArtifactResult, baseline: Baseline, key: str, *, require: bool) -> ArtifactResult:
+    if result.metrics is None or not result.metrics.finite:
         return result
-    stored = baseline.get(key)
-    if stored is None:
-        unknown = f"the baseline has no entry '{key}'; --update-baseline makes one"
-        return replace(result, message="; ".join(filter(None, [result.message, unknown])))
-    gate = _gate(result.metrics, stored, result.artifact.label)
-    gates = (*result.gates, gate)
-    if gate.passed:
-        return replace(result, gates=gates)
-    message = "; ".join(filter(None, [result.message, gate.sentence]))
-    return replace(result, gates=gates, verdict=Verdict.FAIL, message=message)
+    stored = baseline.entries.get(key)
+    if stored is not None:
+        gate = _gate(result.metrics, stored, result.artifact.label)
+        return replace(result.with_gates(gate), baseline=Held.HELD)
+    unknown = f"no baseline entry: the baseline has no '{key}'; --update-baseline makes one"
+    found = replace(result.with_note(unknown), baseline=Held.NO_ENTRY)
+    if not require:
+        return found
+    return found.with_gates(at_least("baseline_entry", 0, 1, source="--require-baseline"))
 
 
-def _gate(metrics: Metrics, stored: Mapping[str, Any], name: str) -> GateResult:
+def _gate(metrics: Metrics, stored: Means, name: str) -> GateResult:
     now = {p.prompt: (p.n_positions, p.kld_mean) for p in metrics.prompts}
     if {key: n for key, (n, _) in now.items()} != {key: n for key, (n, _) in stored.items()}:
         raise InputError(f"{name}: its baseline was made with other prompts; --update-baseline makes it anew")

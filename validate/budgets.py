@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..convert.errors import BudgetError, InputError, LfmConvertError
-from ..convert.model.config import ModelConfig
-from ..convert.plans import Plan
-from ..convert.units import format_size, parse_size
-from ..targets.target import Artifact
+from ..graph.config import ModelConfig
+from ..graph.errors import BudgetError, InputError, LfmConvertError
+from ..graph.units import format_size, parse_size
+from ..targets.plans import Plan
+from ..targets.target import Artifact, target_names
 from .memory import CONTEXT_TOKENS, run_bytes
 
 
@@ -125,7 +125,7 @@ def load_devices(path: Path) -> Mapping[str, DeviceClass]:
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8")).get("devices", {})
         return {name: _device(name, table) for name, table in tables.items()}
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{path}: cannot be read as device classes: {error}") from None
     except LfmConvertError as error:
         raise InputError(f"{path}: {error}") from None
@@ -143,6 +143,9 @@ def _device(name: str, table: Mapping[str, Any]) -> DeviceClass:
 
 
 def _size(value: Any) -> int:
+    """An integer is bytes; a text has a unit."""
+    if type(value) is int and value < 0:
+        raise ValueError(f"a size of {value} bytes: expected none below zero")
     return value if type(value) is int else parse_size(str(value))
 
 
@@ -153,9 +156,17 @@ def _positive(value: Any) -> int:
 
 
 def _names(value: Any) -> tuple[str, ...]:
-    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+    if not isinstance(value, list) or not value or not all(isinstance(name, str) for name in value):
         raise ValueError(f"{value!r} is not a list of names")
     return tuple(value)
+
+
+def _targets(value: Any) -> tuple[str, ...]:
+    """A class meant for a target that there is not would hold nothing to its limits."""
+    names = _names(value)
+    if unknown := sorted(set(names) - set(target_names())):
+        raise ValueError(f"no target '{unknown[0]}': expected some of {', '.join(target_names())}")
+    return names
 
 
 _KEYS: Mapping[str, Callable[[Any], Any]] = {
@@ -163,6 +174,6 @@ _KEYS: Mapping[str, Callable[[Any], Any]] = {
     "max_file_size": _size,
     "max_memory": _size,
     "context": _positive,
-    "targets": _names,
+    "targets": _targets,
     "quants": _names,
 }

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..convert.errors import InputError, UsageError
+from ..graph.errors import InputError, UsageError
 from .metrics import json_safe, mean_and_error
 from .results import ArtifactResult
 

@@ -1,20 +1,28 @@
 """Whether a runtime computes what the model says, whatever the weights: the artifact's logits against the graph's
 own forward run with the weights that the artifact stores.
 
-Quantisation is on both sides of this comparison, so that its tolerance is that of arithmetic alone. A wrong router,
-a wrong rotation or a convolution read backwards fails here at any number of bits.
+Quantisation is on both sides of this comparison, so that what is left is arithmetic; and how far arithmetic may move
+this very model is measured (validate/floor.py). A wrong router, a wrong rotation or a convolution read backwards
+fails here at any number of bits.
 """
 
 from __future__ import annotations
 
 import enum
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from ..targets.target import Target
 from .experts import LayerExperts
-from .gates import GateResult, Part, at_least, at_most, raised, raised_to
-from .metrics import Metrics
+from .gates import GateResult, Part, at_least, at_most
+from .metrics import Float64, Metrics, PromptScore
+from .probes import CacheCheck
+
+if TYPE_CHECKING:
+    from .floor import Distance
 
 
 class Arithmetic(enum.StrEnum):
@@ -25,28 +33,21 @@ class Arithmetic(enum.StrEnum):
     INT8 = "int8"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Tolerance:
-    """How far arithmetic may move the distributions. Units: nats, of the mean and of the median position.
-
-    `measured` is the largest mean and median found on sound artifacts of the bundled models.
-    """
-
-    kld_mean: float
-    kld_median: float
-    measured: str
-
-
-# By arithmetic and whether the model is a mixture, where rounding can send a token to another expert: that moves
-# few positions far, which the mean must allow and the median need not.
-TOLERANCES: Mapping[tuple[Arithmetic, bool], Tolerance] = {
-    (Arithmetic.FLOAT32, False): Tolerance(kld_mean=1e-8, kld_median=1e-9, measured="llama.cpp F32 2.3e-12, MLX 5e-12"),
-    (Arithmetic.FLOAT32, True): Tolerance(kld_mean=1e-6, kld_median=1e-9, measured="llama.cpp F32 3e-12, MLX 5e-12"),
-    (Arithmetic.FLOAT16, False): Tolerance(kld_mean=2e-4, kld_median=1e-4, measured="BF16 2.3e-5, F16 4e-7"),
-    (Arithmetic.FLOAT16, True): Tolerance(kld_mean=5e-3, kld_median=1e-4, measured="BF16 9.5e-4, F16 1.1e-5"),
-    (Arithmetic.INT8, False): Tolerance(kld_mean=4e-3, kld_median=2e-3, measured="Q4_1 4.6e-4, ONNX q4_mixed 4.4e-4"),
-    (Arithmetic.INT8, True): Tolerance(kld_mean=2e-2, kld_median=2e-3, measured="Q8_0 5.2e-3, ONNX q4 4.5e-3"),
-}
+# Divergence grows with the square of the noise. Rounding of activations is what the floor does itself, and a runtime
+# may do it twice as coarsely. Of float32 the floor only changes the order of additions, while runtimes also
+# approximate exponentials and roots to a few units in the last place: eight times the noise.
+ROOM: Mapping[Arithmetic, float] = {Arithmetic.FLOAT32: 64.0, Arithmetic.FLOAT16: 4.0, Arithmetic.INT8: 4.0}
+# Nats that rounding logits of any model to float32 makes.
+LEAST = 1e-11
+# Positions are compared by these quantiles: what few positions do, where rounding sent a token to another expert, is
+# no measure of the others.
+_PERCENTILES = (50, 90, 97)
+# Fewer positions of a prompt say little of its median.
+_MEDIAN_POSITIONS = 32
+# A share so far below chance that a sound runtime does not see it, in standard errors.
+_ERRORS = 4.0
+# Half as much again as rounding explains: too little to be told from it, and enough to try known mistakes.
+SUSPICIOUS = 1.5
 
 _ARITHMETIC = {"f32": Arithmetic.FLOAT32, "f16": Arithmetic.FLOAT16}
 
@@ -56,37 +57,80 @@ def arithmetic_of(target: Target, class_name: str) -> Arithmetic:
     return Arithmetic.FLOAT32 if target.runs_in_float32 else _ARITHMETIC.get(class_name, Arithmetic.INT8)
 
 
-def judge_execution(
-    metrics: Metrics, arithmetic: Arithmetic, *, is_moe: bool, floor: Metrics | None = None
-) -> list[GateResult]:
-    """The gates of one artifact's execution; `floor` as in `gates.judge`. NaN passes none."""
-    limits = TOLERANCES[arithmetic, is_moe]
-    source = f"{arithmetic} arithmetic; sound artifacts of the bundled models: {limits.measured}"
+def judge_execution(scores: Sequence[PromptScore], floor: Distance) -> list[GateResult]:
+    """The gates of one artifact's execution: each quantile of its divergence from its own weights' forward, and the
+    median of the prompt that is furthest off, against what rounding alone does on the same prompts. NaN passes none.
+    """
+    room = ROOM[floor.arithmetic]
+    source = f"{room:g} times what {floor.how} do to this model"
+    found, allowed = floor.compared(scores), floor.compared(floor.scores)
     gates = [
-        at_most("execution_kld_mean", metrics.kld_mean, limits.kld_mean, Part.EXECUTION, source=source),
-        at_most("execution_kld_median", metrics.kld_median, limits.kld_median, Part.EXECUTION, source=source),
+        at_most(f"execution_kld_p{percent}", value, room * least + LEAST, Part.EXECUTION, source=source)
+        for percent, value, least in zip(_PERCENTILES, _percentiles(found), _percentiles(allowed), strict=True)
     ]
-    if arithmetic is Arithmetic.FLOAT32:
-        same = metrics.same_top1 + metrics.n_ties / metrics.n_positions
-        gates.append(at_least("execution_top1", same, 0.999, Part.EXECUTION, source=source))
-    return [raised(gate, floor) for gate in gates]
+    long = max(min(_MEDIAN_POSITIONS, len(score.kld)) for score in found)
+    medians = [
+        (_median(a.kld), room * _median(b.kld) + LEAST, a.id)
+        for a, b in zip(found, allowed, strict=True)
+        if len(a.kld) >= long
+    ]
+    value, limit, prompt = max(medians, key=lambda each: each[0] / each[1] if each[0] == each[0] else math.inf)
+    return [*gates, at_most("execution_kld_prompt", value, limit, Part.EXECUTION, prompt, source)]
 
 
-# The least share of experts that a layer must choose as its own weights say, by arithmetic: a wrong router is far
-# below, and what rounding turns over is what the floor measures.
-EXPERTS_AGREE: Mapping[Arithmetic, float] = {
-    Arithmetic.FLOAT32: 0.999,
-    Arithmetic.FLOAT16: 0.98,
-    Arithmetic.INT8: 0.95,
-}
+def _percentiles(scores: Sequence[PromptScore]) -> list[float]:
+    """Quantiles of the divergence over all positions; NaN if any is NaN. Units: nats."""
+    return np.percentile(np.concatenate([score.kld for score in scores]), _PERCENTILES).tolist()
 
 
-def judge_experts(layers: Sequence[LayerExperts], arithmetic: Arithmetic, floor: float | None) -> list[GateResult]:
-    """The gate of the layer that agrees least; none for a dense model or choices that were not seen."""
-    if not layers:
+def _median(kld: Float64) -> float:
+    return float(np.median(kld))
+
+
+def is_suspicious(scores: Sequence[PromptScore], floor: Distance) -> bool:
+    """Whether more was moved than rounding explains, however little."""
+    ratio = SUSPICIOUS if floor.arithmetic is not Arithmetic.FLOAT32 else ROOM[Arithmetic.FLOAT32]
+    moved, rounding = (_percentiles(floor.compared(each))[0] for each in (scores, floor.scores))
+    return not moved <= ratio * rounding + LEAST
+
+
+def judge_experts(layers: Sequence[LayerExperts], floor: Distance) -> list[GateResult]:
+    """The gate of the layer furthest below what rounding leaves; none for a dense model or choices not seen."""
+    if not layers or floor.experts_agree is None:
         return []
-    worst = min(layers, key=lambda layer: layer.execution)
-    source = f"{arithmetic} arithmetic; sound artifacts of the bundled mixture"
-    limit = EXPERTS_AGREE[arithmetic]
-    gate = at_least("experts_agree", worst.execution, limit, Part.EXECUTION, f"layer {worst.layer}", source)
-    return [gate if floor is None else raised_to(gate, floor)]
+    room = math.sqrt(ROOM[floor.arithmetic])  # a share of near-ties grows with the noise itself
+    gates = []
+    for layer in layers:
+        turned = room * (1 - floor.experts_agree[layer.layer])
+        n = max(1, layer.n_choices)
+        limit = 1 - turned - _ERRORS * math.sqrt(max(turned, 1 / n) / n)
+        source = f"{room:g} times what {floor.how} turn over, and {_ERRORS:g} standard errors"
+        gates.append(at_least("experts_agree", layer.execution, limit, Part.EXECUTION, f"layer {layer.layer}", source))
+    return [min(gates, key=lambda gate: gate.value - gate.limit)]
+
+
+def judge_finite(metrics: Metrics) -> GateResult:
+    return at_least("finite", float(metrics.finite), 1.0, Part.EXECUTION)
+
+
+def judge_cache(cache: CacheCheck, floor: Distance) -> list[GateResult]:
+    """A gate for each way in which prompts were run again, by the position that nine in ten are below.
+
+    `floor` is what rounding does to the artifact's own weights: chunks and batches change the order of additions, and
+    what is rounded together. In float32 no position is excepted.
+    """
+    klds = np.concatenate([score.kld for score in floor.scores])
+    room, is_exact = ROOM[floor.arithmetic], floor.arithmetic is Arithmetic.FLOAT32
+    limit = room * float(klds.max() if is_exact else np.percentile(klds, _PERCENTILES[-1])) + LEAST
+    source = f"{room:g} times what {floor.how} do to this model"
+    return [
+        at_most(
+            f"cache_{probe.name}_kld",
+            probe.kld if is_exact else probe.kld_p90,
+            limit,
+            Part.CACHE,
+            f"{probe.prompt}, position {probe.position}",
+            source,
+        )
+        for probe in cache.probes
+    ]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..convert.model.forward import Forward
+from ..graph.reference.forward import Forward
 
 # The experts [n, top_k] of each layer that has a router, in any order within a token.
 Routed = Mapping[int, NDArray[np.int64]]
@@ -18,12 +18,14 @@ Routed = Mapping[int, NDArray[np.int64]]
 class LayerExperts:
     """One layer: the share of the artifact's chosen experts that the model chooses too.
 
-    `execution` is against the forward of the artifact's own weights, `quality` against the checkpoint.
+    `execution` is against the forward of the artifact's own weights, `quality` against the checkpoint; both are of
+    `n_choices`.
     """
 
     layer: int
     execution: float
     quality: float
+    n_choices: int = 0
 
 
 def routed(forward: Forward) -> Routed:
@@ -52,4 +54,4 @@ def compare_experts(seen: Mapping[int, ArrayLike] | None, own: Routed, checkpoin
     if seen is None:
         return ()
     execution, quality = agreement(own, seen), agreement(checkpoint, seen)
-    return tuple(LayerExperts(layer, execution[layer], quality[layer]) for layer in execution)
+    return tuple(LayerExperts(layer, execution[layer], quality[layer], own[layer].size) for layer in execution)

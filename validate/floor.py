@@ -1,131 +1,196 @@
-"""How far the checkpoint is from itself when only the arithmetic changes: what no artifact can be held to.
+"""How far an artifact's own weights are from themselves when only the arithmetic changes: what no runtime can be held to.
 
-The reference is run again, on a few hundred tokens, with every product added up in another order, with activations in
-bfloat16, and with activations in 8 bits. A model whose own distance is larger than a limit gets a limit of twice that
-distance; a token that leads by less than rounding moves logits is a tie, and choosing another is no difference.
+The graph's forward with those weights is run again on the probe's tokens: with every product added up in another
+order, with activations in 16 bits, or with activations rounded to 8 bits as the kernels of the artifact's encodings
+round them. Nothing is assumed of a model; a deep, a narrow or a badly conditioned one has the floor that it has.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from ..convert.model.dtypes import DType, Float32, to_bfloat16, widen
-from ..convert.model.forward import Forward
-from ..convert.model.graph import Layer, Role, WeightGraph
-from ..convert.model.tensor import TensorView
-from .execution import Arithmetic
+from ..graph.blocks import Norm
+from ..graph.dtypes import DType, Float32, to_bfloat16, widen
+from ..graph.graph import Layer, Weight, WeightGraph
+from ..graph.reference.forward import Forward, Logits
+from ..graph.reference.state import Batch
+from ..graph.roles import Trait
+from ..targets.encoded import encoding_of
+from .execution import ROOM, Arithmetic
 from .experts import Routed, agreement, routed
-from .metrics import Metrics, score_prompt, summarize
+from .metrics import Metrics, PromptScore, score_prompt, summarize
 from .prompts import EncodedPrompt
 
-_INT8_BLOCK = 32
+# Of the differences between scores that experts are ranked by in another order of additions.
+_NOISE_PERCENTILE = 99
 
 
 @dataclass(frozen=True)
 class Distance:
-    """The checkpoint from itself in one arithmetic; `experts_agree` is the least of its layers, None if it is dense."""
+    """A graph from itself in one arithmetic, on the probe's prompts in order.
 
+    `experts_agree` is the share of chosen experts in common, by layer; None of a dense model. `solid` is how many
+    positions of each prompt come before the first at which float32 rounding could send a token to another expert:
+    from there on sound runtimes may differ by as much as experts do. None where all are compared.
+    """
+
+    arithmetic: Arithmetic
     how: str
+    scores: tuple[PromptScore, ...]
     metrics: Metrics
-    experts_agree: float | None
-
-
-@dataclass(frozen=True)
-class Floor:
-    """The measured floor of a model, and the experts that the reference itself chose on the same tokens."""
-
-    distances: Mapping[Arithmetic, Distance]
-    routed: Routed
+    experts_agree: Mapping[int, float] | None
+    solid: tuple[int, ...] | None = None
 
     @property
     def tie(self) -> float:
-        """A lead in logits that the order of additions can turn over."""
-        return 2 * self.distances[Arithmetic.FLOAT32].metrics.max_abs_logit
+        """A lead in logits that the order of additions can turn over; 0 where coarser rounding was run."""
+        return 2 * self.metrics.max_abs_logit if self.arithmetic is Arithmetic.FLOAT32 else 0.0
 
-    def to_json(self) -> list[dict[str, Any]]:
-        """One row an arithmetic, as reports keep it."""
-        keys = ("n_positions", "kld_mean", "kld_median", "kld_p999", "same_top1", "ppl_ratio", "max_abs_logit")
-        return [
-            {
-                "arithmetic": arithmetic.value,
-                "how": distance.how,
-                **{key: distance.metrics.to_json()[key] for key in keys},
-                "experts_agree": distance.experts_agree,
-            }
-            for arithmetic, distance in self.distances.items()
-        ]
+    def compared(self, scores: Sequence[PromptScore]) -> list[PromptScore]:
+        """Scores of the same prompts, at the positions that are compared; of all, if none is solid."""
+        if self.solid is None or not any(self.solid):
+            return list(scores)
+        cut = zip(scores, self.solid, strict=True)
+        return [replace(score, kld=score.kld[:n]) for score, n in cut if n]
+
+    def to_json(self) -> dict[str, Any]:
+        """What reports keep."""
+        keys = ("n_positions", "kld_mean", "kld_median", "kld_p99", "kld_p999", "same_top1", "max_abs_logit")
+        numbers = self.metrics.to_json()
+        return {
+            "arithmetic": self.arithmetic.value,
+            "how": self.how,
+            **{key: numbers[key] for key in keys},
+            "experts_agree": min(self.experts_agree.values()) if self.experts_agree else None,
+        }
 
 
-class _OtherOrder(Forward):
+@dataclass(frozen=True)
+class Own:
+    """The forward of some weights on the probe: `logits` [n, V] of each prompt, and how experts were ranked."""
+
+    graph: WeightGraph
+    prompts: tuple[EncodedPrompt, ...]
+    logits: Sequence[Logits]
+    routed: Routed
+    ranked: Mapping[int, Float32]
+
+
+class _Ranked(Forward):
+    """Keeps the scores [tokens, E] by which each layer ranked its experts in the last call."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.ranked: dict[int, Float32] = {}
+
+    def biased(self, layer: Layer, scores: Float32) -> Float32:
+        found = self.ranked[layer.index] = super().biased(layer, scores)
+        return found
+
+
+class _OtherOrder(_Ranked):
     """Every product as the sum of two halves, which is what other block sizes and thread counts do."""
 
-    def _linear(self, x: Float32, view: TensorView, bias: TensorView | None = None, **rows: Any) -> Float32:
+    def linear(self, x: Float32, weight: Weight, bias: Weight | None = None, *, expert: int | None = None) -> Float32:
         first = x.copy()
         first[:, x.shape[1] // 2 :] = 0
-        return super()._linear(first, view, **rows) + super()._linear(x - first, view, bias, **rows)
+        return super().linear(first, weight, expert=expert) + super().linear(x - first, weight, bias, expert=expert)
 
 
-class _Bfloat16(Forward):
-    """Activations as the checkpoint's own type holds them: after every product, norm and layer."""
+class _Half(_Ranked):
+    """Activations in 16 bits after every product, norm and layer: in float16 where weights are stored so, else bfloat16."""
 
-    def _linear(self, x: Float32, view: TensorView, bias: TensorView | None = None, **rows: Any) -> Float32:
-        return _rounded(super()._linear(x, view, bias, **rows))
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        stored = (encoding_of(weight.view) for weight in self.graph.weights())
+        is_float16 = any(encoding is not None and encoding.name == DType.F16.value for encoding in stored)
+        self._rounded = _to_float16 if is_float16 else _to_bfloat16
 
-    def _norm(self, x: Float32, gain: TensorView) -> Float32:
-        return _rounded(super()._norm(x, gain))
+    def linear(self, x: Float32, weight: Weight, bias: Weight | None = None, *, expert: int | None = None) -> Float32:
+        return self._rounded(super().linear(x, weight, bias, expert=expert))
 
-    def run_layer(self, layer: Layer, *arguments: Any) -> Float32:
-        return _rounded(super().run_layer(layer, *arguments))
+    def norm(self, x: Float32, gain: Weight, norm: Norm) -> Float32:
+        return self._rounded(super().norm(x, gain, norm))
 
-
-class _Int8(Forward):
-    """Activations in 8 bits by blocks of 32, as the kernels of quantised weights take them; routers take them whole."""
-
-    def __init__(self, graph: WeightGraph) -> None:
-        super().__init__(graph)
-        self._routers = {id(view) for layer in graph.layers if (view := layer.get(Role.ROUTER)) is not None}
-
-    def _linear(self, x: Float32, view: TensorView, bias: TensorView | None = None, **rows: Any) -> Float32:
-        is_whole = id(view) in self._routers or x.shape[1] % _INT8_BLOCK
-        return super()._linear(x if is_whole else _in_int8(x), view, bias, **rows)
+    def run_layer(self, layer: Layer, hidden: Float32, batch: Batch) -> Float32:
+        return self._rounded(super().run_layer(layer, hidden, batch))
 
 
-def _rounded(x: Float32) -> Float32:
+class _Int8(_Ranked):
+    """Activations in 8 bits, in the blocks that kernels of each weight's encoding take; whole where those are floats."""
+
+    def linear(self, x: Float32, weight: Weight, bias: Weight | None = None, *, expert: int | None = None) -> Float32:
+        block = _activation_block(weight, x.shape[1])
+        return super().linear(_in_int8(x, block) if block else x, weight, bias, expert=expert)
+
+
+def _activation_block(weight: Weight, n_cols: int) -> int | None:
+    """Elements that share a scale; None if activations stay float."""
+    encoding = encoding_of(weight.view)
+    if encoding is None or encoding.activation_block is None or weight.role.trait is Trait.ROUTER:
+        return None
+    return encoding.activation_block or n_cols
+
+
+def _to_bfloat16(x: Float32) -> Float32:
     return widen(to_bfloat16(x), DType.BF16)
 
 
-def _in_int8(x: Float32) -> Float32:
-    """x [n, in] rounded to 8 bits with a scale for each block of 32."""
-    blocks = x.reshape(-1, _INT8_BLOCK)
+def _to_float16(x: Float32) -> Float32:
+    return x.astype(np.float16).astype(np.float32)
+
+
+def _in_int8(x: Float32, block: int) -> Float32:
+    """x [n, in] rounded to 8 bits with a scale for each block."""
+    blocks = x.reshape(-1, block)
     scale = np.abs(blocks).max(axis=1, keepdims=True) / np.float32(127)
     scale[scale == 0] = 1
     rounded: Float32 = (np.rint(blocks / scale) * scale).reshape(x.shape)
     return rounded
 
 
-_FORWARDS: Mapping[Arithmetic, tuple[str, type[Forward]]] = {
-    Arithmetic.FLOAT32: ("float32 in another order of additions", _OtherOrder),
-    Arithmetic.FLOAT16: ("bfloat16 activations", _Bfloat16),
+_FORWARDS: Mapping[Arithmetic, tuple[str, type[_Ranked]]] = {
+    Arithmetic.FLOAT32: ("float32 sums in another order", _OtherOrder),
+    Arithmetic.FLOAT16: ("16-bit activations", _Half),
     Arithmetic.INT8: ("8-bit activations", _Int8),
 }
 
 
-def measure_floor(graph: WeightGraph, prompts: Sequence[EncodedPrompt]) -> Floor:
-    """Runs the graph on some prompts as it is and in each arithmetic."""
-    tokens = [prompt.token_ids for prompt in prompts]
-    whole = [EncodedPrompt(prompt.id, prompt.token_ids) for prompt in prompts]
-    right = Forward(graph)
-    expected, _ = right.prefill(tokens)
-    choices = routed(right)
-    found = {}
-    for arithmetic, (how, kind) in _FORWARDS.items():
-        forward = kind(graph)
-        logits, _ = forward.prefill(tokens)
-        scores = [score_prompt(p, a, b) for p, a, b in zip(whole, expected, logits, strict=True)]
-        shares = agreement(choices, routed(forward)).values()
-        found[arithmetic] = Distance(how, summarize(scores), min(shares, default=None))
-    return Floor(found, choices)
+def run_own(graph: WeightGraph, prompts: Sequence[EncodedPrompt]) -> Own:
+    """Runs a graph on the probe as it is."""
+    forward = _Ranked(graph)
+    logits = forward.lazy_logits([prompt.token_ids for prompt in prompts])
+    return Own(graph, tuple(prompts), logits, routed(forward), forward.ranked)
+
+
+def distance(own: Own, arithmetic: Arithmetic) -> Distance:
+    """Runs it again in an arithmetic, and scores that against it."""
+    how, kind = _FORWARDS[arithmetic]
+    forward = kind(own.graph)
+    logits = forward.lazy_logits([prompt.token_ids for prompt in own.prompts])
+    scores = tuple(score_prompt(p, a, b) for p, a, b in zip(own.prompts, own.logits, logits, strict=True))
+    agree = agreement(own.routed, routed(forward)) or None
+    solid = _solid(own, forward.ranked) if arithmetic is Arithmetic.FLOAT32 and own.ranked else None
+    return Distance(arithmetic, how, scores, summarize(scores), agree, solid)
+
+
+def _solid(own: Own, again: Mapping[int, Float32]) -> tuple[int, ...]:
+    """Of each prompt how many positions come before a near-tie of the last expert chosen and the next best."""
+    lengths = [len(prompt.token_ids) for prompt in own.prompts]
+    is_tied = np.zeros(sum(lengths), bool)
+    for layer, ranked in own.ranked.items():
+        top_k = own.routed[layer].shape[1]
+        if top_k == ranked.shape[1]:
+            continue
+        noise = math.sqrt(ROOM[Arithmetic.FLOAT32]) * float(
+            np.percentile(np.abs(ranked - again[layer]), _NOISE_PERCENTILE)
+        )
+        ordered = np.partition(ranked, [-top_k - 1, -top_k], axis=1)
+        is_tied |= ordered[:, -top_k] - ordered[:, -top_k - 1] <= noise
+    pieces = np.split(is_tied, np.cumsum(lengths)[:-1])
+    return tuple(int(piece.argmax()) if piece.any() else len(piece) for piece in pieces)

@@ -6,68 +6,116 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..convert.files import replace_text
-from ..convert.units import format_size
-from .report import memory, number, percent, ratio
-from .results import ArtifactResult, Report, Verdict
+from ..graph.units import format_size
+from .chart import by_target
+from .gate_words import gate_words
+from .outputs import write_report
+from .report import failed_gates, memory, number, percent, ratio, short, verdict_words
+from .results import ArtifactResult, Fit, Held, Report, Verdict
 
 if TYPE_CHECKING:
     from junitparser import TestSuite
 
-_MARKS = {Verdict.PASS: "✅", Verdict.FAIL: "❌", Verdict.BUDGET: "⚠️", Verdict.SKIPPED: "⏭️"}
+_MARKS = {Verdict.PASS: "✅", Verdict.FAIL: "❌", Verdict.SKIPPED: "⏭️"}
+_BUDGET = "⚠️"
+# Of a comment on a pull request, which is read beside others; what is longer is folded into a count.
+MAX_LINES = 60
+_MAX_SENTENCES, _MAX_WORDS = 16, 10
+_MAX_LETTERS = 400  # of a sentence
 
 
 def write_junit(report: Report, path: Path) -> None:
-    """One suite an artifact, one case a gate; an artifact that was not run is one skipped case. Raises: DiskError."""
+    """One suite an artifact; in it a case for the run, one a gate and one a budget. Raises: DiskError."""
     from junitparser import JUnitXml
 
     document = JUnitXml(report.model)
     for result in report.results:
-        document.add_testsuite(_suite(result))
-    replace_text(path, document.tostring().decode("utf-8"))  # type: ignore[no-untyped-call]
+        document.add_testsuite(_suite(report, result))
+    document.time = sum(result.seconds or 0.0 for result in report.results)
+    write_report(path, document.tostring().decode("utf-8"))  # type: ignore[no-untyped-call]
 
 
-def _suite(result: ArtifactResult) -> TestSuite:
+def _suite(report: Report, result: ArtifactResult) -> TestSuite:
     from junitparser import Failure, Skipped, TestCase, TestSuite
 
     name = f"{result.artifact.target} {result.artifact.quant}"
     suite = TestSuite(name)
-    suite.add_property("path", result.artifact.label)
-    suite.add_property("backend", result.backend)
+    suite.timestamp = report.occasion.date.removesuffix("Z")
+    for key, value in (
+        ("model", report.model),
+        ("model_sha256", report.occasion.checkpoint_sha256),
+        ("suite", report.occasion.suite),
+        ("date", report.occasion.date),
+        ("tool", report.occasion.tool),
+        ("path", result.path),
+        ("sha256", result.sha256),
+        ("backend", result.backend),
+        ("verdict", result.verdict.value),
+        ("fit", result.fit.value),
+        ("baseline", result.baseline.value),
+    ):
+        suite.add_property(key, value)
+    run = TestCase("run", classname=name, time=result.seconds)
+    if result.verdict is Verdict.SKIPPED:
+        run.result = [Skipped(result.message)]
+    elif result.verdict is Verdict.FAIL and result.metrics is None:  # the runtime did not get to the end
+        run.result = [Failure(result.message, "run")]
+    suite.add_testcase(run)
     for gate in result.gates:
         case = TestCase(gate.name, classname=f"{name}.{gate.part.value}")
         if not gate.passed:
-            case.result = [Failure(gate.sentence, gate.part.value)]
+            failure = Failure(gate.sentence, gate.part.value)
+            failure.text = gate_words(gate.name)
+            case.result = [failure]
+        suite.add_testcase(case)
+    if result.baseline is Held.NO_ENTRY and all(gate.name != "baseline_entry" for gate in result.gates):
+        case = TestCase("baseline_entry", classname=f"{name}.quality")
+        case.result = [Skipped("no baseline entry")]
         suite.add_testcase(case)
     for check in result.budgets:
         case = TestCase(f"{check.device} {check.name}".strip(), classname=f"{name}.budget")
         if not check.passed:
             case.result = [Failure(check.sentence, "budget")]
         suite.add_testcase(case)
-    if result.verdict is Verdict.SKIPPED:
-        case = TestCase("run", classname=name)
-        case.result = [Skipped(result.message)]
-        suite.add_testcase(case)
-    elif result.verdict is Verdict.FAIL and result.metrics is None:  # the runtime did not get to the end
-        case = TestCase("run", classname=name)
-        case.result = [Failure(result.message, "run")]
-        suite.add_testcase(case)
+    suite.time = result.seconds or 0.0
     return suite
 
 
 def write_markdown(report: Report, path: Path) -> None:
-    """The table and what failed. Raises: DiskError."""
-    passed = sum(result.verdict is Verdict.PASS for result in report.results)
-    lines = [
-        f"### {report.model}: {passed} of {len(report.results)} artifacts pass",
+    """The table, what failed first, and what there is to say, in `MAX_LINES` at most. Raises: DiskError."""
+    occasion = report.occasion
+    head = [
+        f"### {_escape(report.model)}: {report.summary}",
         "",
-        "| | artifact | size | memory | mean KLD | p99.9 | same top-1 | PPL ratio |",
-        "|---|---|--:|--:|--:|--:|--:|--:|",
-        *(_row(result) for result in report.results),
+        f"{occasion.date} · {_escape(occasion.tool)} · suite {_escape(occasion.suite or '–')} · checkpoint "
+        f"`{short(occasion.checkpoint_sha256)}`",
         "",
-        *(f"- `{result.artifact.label}`: {_escape(result.message)}" for result in report.results if result.message),
+        "| | artifact | size | memory | mean KLD | p99.9 | same top-1 | PPL ratio | sha256 |",
+        "|---|---|--:|--:|--:|--:|--:|--:|---|",
     ]
-    replace_text(path, "\n".join(lines).rstrip("\n") + "\n")
+    ordered = [result for group in by_target(report.results).values() for result in group]
+    ordered.sort(key=lambda result: (result.is_good, result.verdict is not Verdict.FAIL))
+    said = [f"- `{r.artifact.label}`: {verdict_words(r)}: {_cut(_escape(r.sentence))}" for r in ordered if r.sentence]
+    said = _folded(said, _MAX_SENTENCES, "- … and {} more with something to say: see the full report")
+    words = [f"- `{name}`: {gate_words(name)}" for name in failed_gates(report)]
+    words = _folded(words, _MAX_WORDS, "- … and {} gates more")
+    tail = [*([""] if said else []), *said, *(["", "What these gates look at:", ""] if words else []), *words]
+    n_rows = MAX_LINES - len(head) - len(tail) - 2  # the line that counts the others, and one before it
+    rows = [_row(result) for result in ordered]
+    more = len(rows) - n_rows
+    if more > 0:
+        passed = sum(result.is_good for result in ordered[n_rows:])
+        rows = [*rows[:n_rows], "", f"… and {more} artifacts more, of which {passed} pass."]
+    write_report(path, "\n".join([*head, *rows, *tail]) + "\n")
+
+
+def _folded(lines: Sequence[str], most: int, rest: str) -> list[str]:
+    """So many lines at most, of which the last counts those that are left out."""
+    return list(lines) if len(lines) <= most else [*lines[: most - 1], rest.format(len(lines) - most + 1)]
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _MAX_LETTERS else f"{text[:_MAX_LETTERS].rstrip(chr(92))} …"
 
 
 def _row(result: ArtifactResult) -> str:
@@ -76,8 +124,10 @@ def _row(result: ArtifactResult) -> str:
     if metrics is not None:
         divergence = f"{number(metrics.kld_mean)} ± {number(metrics.kld_se)}"
         numbers = (divergence, number(metrics.kld_p999), percent(metrics.same_top1), ratio(metrics.ppl_ratio))
-    name = f"{result.artifact.target} {result.artifact.quant}"
-    cells = (_MARKS[result.verdict], _escape(name), format_size(result.size_bytes), memory(result), *numbers)
+    mark = f"{_MARKS[result.verdict]}{_BUDGET if result.fit is Fit.OVER else ''}"
+    name = _escape(f"{result.artifact.target} {result.artifact.quant}")
+    size = format_size(result.size_bytes)
+    cells = (mark, name, size, memory(result), *numbers, f"`{short(result.sha256)}`" if result.sha256 else "–")
     return f"| {' | '.join(cells)} |"
 
 

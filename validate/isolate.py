@@ -9,17 +9,26 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from ..convert.errors import DiskError
-from ..convert.model.dtypes import Float32
-from .jobs import Job, Outcome, Status, load_outcome, take_logits
+from ..graph.errors import DiskError
+from .jobs import Job, Outcome, Status, load_outcome, load_step
+from .steps import Step
+from .stored_logits import StoredLogits, take_logits
 
 _LOG = "stderr.log"
 _POLL_S = 0.02
 _LAST_WORDS = 200
 
 
-def run_job(job: Job, folder: Path, *, time_limit_s: float, on_logits: Callable[[int, Float32], None]) -> Outcome:
-    """Runs a job in an empty folder; `on_logits` gets each prompt's logits as soon as they are there.
+def run_job(
+    job: Job,
+    folder: Path,
+    *,
+    time_limit_s: float,
+    on_logits: Callable[[int, StoredLogits], None],
+    on_step: Callable[[Step], None] = lambda step: None,
+) -> Outcome:
+    """Runs a job in an empty folder; `on_logits` gets each prompt's logits as soon as they are there, `on_step` what
+    the worker does before the first and after the last of them.
 
     A crash, a time-out or missing logits are an outcome, never an exception.
     Raises: DiskError if the temporary folder is full; whatever `on_logits` raises.
@@ -31,7 +40,7 @@ def run_job(job: Job, folder: Path, *, time_limit_s: float, on_logits: Callable[
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=log)
         with process:
             try:
-                n_taken, in_time = _follow(process, job, folder, time.monotonic() + time_limit_s, on_logits)
+                n_taken, in_time = _follow(process, job, folder, time.monotonic() + time_limit_s, on_logits, on_step)
             finally:
                 process.kill()
     outcome = load_outcome(folder)
@@ -51,15 +60,19 @@ def _follow(
     job: Job,
     folder: Path,
     deadline: float,
-    on_logits: Callable[[int, Float32], None],
+    on_logits: Callable[[int, StoredLogits], None],
+    on_step: Callable[[Step], None],
 ) -> tuple[int, bool]:
     """Hands on logits until the worker ends or its time is up: (prompts done, whether it ended in time)."""
     n_taken = 0
     while True:
         ended = process.poll() is not None  # before looking, so that nothing written last is missed
-        while (logits := take_logits(folder, n_taken)) is not None:
+        while (logits := take_logits(folder, n_taken, vocab_size=job.vocab_size)) is not None:
             on_logits(n_taken, logits)
+            logits.drop()
             n_taken += 1
+        if n_taken in (0, len(job.prompts)) and (step := load_step(folder)) is not None:
+            on_step(step)
         if ended or time.monotonic() > deadline:
             return n_taken, ended
         time.sleep(_POLL_S)

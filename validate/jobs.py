@@ -1,6 +1,6 @@
 """What the validator asks of a worker process, and what the worker answers, as files of one folder.
 
-`job.json` goes in; `logits-00000.npy` … appear one by one, whole, as prompts are done; `outcome.json` ends it.
+`job.json` goes in; logits appear prompt by prompt (`stored_logits.py`); `outcome.json` ends it.
 Files survive whatever a runtime does to its process and to its standard output.
 """
 
@@ -10,22 +10,23 @@ import enum
 import importlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..convert.model.dtypes import Float32
 from ..targets.target import Artifact, Target
 from .metrics import json_safe
 from .probes import CacheCheck, Probe
 from .prompts import Chat
+from .steps import Step
 
 # Where a worker finds targets by name, as "module:function"; plug-ins and tests have their own.
 FIND_TARGET = "lfm_convert.targets.target:get_target"
 
 _JOB = "job.json"
+_STEP = "step.json"
 _OUTCOME = "outcome.json"
 _PATHS = ("path", "folder")
 
@@ -33,7 +34,9 @@ _PATHS = ("path", "folder")
 @dataclass(frozen=True, kw_only=True)
 class Job:
     """One artifact to run. `cache_prompts`, `greedy_prompts` and `expert_prompts` are indices into `prompts`; `texts`
-    are for its tokenizer, `chats` for its template, whose BOS token is `bos`.
+    are for its tokenizer, `chats` for its template, which knows the `special_tokens` by name. `end_prompt` is a prompt
+    and a number of tokens: it is run to its end, or for so many, by the artifact's own stop ids, the greedy ones by
+    `stop`, the checkpoint's.
     """
 
     artifact: Artifact
@@ -47,8 +50,9 @@ class Job:
     stop: tuple[int, ...]
     texts: tuple[str, ...] = ()
     chats: tuple[Chat, ...] = ()
-    bos: str = ""
+    special_tokens: Mapping[str, str] = field(default_factory=dict)
     expert_prompts: tuple[int, ...] = ()
+    end_prompt: tuple[int, int] | None = None
 
     def save(self, folder: Path) -> None:
         artifact = _fields(self.artifact)
@@ -60,7 +64,7 @@ class Job:
 
 
 def _fields(item: Job | Artifact | Chat) -> dict[str, Any]:
-    return {field.name: getattr(item, field.name) for field in fields(item)}
+    return {each.name: getattr(item, each.name) for each in fields(item)}
 
 
 def load_job(folder: Path) -> Job:
@@ -72,6 +76,7 @@ def load_job(folder: Path) -> Job:
     data["prompts"] = tuple(map(tuple, data["prompts"]))
     for key in ("cache_prompts", "greedy_prompts", "expert_prompts", "stop", "texts"):
         data[key] = tuple(data[key])
+    data["end_prompt"] = None if data["end_prompt"] is None else tuple(data["end_prompt"])
     data["chats"] = tuple(Chat(tuple(chat["messages"]), tuple(chat["tools"])) for chat in data["chats"])
     return Job(**{**data, "artifact": Artifact(**artifact)})
 
@@ -81,6 +86,21 @@ def resolve_target(find_target: str, name: str) -> Target:
     module, function = find_target.split(":")
     found: Target = getattr(importlib.import_module(module), function)(name)
     return found
+
+
+def save_step(folder: Path, step: Step) -> None:
+    """Leaves word of what a worker does now."""
+    path = folder / _STEP
+    path.with_suffix(".part").write_text(json.dumps(asdict(step)), encoding="utf-8")
+    path.with_suffix(".part").replace(path)
+
+
+def load_step(folder: Path) -> Step | None:
+    """What a worker does now; None before it said."""
+    try:
+        return Step(**json.loads((folder / _STEP).read_bytes()))
+    except OSError:
+        return None
 
 
 class Status(enum.StrEnum):
@@ -98,7 +118,8 @@ class Outcome:
 
     `greedy` holds the tokens of each greedy prompt, `encoded` the ids of each of the job's texts, `rendered` its chats
     as text without BOS; None if the artifact takes ids only. `experts` is [n, top_k] by layer, of the expert prompts
-    laid end to end; None if the runtime does not show them.
+    laid end to end; None if the runtime does not show them. `stops` are the ids at which each of the artifact's readers
+    ends a text, `end` the tokens of the prompt that was run to its end by them.
     """
 
     status: Status
@@ -109,6 +130,8 @@ class Outcome:
     encoded: tuple[tuple[int, ...], ...] | None = None
     rendered: tuple[str, ...] | None = None
     experts: Mapping[int, Sequence[Sequence[int]]] | None = None
+    stops: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    end: tuple[int, ...] | None = None
 
     def save(self, folder: Path) -> None:
         path = folder / _OUTCOME
@@ -130,6 +153,8 @@ def load_outcome(folder: Path) -> Outcome | None:
     rendered = None if data["rendered"] is None else tuple(data["rendered"])
     experts = None if data["experts"] is None else {int(layer): rows for layer, rows in data["experts"].items()}
     found = {"cache": cache, "greedy": greedy, "encoded": encoded, "rendered": rendered, "experts": experts}
+    found["stops"] = {reader: tuple(ids) for reader, ids in data["stops"].items()}
+    found["end"] = None if data["end"] is None else tuple(data["end"])
     return Outcome(**{**data, "status": Status(data["status"]), **found})
 
 
@@ -137,25 +162,3 @@ def _probe(row: Mapping[str, Any]) -> Probe:
     """A probe as it was written, null meaning NaN."""
     found: dict[str, Any] = {key: np.nan if value is None else value for key, value in row.items()}
     return Probe(**found)
-
-
-def save_logits(folder: Path, index: int, logits: Float32) -> None:
-    """Publishes the logits [n, V] of one prompt: under its name the file is always whole."""
-    path = folder / _logits_name(index)
-    with path.with_suffix(".part").open("wb") as file:
-        np.save(file, logits)
-    path.with_suffix(".part").replace(path)
-
-
-def take_logits(folder: Path, index: int) -> Float32 | None:
-    """The logits of a prompt, whose file is then gone; None if they are not there yet."""
-    path = folder / _logits_name(index)
-    if not path.exists():
-        return None
-    logits: Float32 = np.load(path)
-    path.unlink()
-    return logits
-
-
-def _logits_name(index: int) -> str:
-    return f"logits-{index:05d}.npy"

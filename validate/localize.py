@@ -13,9 +13,10 @@ from itertools import pairwise
 
 import numpy as np
 
-from ..convert.model.dtypes import Float32
-from ..convert.model.forward import Forward, State
-from ..convert.model.graph import WeightGraph
+from ..graph.dtypes import Float32
+from ..graph.graph import WeightGraph
+from ..graph.reference.forward import Forward
+from ..graph.reference.state import Batch, State
 from .metrics import position_kld
 
 # Above this, float32 itself is the noise.
@@ -79,13 +80,12 @@ def locate(graph: WeightGraph, decoded: WeightGraph, prompts: Sequence[Sequence[
 
 
 def _layer_errors(graph: WeightGraph, decoded: WeightGraph, prompts: Sequence[Sequence[int]]) -> tuple[LayerError, ...]:
-    lengths = [len(prompt) for prompt in prompts]
     right, wrong = Forward(graph), Forward(decoded)
     found = []
     for layer, (before, after), stream in zip(
         decoded.layers, pairwise(right.trace(prompts)), list(wrong.trace(prompts))[1:], strict=True
     ):
-        own = wrong.run_layer(layer, before, State(len(prompts)), lengths)
+        own = wrong.run_layer(layer, before, Batch(State(len(prompts)), [len(prompt) for prompt in prompts]))
         found.append(LayerError(layer.index, _decibels(after, stream), _decibels(after - before, own - before)))
     return tuple(found)
 
@@ -102,10 +102,10 @@ def _recoveries(
     graph: WeightGraph, decoded: WeightGraph, prompts: Sequence[Sequence[int]], layers: Sequence[LayerError]
 ) -> tuple[Recovery, ...]:
     """The layers with the largest error of their own, and the weights outside layers, put back one at a time."""
-    reference, _ = Forward(graph).prefill(prompts)
+    reference = Forward(graph).lazy_logits(prompts)
 
     def divergence(candidate: WeightGraph) -> float:
-        logits, _ = Forward(candidate).prefill(prompts)
+        logits = Forward(candidate).lazy_logits(prompts)
         return float(np.concatenate([position_kld(a, b) for a, b in zip(reference, logits, strict=True)]).mean())
 
     lost = divergence(decoded)

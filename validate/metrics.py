@@ -10,13 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..convert.errors import InputError
-from ..convert.model.dtypes import Float32
+from ..graph.dtypes import Float32
+from ..graph.errors import InputError
 from .prompts import EncodedPrompt
 
 Float64 = NDArray[np.float64]
@@ -126,13 +126,43 @@ def json_safe(value: Any) -> Any:
     return value
 
 
-def position_kld(reference: Float32, artifact: Float32) -> Float64:
+class LogitRows(Protocol):
+    """Logits [n, V] that need not be in memory whole: an array, or `graph.reference.Logits`."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def __getitem__(self, rows: slice, /) -> Float32: ...
+
+
+class FirstRows:
+    """The first n rows of logits."""
+
+    def __init__(self, rows: LogitRows, n: int) -> None:
+        self._rows = rows
+        self.shape = (n, rows.shape[1])
+
+    def __getitem__(self, rows: slice, /) -> Float32:
+        start, stop, _ = rows.indices(self.shape[0])
+        return self._rows[start:stop]
+
+
+def blocks(n_rows: int, vocab_size: int, *, start: int = 0) -> list[slice]:
+    """Rows start … n_rows - 1 in pieces that are small beside whole logits."""
+    step = max(1, _BLOCK_ELEMENTS // vocab_size)
+    return [slice(low, min(low + step, n_rows)) for low in range(start, n_rows, step)]
+
+
+def position_kld(reference: LogitRows, artifact: LogitRows) -> Float64:
     """KL divergence of the artifact's distributions from the reference's. Shapes: both [n, V]; returns [n]."""
+    found = np.zeros(reference.shape[0])
     with np.errstate(invalid="ignore", over="ignore"):
-        return _divergence(_log_softmax(reference), _log_softmax(artifact))
+        for rows in blocks(*reference.shape):
+            found[rows] = _divergence(_log_softmax(reference[rows]), _log_softmax(artifact[rows]))
+    return found
 
 
-def score_prompt(prompt: EncodedPrompt, reference: Float32, artifact: Float32) -> PromptScore:
+def score_prompt(prompt: EncodedPrompt, reference: LogitRows, artifact: LogitRows) -> PromptScore:
     """Compares two logit arrays [n, V] of a prompt's n tokens at its scored positions, some rows at a time.
 
     Raises: InputError if they are not about the same tokens and vocabulary.
@@ -143,25 +173,23 @@ def score_prompt(prompt: EncodedPrompt, reference: Float32, artifact: Float32) -
             f"prompt '{prompt.id}' of {len(prompt.token_ids)} tokens: logits {list(artifact.shape)} cannot be "
             f"compared with {list(reference.shape)}"
         )
-    step = max(1, _BLOCK_ELEMENTS // vocab_size)
     first, last = prompt.scored or (0, n)
     following = np.asarray(prompt.token_ids[1 : last + 1], np.int64)
-    blocks = [
-        _score_rows(prompt.id, reference[low:high], artifact[low:high], following[low:high])
-        for low in range(first, last, step)
-        for high in [min(low + step, last)]
+    found = [
+        _score_rows(prompt.id, reference[rows], artifact[rows], following[rows])
+        for rows in blocks(last, vocab_size, start=first)
     ]
     return PromptScore(
         id=prompt.id,
-        kld=np.concatenate([b.kld for b in blocks]),
-        same_top1=np.concatenate([b.same_top1 for b in blocks]),
-        top5_overlap=np.concatenate([b.top5_overlap for b in blocks]),
-        log_prob_loss=np.concatenate([b.log_prob_loss for b in blocks]),
-        prob_change=np.concatenate([b.prob_change for b in blocks]),
-        top=np.concatenate([b.top for b in blocks], axis=1),
-        max_abs_logit=float(np.max([b.max_abs_logit for b in blocks])),
-        finite=all(b.finite for b in blocks),
-        lead=np.concatenate([b.lead for b in blocks]),
+        kld=np.concatenate([b.kld for b in found]),
+        same_top1=np.concatenate([b.same_top1 for b in found]),
+        top5_overlap=np.concatenate([b.top5_overlap for b in found]),
+        log_prob_loss=np.concatenate([b.log_prob_loss for b in found]),
+        prob_change=np.concatenate([b.prob_change for b in found]),
+        top=np.concatenate([b.top for b in found], axis=1),
+        max_abs_logit=float(np.max([b.max_abs_logit for b in found])),
+        finite=all(b.finite for b in found),
+        lead=np.concatenate([b.lead for b in found]),
         first=first,
     )
 

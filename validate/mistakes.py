@@ -1,8 +1,8 @@
-"""Mistakes that LFM2 runtimes have made, or invite: the forward pass with one of them each.
+"""Mistakes that runtimes have made, or invite: the forward pass with one of them each.
 
 When a runtime does not compute what the model says, each is tried; the one whose logits are the artifact's names
 the fault.
-Source: mlx-lm issue 1883 (router), transformers `modeling_lfm2*.py` for what each departs from.
+Source: mlx-lm issue 1883 (router); the blocks of `graph/reference` for what each departs from.
 """
 
 from __future__ import annotations
@@ -12,12 +12,17 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..convert.model.config import MoEConfig
-from ..convert.model.dtypes import Float32
-from ..convert.model.forward import Forward, Routing
-from ..convert.model.graph import Layer, Role, WeightGraph
-from ..convert.model.tensor import ArrayTensor, TensorView
-from .metrics import position_kld
+from ..graph.blocks import Attention, Mixture, Norm, Rope
+from ..graph.config import Kind
+from ..graph.dtypes import Float32
+from ..graph.graph import Layer, Weight, WeightGraph
+from ..graph.reference.activations import sigmoid
+from ..graph.reference.feed_forward import Routing, choose
+from ..graph.reference.forward import Forward
+from ..graph.roles import Role
+from ..graph.rotary import default_rope
+from ..graph.tensor import ArrayTensor
+from .metrics import LogitRows, position_kld
 
 # A mistake is named only if it explains all but this share of the divergence, or leaves no more than arithmetic does.
 _UNEXPLAINED = 0.05
@@ -32,68 +37,33 @@ class Mistake:
     forward: Callable[[WeightGraph], Forward | None]
 
 
-class _Routed(Forward):
-    """A router of another rule: `chosen` scores rank experts, `weighing` scores weigh them."""
-
-    def _scores(self, layer: Layer, x: Float32) -> tuple[Float32, Float32]:
-        raise NotImplementedError
-
-    def route(self, layer: Layer, x: Float32) -> Routing:
-        right = super().route(layer, x)
-        chosen, weighing = self._scores(layer, x)
-        experts = np.argsort(-chosen, axis=1, kind="stable")[:, : right.experts.shape[1]]
-        weights = np.take_along_axis(weighing, experts, axis=1)
-        moe = self.config.moe
-        if moe is not None and moe.norm_topk_prob:
-            weights = weights / (weights.sum(axis=1, keepdims=True) + np.float32(1e-6))
-        scale = moe.routed_scaling_factor if moe is not None else 1.0
-        return Routing(experts, weights * np.float32(scale))
-
-    def _biased(self, layer: Layer, scores: Float32) -> Float32:
-        bias = layer.get(Role.EXPERT_BIAS)
-        return scores if bias is None else scores + bias.read()
-
-
-class _SoftmaxRouter(_Routed):
-    def _scores(self, layer: Layer, x: Float32) -> tuple[Float32, Float32]:
-        values = self._linear(x, layer[Role.ROUTER])
+class _SoftmaxRouter(Forward):
+    def route(self, block: Mixture, layer: Layer, x: Float32) -> Routing:
+        values = self.linear(x, layer.weights[Role.ROUTER])
         shifted = np.exp(values - values.max(axis=1, keepdims=True))
         scores = shifted / shifted.sum(axis=1, keepdims=True)
-        return self._biased(layer, scores), scores
+        return choose(block, self.biased(layer, scores), scores)
 
 
-class _BiasWeighs(_Routed):
-    def _scores(self, layer: Layer, x: Float32) -> tuple[Float32, Float32]:
-        biased = self._biased(layer, _sigmoid(self._linear(x, layer[Role.ROUTER])))
-        return biased, biased
+class _BiasWeighs(Forward):
+    def route(self, block: Mixture, layer: Layer, x: Float32) -> Routing:
+        biased = self.biased(layer, sigmoid(self.linear(x, layer.weights[Role.ROUTER])))
+        return choose(block, biased, biased)
 
 
-class _BiasIgnored(_Routed):
-    def _scores(self, layer: Layer, x: Float32) -> tuple[Float32, Float32]:
-        values = self._linear(x, layer[Role.ROUTER])
-        return values, _sigmoid(values)
-
-
-class _Interleaved(Forward):
-    def _rotate(self, x: Float32, cos: Float32, sin: Float32) -> Float32:
-        out = np.empty_like(x)
-        out[..., ::2] = x[..., ::2] * cos - x[..., 1::2] * sin
-        out[..., 1::2] = x[..., 1::2] * cos + x[..., ::2] * sin
-        return out
+class _BiasIgnored(Forward):
+    def biased(self, layer: Layer, scores: Float32) -> Float32:
+        return scores
 
 
 class _NoHeadNorm(Forward):
-    def _head_norm(self, x: Float32, gain: TensorView) -> Float32:
+    def head_norm(self, x: Float32, gain: Weight, norm: Norm) -> Float32:
         return x
 
 
 class _NoFinalNorm(Forward):
-    def _finish(self, hidden: Float32) -> Float32:
+    def finish(self, hidden: Float32) -> Float32:
         return hidden
-
-
-def _sigmoid(x: Float32) -> Float32:
-    return np.reciprocal(1 + np.exp(-x)).astype(np.float32)
 
 
 def _exchange(graph: WeightGraph, first: Role, second: Role) -> Forward:
@@ -111,47 +81,71 @@ def _reverse_taps(graph: WeightGraph) -> Forward:
     )
 
 
-def _config(**changes: float) -> Callable[[WeightGraph], Forward]:
-    return lambda graph: Forward(replace(graph, config=replace(graph.config, **changes)))  # type: ignore[arg-type]
+def _blocks(kind: type[Kind], change: Callable[[Kind], Kind]) -> Callable[[WeightGraph], Forward | None]:
+    """Other blocks of a kind, over the same weights; None for a model that has none, or none other."""
 
-
-def _moe_config(change: Callable[[MoEConfig], MoEConfig]) -> Callable[[WeightGraph], Forward | None]:
     def forward(graph: WeightGraph) -> Forward | None:
-        moe = graph.config.moe
-        if moe is None or change(moe) == moe:
-            return None
-        return Forward(replace(graph, config=replace(graph.config, moe=change(moe))))
+        layers = tuple(
+            replace(
+                layer,
+                branches=tuple(
+                    replace(branch, block=change(branch.block)) if isinstance(branch.block, kind) else branch
+                    for branch in layer.branches
+                ),
+            )
+            for layer in graph.layers
+        )
+        return None if layers == graph.layers else Forward(replace(graph, layers=layers))
 
     return forward
 
 
-def _if_moe(kind: type[Forward]) -> Callable[[WeightGraph], Forward | None]:
-    return lambda graph: None if graph.config.moe is None else kind(graph)
+def _norms(eps: float) -> Callable[[WeightGraph], Forward]:
+    class OtherNorm(Forward):
+        def norm(self, x: Float32, gain: Weight, norm: Norm) -> Float32:
+            return super().norm(x, gain, Norm(eps))
+
+    return OtherNorm
+
+
+def _rope(change: Callable[[Rope, int], Rope]) -> Callable[[WeightGraph], Forward | None]:
+    return _blocks(Attention, lambda block: replace(block, rope=block.rope and change(block.rope, block.head_dim)))
+
+
+def _if_mixture(kind: type[Forward]) -> Callable[[WeightGraph], Forward | None]:
+    return lambda graph: kind(graph) if graph.config.of_kind(Mixture) else None
 
 
 MISTAKES: Sequence[Mistake] = (
-    Mistake("the router scores experts by softmax instead of sigmoid", _if_moe(_SoftmaxRouter)),
-    Mistake("the expert bias is part of the experts' weights", _if_moe(_BiasWeighs)),
-    Mistake("the expert bias is ignored when experts are chosen", _if_moe(_BiasIgnored)),
-    Mistake("routed_scaling_factor is not applied", _moe_config(lambda moe: replace(moe, routed_scaling_factor=1.0))),
+    Mistake("the router scores experts by softmax instead of sigmoid", _if_mixture(_SoftmaxRouter)),
+    Mistake("the expert bias is part of the experts' weights", _if_mixture(_BiasWeighs)),
+    Mistake("the expert bias is ignored when experts are chosen", _if_mixture(_BiasIgnored)),
+    Mistake("routed_scaling_factor is not applied", _blocks(Mixture, lambda block: replace(block, scaling=1.0))),
     Mistake(
         "expert weights are normalised the other way than norm_topk_prob says",
-        _moe_config(lambda moe: replace(moe, norm_topk_prob=not moe.norm_topk_prob)),
+        _blocks(Mixture, lambda block: replace(block, is_normalised=not block.is_normalised)),
     ),
     Mistake("w1 and w3 are exchanged in dense layers", lambda graph: _exchange(graph, Role.FFN_GATE, Role.FFN_UP)),
     Mistake("w1 and w3 of the experts are exchanged", lambda graph: _exchange(graph, Role.EXPERT_GATE, Role.EXPERT_UP)),
     Mistake("the taps of the short convolution are reversed", _reverse_taps),
-    Mistake("rope_theta is 1e4", _config(rope_theta=1e4)),
-    Mistake("rope pairs neighbours instead of halves", _Interleaved),
+    Mistake("rope_theta is 1e4", _rope(lambda rope, size: default_rope(1e4, size))),
+    Mistake("rope pairs neighbours instead of halves", _rope(lambda rope, size: replace(rope, pairs_neighbours=True))),
+    Mistake("pairs of heads turn that should be at rest", _rope(lambda rope, size: default_rope(rope.theta, size))),
     Mistake("queries and keys are not normed", _NoHeadNorm),
-    Mistake("norm_eps is 1e-6", _config(norm_eps=1e-6)),
-    Mistake("norm_eps is left out", _config(norm_eps=0.0)),
+    Mistake("heads are not gated", _blocks(Attention, lambda block: replace(block, is_gated=False))),
+    Mistake("windows are not kept", _blocks(Attention, lambda block: replace(block, window=None))),
+    Mistake(
+        "windows are a position too short",
+        _blocks(Attention, lambda block: replace(block, window=block.window and max(1, block.window - 1))),
+    ),
+    Mistake("norm_eps is 1e-6", _norms(1e-6)),
+    Mistake("norm_eps is left out", _norms(0.0)),
     Mistake("the norm before the head is skipped", _NoFinalNorm),
 )
 
 
 def explain(
-    graph: WeightGraph, prompts: Sequence[Sequence[int]], artifact: Sequence[Float32], *, allowed: float = 0.0
+    graph: WeightGraph, prompts: Sequence[Sequence[int]], artifact: Sequence[LogitRows], *, allowed: float = 0.0
 ) -> str:
     """The mistake that gives the artifact's logits, or an empty text if none does.
 
@@ -161,7 +155,7 @@ def explain(
 
     def distance(forward: Forward) -> float:
         with np.errstate(all="ignore"):  # a mistake may overflow
-            logits, _ = forward.prefill(prompts)
+            logits = forward.lazy_logits(prompts)
             return float(np.concatenate([position_kld(a, b) for a, b in zip(logits, artifact, strict=True)]).mean())
 
     whole = distance(Forward(graph))

@@ -2,37 +2,45 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 
-from ..convert.errors import BackendError, LfmConvertError, UsageError
-from ..convert.model.dtypes import Float32
-from ..convert.model.forward import Forward
-from ..convert.model.graph import WeightGraph
-from ..convert.progress import SILENT, Progress
-from ..targets.target import Artifact
+from ..graph.errors import BackendError, LfmConvertError, UsageError
+from ..graph.graph import WeightGraph
+from ..graph.progress import SILENT, Progress
+from ..graph.roles import Address
+from ..graph.tensor import TensorView
+from ..targets.target import Artifact, NotJudged, Target
 from .budgets import UNLIMITED, BudgetCheck, Budgets
-from .execution import Arithmetic, arithmetic_of, judge_execution, judge_experts
-from .experts import LayerExperts, compare_experts, routed
-from .floor import Floor, measure_floor
-from .gates import GateResult, Part, at_most, judge, judge_cache, limits_of
+from .execution import (
+    arithmetic_of,
+)
+from .experts import compare_experts
+from .floor import Distance, distance, run_own
+from .gates import GateResult, Part
+from .greedy import choices, compare_greedy
 from .isolate import run_job
 from .jobs import FIND_TARGET, Job, Outcome, Status, resolve_target
-from .localize import Location, locate
 from .memory import run_bytes
-from .metrics import Metrics, PromptScore, score_prompt, summarize
-from .mistakes import explain
+from .metrics import FirstRows, LogitRows, Metrics, PromptScore, score_prompt, summarize
 from .probes import CacheCheck
-from .prompts import Chat, EncodedPrompt, Prompt, bos_token, chats_of, encode_prompts
-from .reference import GreedyRun, Reference, compute_reference
-from .results import ArtifactResult, Continuation, Excerpt, GreedyCheck, Report, Verdict, describe_environment
-from .selection import cache_prompts, greedy_prompts, probe_prompts
+from .prompts import Chat, EncodedPrompt, Prompt, added_tokens_text, chats_of, encode_prompts
+from .published import standing
+from .reference import Reference, compute_reference
+from .results import ArtifactResult, Excerpt, GreedyCheck, Report, Verdict, describe_environment
+from .selection import N_GREEDY_TOKENS, cache_prompts, end_prompt, greedy_prompts, probe_prompts
+from .steps import Step, Steps
+from .stops import StopCheck
+from .stored_logits import StoredLogits
 from .suites import check_stored_ids
-from .weights import TensorError, weight_errors
+from .weights import weight_errors
 
-_N_GREEDY_TOKENS = 32
 _EXCERPT_CHARACTERS = 60
 
 
@@ -45,46 +53,73 @@ def validate(
     time_limit_s: float = 1800.0,
     budgets: Budgets = UNLIMITED,
     progress: Progress = SILENT,
+    foreign: Mapping[Path, str] = MappingProxyType({}),
     find_target: str = FIND_TARGET,
 ) -> Report:
     """Runs every artifact in a process of its own and compares it with the graph's own logits.
 
-    `budgets` are limits of size and memory, `time_limit_s` what each artifact may take. The logits of one
-    artifact and of the reference lie in the temporary folder meanwhile: tokens x vocabulary x 4 bytes each.
+    `budgets` are limits of size and memory, `time_limit_s` what each artifact may take; `foreign` says of artifacts,
+    by path, why this is not the checkpoint they were made from, which they are not run for. The logits of one
+    artifact lie in the temporary folder prompt by prompt, and the reference's rows before the head.
     Raises: UsageError or InputError for prompts or artifacts that cannot be compared; DiskError for a full
     temporary folder. What is wrong with an artifact is in its result.
     """
     if not artifacts:
         raise UsageError("no artifact was given to validate")
-    for artifact in artifacts:
-        limits_of(artifact.class_name, is_moe=graph.config.moe is not None)
-    encoded = encode_prompts(prompts, graph.tokenizer, graph.assets, vocab_size=graph.config.vocab_size)
-    check_stored_ids(encoded, graph.tokenizer)
+    others = {
+        a.path: _foreign(a, foreign[a.path], budgets.check_artifact(graph.config, a))
+        for a in artifacts
+        if a.path in foreign
+    }
+    own = [artifact for artifact in artifacts if artifact.path not in others]
+    if not own:
+        return Report(graph.name, tuple(others.values()), describe_environment(threads=threads))
+    encoded = encode_prompts(
+        prompts, graph.tokenizer, graph.assets, vocab_size=graph.config.vocab_size, note=progress.note
+    )
+    check_stored_ids(encoded, prompts, graph.tokenizer, graph.assets)
     with tempfile.TemporaryDirectory(prefix="lfm-validate-") as name:
+        chats = chats_of(prompts, graph.assets, encoded)
         session = _Session(
             graph=graph,
             prompts=encoded,
-            chats=chats_of(prompts, graph.assets),
+            chats=chats,
             cache_prompts=cache_prompts(encoded),
             greedy_prompts=greedy_prompts(encoded),
+            end_prompt=end_prompt(encoded, chats),
             probe=probe_prompts(encoded),
             folder=Path(name),
             threads=threads,
             time_limit_s=time_limit_s,
             budgets=budgets,
-            progress=progress,
+            steps=Steps(progress, len(own)),
             find_target=find_target,
         )
+        progress.note(f"running the checkpoint itself on {len(encoded)} prompts")
         reference = session.reference()
-        floor = measure_floor(graph, [encoded[i] for i in session.probe])
-        results = tuple(session.check(artifact, reference, floor) for artifact in artifacts)
-    return Report(graph.name, results, describe_environment(threads=threads), floor)
+        found = {artifact.path: session.check(artifact, reference) for artifact in own}
+    results = tuple(found.get(artifact.path) or others[artifact.path] for artifact in artifacts)
+    return Report(graph.name, results, describe_environment(threads=threads))
+
+
+def _foreign(artifact: Artifact, why: str, checks: tuple[BudgetCheck, ...]) -> ArtifactResult:
+    """The result of an artifact that is not run, since the reference is not what it was made from."""
+    return ArtifactResult(
+        artifact=artifact,
+        backend="",
+        verdict=Verdict.FAIL,
+        size_bytes=artifact.size_bytes,
+        budgets=checks,
+        is_foreign=True,
+        message=why,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Session:
-    """What is the same for all artifacts of one validation. `probe` are the prompts whose logits tell execution
-    from quantisation, and on which the floor is measured and a failure is traced; `chats` go by the prompts' ids.
+    """What is the same for all artifacts of one validation. `probe` are prompts, or beginnings of some, whose logits
+    tell execution from quantisation, and on which the floor is measured and a failure is traced; `chats` go by the
+    prompts' ids.
     """
 
     graph: WeightGraph
@@ -92,107 +127,160 @@ class _Session:
     chats: Mapping[str, Chat]
     cache_prompts: tuple[int, ...]
     greedy_prompts: tuple[int, ...]
-    probe: tuple[int, ...]
+    end_prompt: tuple[int, int] | None
+    probe: tuple[EncodedPrompt, ...]
     folder: Path
     threads: int
     time_limit_s: float
     budgets: Budgets
-    progress: Progress
+    steps: Steps
     find_target: str
 
     def reference(self) -> Reference:
         folder = self.folder / "reference"
         folder.mkdir()
-        self._start(f"running the checkpoint itself on {len(self.prompts)} prompts")
         return compute_reference(
             self.graph,
             self.prompts,
             folder,
-            greedy_prompts=self.greedy_prompts,
-            n_greedy=_N_GREEDY_TOKENS,
-            progress=self.progress,
+            on_prompt=self._prompts_run,
         )
 
-    def check(self, artifact: Artifact, reference: Reference, floor: Floor) -> ArtifactResult:
+    def _prompts_run(self, done: int) -> None:
+        self.steps.reach(Step("prompts", done, len(self.prompts), "prompts"))
+
+    def check(self, artifact: Artifact, reference: Reference) -> ArtifactResult:
         """One artifact's result; whatever is wrong with it is in there."""
+        start = time.monotonic()
+        self.steps.begin_artifact(artifact.label)
+        result = self._check(artifact, reference)
+        seconds = round(time.monotonic() - start, 3)
+        self.steps.end_artifact(seconds)
+        return replace(result, seconds=seconds)
+
+    def _check(self, artifact: Artifact, reference: Reference) -> ArtifactResult:
         try:
             size_bytes = artifact.size_bytes
+            self.steps.reach(Step("stored weights"))
             target = resolve_target(self.find_target, artifact.target)
-            decoded = target.read(artifact)
-            weights = weight_errors(self.graph, decoded)
+            decoded, unread = _decoded(target, artifact)
+            planned = planned_encodings(target, artifact, self.graph)
+            errors = weight_errors(self.graph, decoded, planned, is_whole=not unread)
         except BackendError as error:
             return self._unread(artifact, Verdict.SKIPPED, str(error))
         except (OSError, LfmConvertError) as error:
             return self._unread(artifact, Verdict.FAIL, f"the artifact cannot be read: {error}")
-        own = self.graph.with_weights(decoded)
-        arithmetic = arithmetic_of(target, artifact.class_name)
-        run = self._run(artifact, reference, own, floor)
-        gates = self._gates(artifact, run, weights, arithmetic, floor)
-        checks = self.budgets.check_artifact(self.graph.config, artifact)
-        found, message = _decide(run.outcome, gates, checks)
-        location, mistake = self._explain(gates, own, run)
+        self.steps.reach(Step("what rounding does"))
+        own = None if unread else run_own(self.graph.with_weights(decoded), self.probe)
+        floor = None if own is None else distance(own, arithmetic_of(target, artifact.class_name))
+        stored = Stored(decoded=decoded, planned=planned, errors=errors, own=own, floor=floor)
+        run = self._run(artifact, reference, stored)
+        gates, location, mistake = self.judge.explained(self.judge.gates(run, stored), run, stored)
+        found, message = _decide(run.outcome, gates)
+        notes = _notes(artifact, unread, has_any=bool(decoded))
         causes = [
             location.sentence if location else "",
             mistake and f"the logits are those of a runtime where {mistake}",
+            *notes,
         ]
         return ArtifactResult(
             artifact=artifact,
             backend=run.outcome.backend,
             verdict=found,
             size_bytes=size_bytes,
-            budgets=checks,
+            budgets=self.budgets.check_artifact(self.graph.config, artifact),
             run_bytes=run_bytes(self.graph.config, size_bytes, n_tokens=self.budgets.context),
             context=self.budgets.context,
             metrics=run.metrics,
-            execution=run.execution,
-            weights=weights,
+            standing=standing(run.metrics, artifact.class_name, is_mixture=self.graph.config.is_mixture),
+            execution=summarize(run.fidelity, self.prompts, tie=_tie(floor)) if run.fidelity else None,
+            floor=floor,
+            weights=errors,
             location=location,
             mistake=mistake,
             scores=tuple(run.scores),
             excerpts=self._excerpts(run.metrics),
             gates=tuple(gates),
-            cache=self._name_prompts(run.outcome.cache),
+            cache=run.cache,
             experts=run.experts,
-            greedy=self._greedy(reference.greedy, run.outcome.greedy),
+            greedy=self._greedy(reference, run.outcome.greedy),
+            stops=run.stops,
+            not_judged=dict.fromkeys((Part.WEIGHTS, Part.EXECUTION), unread) if unread else {},
+            notes=notes,
             message="; ".join(filter(None, [message, *causes])),
         )
 
     def _unread(self, artifact: Artifact, verdict: Verdict, message: str) -> ArtifactResult:
-        return ArtifactResult(artifact=artifact, backend="", verdict=verdict, size_bytes=0, message=message)
+        try:
+            size_bytes, checks = artifact.size_bytes, self.budgets.check_artifact(self.graph.config, artifact)
+        except OSError:
+            size_bytes, checks = 0, ()
+        return ArtifactResult(
+            artifact=artifact, backend="", verdict=verdict, size_bytes=size_bytes, budgets=checks, message=message
+        )
 
-    def _start(self, sentence: str) -> None:
-        self.progress.note(sentence)
-        self.progress.start(sentence, len(self.prompts), "prompts")
-
-    def _run(self, artifact: Artifact, reference: Reference, own: WeightGraph, floor: Floor) -> _Run:
-        """Runs the artifact; scores each prompt against the checkpoint, those of the probe also against `own`."""
-        self._start(f"running {artifact.label}")
-        forward = Forward(own)
-        expected, _ = forward.prefill([self.prompts[i].token_ids for i in self.probe])
+    def _run(self, artifact: Artifact, reference: Reference, stored: Stored) -> Run:
+        """Runs the artifact; scores each prompt against the checkpoint, the probe's also against its own weights."""
+        own = stored.own
+        probed = {prompt.id: k for k, prompt in enumerate(own.prompts)} if own else {}
         scores: list[PromptScore] = []
-        fidelity: list[PromptScore] = []
-        logits_of_probe: list[Float32] = []
+        fidelity: dict[int, PromptScore] = {}
+        probe_logits: dict[int, LogitRows] = {}
 
-        def score(index: int, logits: Float32) -> None:
+        def score(index: int, logits: StoredLogits) -> None:
             prompt = self.prompts[index]
             scores.append(score_prompt(prompt, reference.logits(index), logits))
-            if index in self.probe:
-                whole = replace(prompt, scored=None)
-                fidelity.append(score_prompt(whole, expected[self.probe.index(index)], logits))
-                logits_of_probe.append(logits)
-            self.progress.advance(1)
+            if own is not None and (k := probed.get(prompt.id)) is not None:
+                kept_logits = FirstRows(logits.moved_to(kept), len(own.prompts[k].token_ids))
+                fidelity[k] = score_prompt(own.prompts[k], own.logits[k], kept_logits)
+                probe_logits[k] = kept_logits
+            self._prompts_run(len(scores))
 
+        kept = self.folder / "probe"  # until the next artifact's
+        shutil.rmtree(kept, ignore_errors=True)
+        kept.mkdir()
         with tempfile.TemporaryDirectory(dir=self.folder) as name:
-            outcome = run_job(self._job(artifact), Path(name), time_limit_s=self.time_limit_s, on_logits=score)
-        is_whole, is_probed = len(scores) == len(self.prompts), len(fidelity) == len(self.probe)
-        return _Run(
+            outcome = run_job(
+                self._job(artifact),
+                Path(name),
+                time_limit_s=self.time_limit_s,
+                on_logits=score,
+                on_step=self.steps.reach,
+            )
+        is_whole, is_probed = len(scores) == len(self.prompts), len(fidelity) == len(probed)
+        n_routed = sum(len(self.prompts[i].token_ids) for i in self._expert_prompts)
+        runs = (own, self.judge.checkpoint) if own and outcome.experts else ()
+        routed = ({layer: rows[:n_routed] for layer, rows in each.routed.items()} for each in runs)
+        return Run(
             outcome=outcome,
             scores=scores,
-            metrics=summarize(scores, self.prompts, tie=floor.tie) if is_whole else None,
-            execution=summarize(fidelity, self.prompts, tie=floor.tie) if is_probed else None,
-            probe_logits=logits_of_probe,
-            experts=compare_experts(outcome.experts, routed(forward), floor.routed),
+            metrics=summarize(scores, self.prompts, tie=_tie(stored.floor)) if is_whole else None,
+            fidelity=[fidelity[k] for k in sorted(fidelity)] if is_probed else [],
+            probe_logits=[probe_logits[k] for k in sorted(probe_logits)],
+            experts=compare_experts(outcome.experts, *routed) if runs else (),
+            cache=self._name_prompts(outcome.cache),
+            stops=self._stops(outcome),
         )
+
+    @cached_property
+    def judge(self) -> Judge:
+        return Judge(
+            graph=self.graph, probe=self.probe, texts=self._texts, chats=tuple(self.chats), steps=self.steps
+        )
+
+    @cached_property
+    def _texts(self) -> list[EncodedPrompt]:
+        """What artifacts' tokenizers are given."""
+        added = added_tokens_text(self.graph.tokenizer)
+        return [prompt for prompt in (*self.prompts, *((added,) if added else ())) if prompt.text is not None]
+
+    @cached_property
+    def _expert_prompts(self) -> tuple[int, ...]:
+        """Those of the probe that are whole, which are its first."""
+        if not self.graph.config.is_mixture:
+            return ()
+        at = {prompt.id: i for i, prompt in enumerate(self.prompts)}
+        return tuple(at[p.id] for p in self.probe if p.token_ids == self.prompts[at[p.id]].token_ids)
 
     def _job(self, artifact: Artifact) -> Job:
         return Job(
@@ -203,44 +291,21 @@ class _Session:
             prompts=tuple(prompt.token_ids for prompt in self.prompts),
             cache_prompts=self.cache_prompts,
             greedy_prompts=self.greedy_prompts,
-            n_greedy=_N_GREEDY_TOKENS,
-            stop=self.graph.config.eos_token_ids,
-            texts=tuple(prompt.text for prompt in self.prompts if prompt.text is not None),
+            n_greedy=N_GREEDY_TOKENS,
+            stop=self.graph.stop_ids,
+            texts=tuple(prompt.text for prompt in self._texts if prompt.text is not None),
             chats=tuple(self.chats.values()),
-            bos=bos_token(self.graph.assets),
-            expert_prompts=self.probe if self.graph.config.moe is not None else (),
+            special_tokens=self.graph.assets.special_tokens,
+            expert_prompts=self._expert_prompts,
+            end_prompt=self.end_prompt,
         )
 
-    def _gates(
-        self, artifact: Artifact, run: _Run, weights: Sequence[TensorError], arithmetic: Arithmetic, floor: Floor
-    ) -> list[GateResult]:
-        is_moe = self.graph.config.moe is not None
-        limits = limits_of(artifact.class_name, is_moe=is_moe)
-        itself = floor.distances[arithmetic]
-        worst, source = weights[0], f"class {artifact.class_name}: what its coarsest encoding loses of any tensor"
-        gates = [at_most("weight_rms", worst.rel_rms, limits.weight_rms, Part.WEIGHTS, worst.where, source)]
-        gates += self._tokenizer_gates(run.outcome)
-        if run.execution is not None and run.execution.finite:
-            gates += judge_execution(run.execution, arithmetic, is_moe=is_moe, floor=itself.metrics)
-            gates += judge_experts(run.experts, arithmetic, itself.experts_agree)
-        if run.metrics is not None:
-            gates += judge(run.metrics, artifact.class_name, is_moe=is_moe, floor=itself.metrics)
-        cache = self._name_prompts(run.outcome.cache)
-        order = floor.distances[Arithmetic.FLOAT32].metrics
-        return gates if cache is None else [*gates, *judge_cache(cache, limits, order)]
-
-    def _tokenizer_gates(self, outcome: Outcome) -> list[GateResult]:
-        texts = [prompt for prompt in self.prompts if prompt.text is not None]
-        gates = []
-        if outcome.encoded is not None:
-            wrong = [prompt.id for prompt, ids in zip(texts, outcome.encoded, strict=True) if prompt.token_ids != ids]
-            gates.append(_none_of("texts_encoded_otherwise", wrong, "every id equal"))
-        if outcome.rendered is not None:
-            expected = {prompt.id: prompt.text for prompt in texts}
-            found = zip(self.chats, outcome.rendered, strict=True)
-            wrong = [prompt for prompt, text in found if expected[prompt] != text]
-            gates.append(_none_of("chats_rendered_otherwise", wrong, "every character equal"))
-        return gates
+    def _stops(self, outcome: Outcome) -> StopCheck | None:
+        """Where the artifact's readers end a text; None if its files tell none of them."""
+        if not outcome.stops:
+            return None
+        prompt = None if self.end_prompt is None else self.prompts[self.end_prompt[0]].id
+        return StopCheck(checkpoint=self.graph.stop_ids, artifact=outcome.stops, prompt=prompt, chat=outcome.end)
 
     def _name_prompts(self, cache: CacheCheck | None) -> CacheCheck | None:
         """The same probes, with the prompts' ids for their places among those of the check."""
@@ -254,9 +319,12 @@ class _Session:
         tokenizer = self.graph.tokenizer
         return " ".join(map(str, ids)) if tokenizer is None else tokenizer.decode(ids)
 
-    def _greedy(self, reference: Sequence[GreedyRun], artifact: Sequence[Sequence[int]]) -> GreedyCheck | None:
+    def _greedy(self, reference: Reference, texts: Sequence[Sequence[int]]) -> GreedyCheck | None:
+        if not texts:
+            return None
         prompts = [self.prompts[i] for i in self.greedy_prompts]
-        return compare_greedy(prompts, reference, artifact, self._say) if artifact else None
+        chosen = choices(reference.forward, [prompt.token_ids for prompt in prompts], texts)
+        return compare_greedy(prompts, chosen, texts, self._say)
 
     def _excerpts(self, metrics: Metrics | None) -> tuple[Excerpt, ...]:
         """The worst positions as text."""
@@ -273,74 +341,30 @@ class _Session:
             for worst in (metrics.worst if metrics else ())
         )
 
-    def _explain(self, gates: Sequence[GateResult], own: WeightGraph, run: _Run) -> tuple[Location | None, str]:
-        """Where a failed artifact's weights lose the model, and which known mistake its runtime makes."""
-        failed = {gate.part for gate in gates if not gate.passed}
-        prompts = [self.prompts[i].token_ids for i in self.probe]
-        location = locate(self.graph, own, prompts) if failed & {Part.WEIGHTS, Part.EXECUTION, Part.QUALITY} else None
-        if Part.EXECUTION not in failed:
-            return location, ""
-        allowed = next((gate.limit for gate in gates if gate.name == "execution_kld_mean"), 0.0)
-        return location, explain(own, prompts, run.probe_logits, allowed=allowed)
+def _decoded(target: Target, artifact: Artifact) -> tuple[Mapping[Address, TensorView], str]:
+    """The weights of an artifact that can be read, and why the others cannot; empty if all can."""
+    try:
+        return target.read(artifact), ""
+    except NotJudged as error:
+        return error.decoded, str(error)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Run:
-    """What running one artifact gave."""
-
-    outcome: Outcome
-    scores: list[PromptScore]
-    metrics: Metrics | None
-    execution: Metrics | None
-    probe_logits: list[Float32]
-    experts: Sequence[LayerExperts]
+def _notes(artifact: Artifact, unread: str, *, has_any: bool) -> tuple[str, ...]:
+    """What a verdict does not rest on."""
+    found = ["no manifest: provenance unknown"] if artifact.is_recognised else []
+    parts = "execution, and weights in part, are" if has_any else "weights and execution are"
+    return (*found, f"{parts} not judged: {unread}") if unread else tuple(found)
 
 
-def _none_of(name: str, wrong: Sequence[str], source: str) -> GateResult:
-    return at_most(name, len(wrong), 0, Part.TOKENIZER, ", ".join(wrong[:3]), source)
-
-
-def _decide(outcome: Outcome, gates: Sequence[GateResult], budgets: Sequence[BudgetCheck]) -> tuple[Verdict, str]:
-    """The verdict and the sentence that explains it. Quality is worse than size; neither needs a run to be seen."""
-    too_large = "; ".join(check.sentence for check in budgets if not check.passed)
+def _decide(outcome: Outcome, gates: Sequence[GateResult]) -> tuple[Verdict, str]:
+    """The verdict and the sentence that explains it."""
     failed = [gate.sentence for gate in gates if not gate.passed]
     if failed or outcome.status is Status.FAILED:
         found = Verdict.FAIL
-    elif too_large:
-        found = Verdict.BUDGET
     else:
         found = Verdict.SKIPPED if outcome.status is Status.SKIPPED else Verdict.PASS
-    return found, "; ".join(filter(None, [too_large, outcome.message, *failed]))
+    return found, "; ".join(filter(None, [outcome.message, *failed]))
 
 
-def compare_greedy(
-    prompts: Sequence[EncodedPrompt],
-    reference: Sequence[GreedyRun],
-    artifact: Sequence[Sequence[int]],
-    say: Callable[[Sequence[int]], str],
-) -> GreedyCheck:
-    """How far greedy runs follow the reference's; `say` turns ids into text."""
-    shares, continuations = [], []
-    for prompt, run, tokens in zip(prompts, reference, artifact, strict=True):
-        n = len(run.tokens)
-        same = next((i for i in range(n) if run.tokens[i : i + 1] != tuple(tokens[i : i + 1])), n)
-        shares.append(same / n)
-        texts = say(run.tokens), say(tokens[:n])
-        split = next((i for i, (a, b) in enumerate(zip(*texts, strict=False)) if a != b), min(map(len, texts)))
-        continuations.append(
-            Continuation(
-                prompt=prompt.id,
-                before=say(prompt.token_ids)[-_EXCERPT_CHARACTERS:],
-                same=texts[0][:split],
-                reference=texts[0][split:],
-                artifact=texts[1][split:],
-                gap=run.gaps[same] if same < n else None,
-            )
-        )
-    return GreedyCheck(
-        n_prompts=len(shares),
-        n_exact=shares.count(1.0),
-        prefix_match=sum(shares) / len(shares),
-        gap_at_divergence=max((each.gap for each in continuations if each.gap is not None), default=None),
-        continuations=tuple(continuations),
-    )
+def _tie(floor: Distance | None) -> float:
+    return 0.0 if floor is None else floor.tie

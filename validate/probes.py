@@ -6,14 +6,14 @@ Each probe runs prompts once more and compares the logits with those of the prom
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from ..convert.model.dtypes import Float32
+from ..graph.dtypes import Float32
 from ..targets.target import Runner
-from .metrics import position_kld
+from .metrics import Float64, LogitRows, blocks, position_kld
 
 # Chunk sizes around the batch size that runtimes like, for a prompt that is longer than all of them.
 LONG_CHUNKS = (511, 512, 513)
@@ -21,14 +21,17 @@ LONG_CHUNKS = (511, 512, 513)
 MIXED_CHUNKS = (1, 2, 3, 4, 1)
 _SMALL_CHUNKS = (2, 3, 4)
 _TURN = 3  # tokens of a conversation before it is the other's turn
+# A prompt, its logits run whole, and again in pieces.
+_Again = tuple[int, LogitRows, Iterable[Float32]]
 
 
 @dataclass(frozen=True)
 class Probe:
     """One way of running prompts again.
 
-    Units: `max_abs` in logits, `kld` in nats, both the largest over all positions; `prompt` (from a worker its place
-    among the prompts of the check) and `position` say where the divergence is largest.
+    Units: `max_abs` in logits, `kld` in nats, both the largest over all positions, and `kld_p90` what nine in ten are
+    below; `prompt` (from a worker its place among the prompts of the check) and `position` say where the divergence is
+    largest.
     """
 
     name: str
@@ -36,6 +39,7 @@ class Probe:
     kld: float
     prompt: int | str
     position: int
+    kld_p90: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -46,36 +50,47 @@ class CacheCheck:
     not_seen: tuple[str, ...] = ()
 
 
-def check_cache(runner: Runner, prompts: Sequence[Sequence[int]], whole: Sequence[Float32]) -> CacheCheck | None:
-    """Runs prompts again in every way; `whole` are their logits, each run whole. None without prompts."""
+def check_cache(
+    runner: Runner,
+    prompts: Sequence[Sequence[int]],
+    whole: Sequence[LogitRows],
+    *,
+    tell: Callable[[str], None] = lambda way: None,
+) -> CacheCheck | None:
+    """Runs prompts again in every way, of which `tell` hears; `whole` are their logits, each run whole. None without
+    prompts.
+    """
     if not prompts:
         return None
     short = [i for i, ids in enumerate(prompts) if len(ids) <= sum(LONG_CHUNKS)] or [0]
     pair = short[:2] if len(short) > 1 else short * 2
     least = min(short, key=lambda i: len(prompts[i]))
-    probes = [
-        _worst("stepwise", [(least, whole[least], _in_chunks(runner, prompts[least], [1]))]),
-        _worst("chunked", list(_chunked(runner, prompts, whole, least))),
-    ]
+    tell("stepwise")
+    probes = [_worst("stepwise", [(least, whole[least], _in_chunks(runner, prompts[least], [1]))])]
+    tell("chunked")
+    probes.append(_worst("chunked", list(_chunked(runner, prompts, whole, least))))
     not_seen = []
     other = runner.another()
     if other is None:
         not_seen.append("interleaved: the runtime holds one conversation at a time")
     else:
+        tell("interleaved")
         found = _interleaved(runner, other, [prompts[i] for i in pair])
-        probes.append(_worst("interleaved", [(i, whole[i], logits) for i, logits in zip(pair, found, strict=True)]))
-    probes.append(_worst("reset", [(0, whole[0], runner.logits(prompts[0]))]))
+        probes.append(_worst("interleaved", [(i, whole[i], pieces) for i, pieces in zip(pair, found, strict=True)]))
+    tell("reset")
+    probes.append(_worst("reset", [(0, whole[0], [runner.logits(prompts[0])])]))
     for way in runner.batches:
+        tell(f"batch_{way}")
         rows = runner.batch([prompts[i] for i in pair], way)
-        probes.append(_worst(f"batch_{way}", [(i, whole[i], logits) for i, logits in zip(pair, rows, strict=True)]))
+        probes.append(_worst(f"batch_{way}", [(i, whole[i], [logits]) for i, logits in zip(pair, rows, strict=True)]))
     if not runner.batches:
         not_seen.append("batch: the runtime takes one sequence at a time")
     return CacheCheck(tuple(probes), tuple(not_seen))
 
 
 def _chunked(
-    runner: Runner, prompts: Sequence[Sequence[int]], whole: Sequence[Float32], least: int
-) -> Iterator[tuple[int, Float32, Float32]]:
+    runner: Runner, prompts: Sequence[Sequence[int]], whole: Sequence[LogitRows], least: int
+) -> Iterator[_Again]:
     """The shortest prompt in chunks of each small size, the others in mixed or long ones."""
     for size in _SMALL_CHUNKS:
         yield least, whole[least], _in_chunks(runner, prompts[least], [size])
@@ -84,10 +99,11 @@ def _chunked(
         yield i, whole[i], _in_chunks(runner, ids, [*(LONG_CHUNKS if is_long else MIXED_CHUNKS), len(ids)])
 
 
-def _in_chunks(runner: Runner, token_ids: Sequence[int], sizes: Sequence[int]) -> Float32:
+def _in_chunks(runner: Runner, token_ids: Sequence[int], sizes: Sequence[int]) -> Iterator[Float32]:
     """Logits of a prompt read in chunks of these sizes, the last size again and again."""
     runner.reset()
-    return np.concatenate([runner.extend(chunk) for chunk in _cut(token_ids, sizes)])
+    for chunk in _cut(token_ids, sizes):
+        yield runner.extend(chunk)
 
 
 def _cut(token_ids: Sequence[int], sizes: Sequence[int]) -> Iterator[Sequence[int]]:
@@ -98,8 +114,8 @@ def _cut(token_ids: Sequence[int], sizes: Sequence[int]) -> Iterator[Sequence[in
         low, number = low + size, number + 1
 
 
-def _interleaved(first: Runner, second: Runner, prompts: Sequence[Sequence[int]]) -> list[Float32]:
-    """Two prompts by turns, a few tokens each."""
+def _interleaved(first: Runner, second: Runner, prompts: Sequence[Sequence[int]]) -> list[list[Float32]]:
+    """Two prompts by turns, a few tokens each; the pieces of either."""
     runners = (first, second)
     pieces: list[list[Float32]] = [[], []]
     for runner in runners:
@@ -108,16 +124,40 @@ def _interleaved(first: Runner, second: Runner, prompts: Sequence[Sequence[int]]
         for runner, ids, found in zip(runners, prompts, pieces, strict=True):
             if chunk := ids[low : low + _TURN]:
                 found.append(runner.extend(chunk))
-    return [np.concatenate(found) for found in pieces]
+    return pieces
 
 
-def _worst(name: str, runs: Sequence[tuple[int, Float32, Float32]]) -> Probe:
-    """The largest differences of (prompt, whole, again)."""
-    found = []
-    for prompt, whole, again in runs:
-        kld = position_kld(whole, again)
-        position = int(kld.argmax())  # of a NaN, if there is one
-        found.append(Probe(name, float(np.abs(whole - again).max()), float(kld[position]), prompt, position))
-    klds = np.array([each.kld for each in found])
-    worst = found[int(klds.argmax())]
-    return Probe(name, float(np.max([each.max_abs for each in found])), worst.kld, worst.prompt, worst.position)
+def _worst(name: str, runs: Iterable[_Again]) -> Probe:
+    """The largest differences of prompts run again."""
+    found = [_compared(*run) for run in runs]
+    largest = [float(each.kld.max()) for each in found]
+    worst = found[int(np.argmax(largest))]  # a NaN, if there is one
+    return Probe(
+        name,
+        max_abs=float(np.max([each.max_abs for each in found])),
+        kld=float(worst.kld.max()),
+        prompt=worst.prompt,
+        position=int(worst.kld.argmax()),
+        kld_p90=float(np.percentile(np.concatenate([each.kld for each in found]), 90)),
+    )
+
+
+@dataclass(frozen=True)
+class _Compared:
+    """A prompt run again: the divergence of each position, and the largest difference of a logit."""
+
+    prompt: int
+    kld: Float64
+    max_abs: float
+
+
+def _compared(prompt: int, whole: LogitRows, pieces: Iterable[Float32]) -> _Compared:
+    """One prompt whose logits come again in pieces, each compared with its rows and let go."""
+    klds, largest, at = [], [], 0
+    for piece in pieces:
+        for rows in blocks(*piece.shape):
+            before, again = whole[at + rows.start : at + rows.stop], piece[rows]
+            klds.append(position_kld(before, again))
+            largest.append(float(np.abs(before - again).max()))
+        at += len(piece)
+    return _Compared(prompt, np.concatenate(klds), float(np.max(largest)))

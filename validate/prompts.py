@@ -8,21 +8,23 @@ calibration or benchmark set.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from ..convert.errors import Faults, InputError, UsageError
-from ..convert.model.assets import Assets
-from ..convert.model.chat import Message, render_chats
-from ..convert.model.tokenizer import Tokenizer
+from ..graph.errors import Faults, InputError, UsageError
+from ..graph.json_text import parse_json
+from ..graph.source.assets import Assets
+from ..graph.source.chat import Message, Refusal, try_chats
+from ..graph.source.tokenizer import Tokenizer
 
 # Fewer positions than this say nothing about the tail of a distribution.
 MIN_POSITIONS = 100
 
 _CONTENTS = ("text", "messages", "ids")
+_NOTHING = Refusal("it writes no text", is_stated=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +68,15 @@ class EncodedPrompt:
         return last - first
 
 
+def added_tokens_text(tokenizer: Tokenizer | None) -> EncodedPrompt | None:
+    """A text of every token that a tokenizer has beside its own vocabulary: prompts use few of them."""
+    contents = [] if tokenizer is None else [str(token["content"]) for token in tokenizer.added_tokens]
+    if tokenizer is None or not contents:
+        return None
+    text = " ".join(contents)
+    return EncodedPrompt("added tokens", tuple(tokenizer.encode(text)), text=text)
+
+
 def load_prompts(path: Path | None = None) -> tuple[Prompt, ...]:
     """The prompts of a file, or the shared set.
 
@@ -96,7 +107,7 @@ def load_prompts(path: Path | None = None) -> tuple[Prompt, ...]:
 
 def _parse(line: str) -> Prompt:
     """One line. Raises ValueError with what is wrong (JSON errors are ValueErrors, too)."""
-    row = json.loads(line)
+    row = parse_json(line)
     if not isinstance(row, dict):
         raise ValueError(f"expected a JSON object, found {type(row).__name__}")
     given = [key for key in _CONTENTS if key in row]
@@ -111,10 +122,6 @@ def _parse(line: str) -> Prompt:
     ids = row.get("ids", [0])
     if not isinstance(ids, list) or not ids or any(type(i) is not int or i < 0 for i in ids):
         raise ValueError("'ids' must be a non-empty list of token ids")
-    try:
-        json.dumps(row, ensure_ascii=False).encode("utf-8")
-    except UnicodeEncodeError:
-        raise ValueError("a string holds half a surrogate pair, which is not text") from None
     return Prompt(
         id=row["id"],
         language=row.get("language", ""),
@@ -139,20 +146,41 @@ def _check_messages(row: Mapping[str, Any]) -> None:
 
 
 def encode_prompts(
-    prompts: Sequence[Prompt], tokenizer: Tokenizer | None, assets: Assets, *, vocab_size: int
+    prompts: Sequence[Prompt],
+    tokenizer: Tokenizer | None,
+    assets: Assets,
+    *,
+    vocab_size: int,
+    note: Callable[[str], None] = lambda _: None,
 ) -> tuple[EncodedPrompt, ...]:
     """The token ids of prompts, as the checkpoint's own tokenizer and chat template give them.
 
     Chats are encoded as the template renders them; it writes the BOS token itself, so none is added.
-    Without a template (a base model) their contents are encoded as one text.
+    Without a template (a base model) their contents are encoded as one text. Chats that the template refuses, as some
+    do with system messages, tools or two turns of one role, are left out, which `note` is told.
     Raises: InputError for a prompt that the checkpoint cannot encode; UsageError if the set is too
     small to compare anything.
     """
-    rendered = _render(prompts, assets)
+    rendered = _render(prompts, assets) if tokenizer is not None else {}
+    refused = {name: found for name, found in rendered.items() if isinstance(found, Refusal)}
+    texts = {name: found for name, found in rendered.items() if isinstance(found, str)}
+    _judge(refused, n_rendered=len(texts), note=note)
     bos = bos_token(assets)
-    encoded = tuple(_encode(p, rendered.get(p.id), tokenizer, bos=bos) for p in prompts)
+    encoded = tuple(_encode(p, texts.get(p.id), tokenizer, bos=bos) for p in prompts if p.id not in refused)
     check_encoded(encoded, vocab_size=vocab_size)
     return encoded
+
+
+def _judge(refused: Mapping[str, Refusal], *, n_rendered: int, note: Callable[[str], None]) -> None:
+    """Says which chats are left out, and why. Raises: InputError for a template that works with no chat at all."""
+    reasons: dict[str, list[str]] = {}
+    for name, refusal in refused.items():
+        reasons.setdefault(refusal.reason, []).append(name)
+    if refused and not n_rendered and not any(refusal.is_stated for refusal in refused.values()):
+        raise InputError(f"chat template cannot be rendered: {next(iter(reasons))}")
+    for reason, names in reasons.items():
+        more = f" and {len(names) - 1} more are" if len(names) > 1 else " is"
+        note(f"chat '{names[0]}'{more} left out, since the chat template refuses: {reason}")
 
 
 def check_encoded(encoded: Sequence[EncodedPrompt], *, vocab_size: int) -> None:
@@ -172,29 +200,32 @@ def check_encoded(encoded: Sequence[EncodedPrompt], *, vocab_size: int) -> None:
         )
 
 
-def _render(prompts: Sequence[Prompt], assets: Assets) -> dict[str, str]:
-    """The chats by id, as the template writes them; empty without a template."""
-    if assets.chat_template is None:
-        return {}
+def _render(prompts: Sequence[Prompt], assets: Assets) -> dict[str, str | Refusal]:
+    """The chats by id, as the template writes or refuses them; those that no template is for are not among them."""
     groups: dict[str, list[Prompt]] = {}  # one process renders all chats with the same tools
     for prompt in prompts:
         if prompt.messages:
             groups.setdefault(json.dumps(prompt.tools), []).append(prompt)
-    found: dict[str, str] = {}
+    found: dict[str, str | Refusal] = {}
     for group in groups.values():
+        tools = group[0].tools or None
+        template = assets.template_for(tools)
+        if template is None:
+            continue
         conversations = [prompt.messages for prompt in group]
-        texts = render_chats(
-            assets.chat_template, conversations, bos_token=bos_token(assets), tools=group[0].tools or None
-        )
-        found |= {prompt.id: text for prompt, text in zip(group, texts, strict=True)}
+        texts = try_chats(template, conversations, special_tokens=assets.special_tokens, tools=tools)
+        found |= {prompt.id: text or _NOTHING for prompt, text in zip(group, texts, strict=True)}
     return found
 
 
-def chats_of(prompts: Sequence[Prompt], assets: Assets) -> dict[str, Chat]:
-    """The conversations by prompt id, in order; empty without a template that could render them."""
-    if assets.chat_template is None:
-        return {}
-    return {prompt.id: Chat(prompt.messages, prompt.tools) for prompt in prompts if prompt.messages}
+def chats_of(prompts: Sequence[Prompt], assets: Assets, encoded: Iterable[EncodedPrompt]) -> dict[str, Chat]:
+    """The conversations by prompt id, in order: those among the encoded prompts that a template rendered."""
+    kept = {prompt.id for prompt in encoded if prompt.text is not None}
+    return {
+        prompt.id: Chat(prompt.messages, prompt.tools)
+        for prompt in prompts
+        if prompt.messages and prompt.id in kept and assets.template_for(prompt.tools) is not None
+    }
 
 
 def _encode(prompt: Prompt, rendered: str | None, tokenizer: Tokenizer | None, *, bos: str) -> EncodedPrompt:
@@ -211,6 +242,5 @@ def _encode(prompt: Prompt, rendered: str | None, tokenizer: Tokenizer | None, *
 
 
 def bos_token(assets: Assets) -> str:
-    """The BOS token's text: published either as a string or as an object with its `content`."""
-    found = assets.tokenizer_config.get("bos_token") or assets.special_tokens_map.get("bos_token") or ""
-    return str(found.get("content", "")) if isinstance(found, dict) else str(found)
+    """The BOS token's text; empty without one."""
+    return assets.special_tokens.get("bos_token", "")

@@ -8,46 +8,51 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..convert.files import replace_text
-from ..convert.units import format_size
-from .chart import draw
+from ..graph.text import plain
+from ..graph.units import format_size
+from .chart import NARROW, WIDE, by_target, draw, mark_path
+from .gate_words import gate_words
 from .gates import part_verdicts
-from .localize import Location
-from .results import ArtifactResult, Report
-from .weights import TensorError
+from .layer_bars import bars_of_loss, bars_of_weights
+from .outputs import write_report
+from .results import ArtifactResult, Fit, Held, Report
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-_STYLES = {"pass": "green", "fail": "red", "budget": "yellow", "skipped": "dim"}
-_COLUMNS = ("artifact", "target", "quant", "size", "memory", "mean KLD", "p99.9", "same top-1", "PPL ratio", "verdict")
+_STYLES = {"pass": "green", "fail": "red", "skipped": "dim"}
+_COLUMNS = (
+    "artifact", "target", "quant", "size", "memory", "mean KLD", "p99.9", "same top-1", "PPL ratio", "budget", "verdict",
+)  # fmt: skip
+_FITS = {Fit.FITS: "fits", Fit.OVER: "over", Fit.FREE: "–"}
+_SHORT = 12  # characters of a hash that is there to be recognised
 _NUMBERS = range(3, 9)  # columns set flush right
 
 
 def write_html(report: Report, path: Path) -> None:
-    """Writes the page, replacing an older one in one step. Raises: DiskError."""
+    """Writes the page, see `write_report`. Raises: DiskError."""
     import jinja2
 
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
-    environment.globals |= {"number": number, "percent": percent, "ratio": ratio, "size": format_size}
-    environment.globals |= {"parts": part_verdicts, "recovered": _recovered, "by_layer": _by_layer, "memory": memory}
+    environment.globals |= {"number": number, "percent": percent, "ratio": ratio, "size": format_size, "short": short}
+    environment.globals |= {"parts": part_verdicts, "words": gate_words, "memory": memory, "mark_path": mark_path}
+    environment.globals |= {"bars_of_loss": bars_of_loss, "bars_of_weights": bars_of_weights}
+    environment.globals |= {"Fit": Fit, "Held": Held}
     template = environment.from_string((files(__package__) / "report.html.j2").read_text(encoding="utf-8"))
-    replace_text(path, template.render(report=report, chart=draw(report.results)))
+    groups = by_target(report.results)
+    charts = {name: draw(groups, frame) for name, frame in (("broad", WIDE), ("slim", NARROW))}
+    # What there is to look at comes first, with the numbers of the table.
+    details = sorted(
+        enumerate((result for group in groups.values() for result in group), start=1), key=lambda each: each[1].is_good
+    )
+    write_report(path, template.render(report=report, groups=groups, charts=charts, details=details))
 
 
-def _recovered(location: Location) -> dict[int | None, float]:
-    """The share of the divergence that goes away with each layer that was put back."""
-    return {recovery.layer: recovery.share for recovery in location.recoveries}
-
-
-def _by_layer(weights: Sequence[TensorError]) -> list[TensorError]:
-    """The worst tensor of each layer, those outside layers first; `weights` are worst first."""
-    worst: dict[int, TensorError] = {}
-    for error in weights:
-        worst.setdefault(-1 if error.layer is None else error.layer, error)
-    return [worst[layer] for layer in sorted(worst)]
+def short(sha256: str) -> str:
+    """The beginning of a hash; a dash for none."""
+    return sha256[:_SHORT] or "–"
 
 
 def memory(result: ArtifactResult) -> str:
@@ -79,22 +84,38 @@ def print_table(report: Report, console: Console) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    rows = [(*_cells(result), result.verdict.value) for result in report.results]
+    rows = [(*_cells(result), _FITS[result.fit], result.verdict.value) for result in report.results]
     if console.is_terminal:
         table = Table()
         for index, column in enumerate(_COLUMNS):
             table.add_column(column, justify="right" if index in _NUMBERS else "left")
         for *cells, verdict in rows:
-            table.add_row(*map(Text, cells), Text(verdict, style=_STYLES[verdict]))
+            table.add_row(*(Text(plain(cell)) for cell in cells), Text(verdict, style=_STYLES[verdict]))
         console.print(table)
     else:
         widths = [max(map(len, column)) for column in zip(_COLUMNS, *rows, strict=True)]
         for row in (_COLUMNS, *rows):
-            console.print(Text(_aligned(row, widths)), soft_wrap=True)
+            console.print(Text(plain(_aligned(row, widths))), soft_wrap=True)
     for result in report.results:
-        if result.message:
-            line = f"{result.artifact.label}: {result.verdict.value}: {result.message}"
-            console.print(Text(line), soft_wrap=True)
+        if result.sentence:
+            line = f"{result.artifact.label}: {verdict_words(result)}: {result.sentence}"
+            console.print(Text(plain(line)), soft_wrap=True)
+    for name in failed_gates(report):
+        console.print(Text(f"  {name}: {gate_words(name)}"), soft_wrap=True)
+
+
+def verdict_words(result: ArtifactResult) -> str:
+    """`fail, broken, over budget`: both verdicts, what kind of failure, and whether a baseline was missing."""
+    words = [result.verdict.value]
+    words += [result.failure.value] if result.failure else []
+    words += ["over budget"] if result.fit is Fit.OVER else []
+    words += ["no baseline entry"] if result.baseline is Held.NO_ENTRY else []
+    return ", ".join(words)
+
+
+def failed_gates(report: Report) -> list[str]:
+    """The names of all gates that an artifact did not keep, once each."""
+    return list(dict.fromkeys(gate.name for each in report.results for gate in each.gates if not gate.passed))
 
 
 def _aligned(row: Sequence[str], widths: Sequence[int]) -> str:
@@ -106,7 +127,7 @@ def _aligned(row: Sequence[str], widths: Sequence[int]) -> str:
 
 
 def _cells(result: ArtifactResult) -> tuple[str, ...]:
-    """All columns but the verdict."""
+    """All columns but the verdicts."""
     artifact, metrics = result.artifact, result.metrics
     measured = ("–",) * 4
     if metrics is not None:

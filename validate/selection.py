@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
+from dataclasses import replace
 
 from .probes import LONG_CHUNKS, MIXED_CHUNKS
 from .prompts import EncodedPrompt
 
+# Tokens of each prompt that is continued freely.
+N_GREEDY_TOKENS = 32
 _N_CACHE_PROMPTS = 2
 _N_GREEDY_PROMPTS = 4
+# Enough for the answers of a model that ends them; one that does not is not waited for.
+_N_END_TOKENS = 96
 _PROBE_MAX_TOKENS = 128
 _PROBE_TOKENS = 512
+# Of the beginning of a long prompt: beyond the windows and chunks that runtimes like.
+_LONG_PROBE_TOKENS = 640
 
 
 def cache_prompts(prompts: Sequence[EncodedPrompt]) -> tuple[int, ...]:
@@ -21,6 +28,19 @@ def cache_prompts(prompts: Sequence[EncodedPrompt]) -> tuple[int, ...]:
 def greedy_prompts(prompts: Sequence[EncodedPrompt]) -> tuple[int, ...]:
     """Those that are continued freely."""
     return _spread(prompts, _N_GREEDY_PROMPTS, least=1)
+
+
+def end_prompt(prompts: Sequence[EncodedPrompt], chats: Container[str]) -> tuple[int, int] | None:
+    """The shortest chat and for how many tokens it may go on; None if there is none with room for an answer.
+
+    No longer together than the longest prompt or a greedy run, whatever context an artifact has.
+    """
+    sizes = [len(prompt.token_ids) for prompt in prompts]
+    shortest = min((i for i, prompt in enumerate(prompts) if prompt.id in chats), key=sizes.__getitem__, default=None)
+    if shortest is None:
+        return None
+    room = max(*sizes, *(sizes[i] + N_GREEDY_TOKENS for i in greedy_prompts(prompts))) - sizes[shortest]
+    return (shortest, min(room, _N_END_TOKENS)) if room > 0 else None
 
 
 def _spread(prompts: Sequence[EncodedPrompt], n: int, *, least: int) -> tuple[int, ...]:
@@ -36,10 +56,12 @@ def _longest(prompts: Sequence[EncodedPrompt]) -> tuple[int, ...]:
     return tuple(sorted(long, key=lambda i: len(prompts[i].token_ids))[:1])
 
 
-def probe_prompts(prompts: Sequence[EncodedPrompt]) -> tuple[int, ...]:
-    """Prompts, longest first among those that are not too long, up to a number of tokens; the shortest at least.
+def probe_prompts(prompts: Sequence[EncodedPrompt]) -> tuple[EncodedPrompt, ...]:
+    """Prompts, longest first among those that are not too long, up to a number of tokens, the shortest at least; then
+    the beginning of one that is long, if there is one.
 
-    What a runtime computes does not depend on the text, so that a few hundred positions tell it from quantisation.
+    What a runtime computes does not depend on the text, so that a few hundred positions tell it from quantisation; but
+    caches and windows show only where a prompt is longer than they are.
     """
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i].token_ids))
     chosen, room = [], _PROBE_TOKENS
@@ -48,4 +70,8 @@ def probe_prompts(prompts: Sequence[EncodedPrompt]) -> tuple[int, ...]:
         if n <= min(room, _PROBE_MAX_TOKENS):
             chosen.append(i)
             room -= n
-    return tuple(sorted(chosen or order[-1:]))
+    whole = sorted(chosen or order[-1:])
+    long = [i for i in order if len(prompts[i].token_ids) > _PROBE_MAX_TOKENS and i not in whole]
+    long.sort(key=lambda i: abs(len(prompts[i].token_ids) - _LONG_PROBE_TOKENS))
+    beginnings = (replace(prompts[i], token_ids=prompts[i].token_ids[:_LONG_PROBE_TOKENS]) for i in long[:1])
+    return tuple(replace(prompt, scored=None) for prompt in (*(prompts[i] for i in whole), *beginnings))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
+from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 
-from ..convert.errors import InputError, UsageError
-from ..convert.model.tokenizer import Tokenizer
+from ..graph.errors import InputError, UsageError
+from ..graph.source.assets import Assets
+from ..graph.source.tokenizer import Tokenizer
 from .prompts import EncodedPrompt, Prompt, load_prompts
 
 SUITES = ("smoke", "standard")
@@ -28,16 +31,30 @@ def choose_prompts(
 ) -> tuple[Prompt, ...]:
     """The prompts of a named suite, of a JSON Lines file, or of a text file, whichever is given.
 
-    Raises: UsageError for an unknown suite, two sources at once, or a text too short; InputError for a bad file.
+    Raises: UsageError for an unknown suite, two sources at once, chunks of no text, or a text too short; InputError for
+    a bad file.
     """
     if prompts is not None and text is not None:
         raise UsageError("give either prompts or a text, not both")
     if suite not in SUITES:
         raise UsageError(f"unknown suite '{suite}': expected one of {', '.join(SUITES)}")
+    if n_chunks is not None and (text is None or n_chunks < 1):
+        raise UsageError(f"--chunks {n_chunks}: expected at least 1, of a text that is given")
     if text is not None:
         return chunk_text(text, tokenizer, n_chunks=n_chunks)
     found = load_prompts(prompts)
     return found if prompts is not None or suite == "standard" else smoke(found)
+
+
+def name_suite(
+    *, suite: str, prompts: Path | None, text: Path | None, n_chunks: int | None, is_drawn: bool = False
+) -> str:
+    """What reports call the prompts: a suite, or a file's name; `is_drawn` says that the model drew them itself."""
+    if prompts is not None:
+        return prompts.name
+    if text is not None:
+        return text.name if n_chunks is None else f"{text.name}, {n_chunks} chunks at most"
+    return f"{suite}, drawn from the checkpoint" if is_drawn else suite
 
 
 def smoke(prompts: Sequence[Prompt]) -> tuple[Prompt, ...]:
@@ -79,17 +96,37 @@ def chunk_text(path: Path, tokenizer: Tokenizer | None, *, n_chunks: int | None 
     )
 
 
-def check_stored_ids(encoded: Sequence[EncodedPrompt], tokenizer: Tokenizer | None) -> None:
+def check_stored_ids(
+    encoded: Sequence[EncodedPrompt], prompts: Sequence[Prompt], tokenizer: Tokenizer | None, assets: Assets
+) -> None:
     """Holds prompts of the shared set to the ids stored for this tokenizer, if it is one we have stored them for.
 
-    Raises: InputError if the installed `tokenizers`, or the template's rendering, gives other ids than it did.
+    Chats are held to them only if their template and special tokens are those the ids were stored with.
+    Raises: InputError if the installed libraries give other ids than they did.
     """
     stored = json.loads((files(__package__) / _STORED).read_text(encoding="utf-8"))
     if tokenizer is None or tokenizer.sha256 != stored["tokenizer_sha256"]:
         return
-    wrong = [p.id for p in encoded if stored["ids"].get(p.id, list(p.token_ids)) != list(p.token_ids)]
-    if wrong:
-        raise InputError(
-            f"prompt '{wrong[0]}' and {len(wrong) - 1} more encode to other ids than are stored for this tokenizer: "
-            "the installed tokenizers library does not do what it did"
-        )
+    chats = {prompt.id for prompt in prompts if prompt.messages}
+    is_template_known = chat_sha256(assets) == stored["chat_sha256"]
+    wrong = [
+        prompt.id
+        for prompt in encoded
+        if (is_template_known or prompt.id not in chats)
+        and stored["ids"].get(prompt.id, list(prompt.token_ids)) != list(prompt.token_ids)
+    ]
+    if not wrong:
+        return
+    more = f" and {len(wrong) - 1} more encode" if len(wrong) > 1 else " encodes"
+    only_chats = chats.issuperset(wrong)
+    library = f"jinja2 {version('jinja2')} renders chats" if only_chats else f"tokenizers {version('tokenizers')} cuts"
+    raise InputError(
+        f"prompt '{wrong[0]}'{more} to other ids than are stored for this very tokenizer"
+        f"{' and chat template' if only_chats else ''}: the installed {library} otherwise than before"
+    )
+
+
+def chat_sha256(assets: Assets) -> str:
+    """What decides how a chat is written: the templates, and the special tokens they know."""
+    decisive = [assets.chat_template, assets.named_templates, assets.special_tokens]
+    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()

@@ -11,23 +11,27 @@ import os
 import sys
 import threading
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..convert.errors import BackendError, InputError, LfmConvertError
-from ..convert.model.assets import CHAT_TEMPLATE, TOKENIZER_CONFIG, read_assets
-from ..convert.model.chat import render_chats
-from ..convert.model.dtypes import Float32
-from ..convert.model.tokenizer import TOKENIZER_FILE, Tokenizer
+from ..graph.dtypes import Float32
+from ..graph.errors import BackendError, InputError, LfmConvertError
+from ..graph.source.assets import CHAT_TEMPLATE, DEFAULT_TEMPLATE, TOKENIZER_CONFIG, Assets, read_assets
+from ..graph.source.chat import Refusal, try_chats
+from ..graph.source.tokenizer import TOKENIZER_FILE, Tokenizer
 from ..targets.target import Artifact, Runner
-from .jobs import Job, Outcome, Status, load_job, resolve_target, save_logits
+from .jobs import Job, Outcome, Status, load_job, resolve_target, save_step
 from .probes import check_cache
 from .prompts import Chat
+from .steps import Step
+from .stops import ends_at
+from .stored_logits import StoredLogits, save_logits, store_logits
 
 _NO_EXPERTS = "experts: the runtime does not show which it chose"
 
@@ -53,9 +57,10 @@ def work(job: Job, folder: Path) -> Outcome:
         missing = target.missing()
         if missing is not None:
             return Outcome(status=Status.SKIPPED, message=missing)
+        save_step(folder, Step("loading"))
         with closing(target.run(job.artifact, threads=job.threads)) as runner:
             backend = runner.backend
-            return _probe(runner, job, _run_prompts(runner, job, folder))
+            return _probe(runner, job, _run_prompts(runner, job, folder), partial(save_step, folder))
     except BackendError as error:
         return Outcome(status=Status.SKIPPED, backend=backend, message=str(error))
     except LfmConvertError as error:
@@ -67,11 +72,24 @@ def work(job: Job, folder: Path) -> Outcome:
         return Outcome(status=Status.DISK if full else Status.FAILED, backend=backend, message=message)
 
 
-def _probe(runner: Runner, job: Job, kept: Sequence[Float32]) -> Outcome:
-    """Everything but the logits; `kept` are those of the cache prompts."""
-    cache = check_cache(runner, [job.prompts[i] for i in job.cache_prompts], kept)
-    greedy = tuple(_generate(runner, job.prompts[i], n=job.n_greedy, stop=job.stop) for i in job.greedy_prompts)
+def _probe(runner: Runner, job: Job, kept: Sequence[StoredLogits], tell: Callable[[Step], None]) -> Outcome:
+    """Everything but the logits; `kept` are those of the cache prompts, `tell` gets each step as it begins."""
+    cache = check_cache(
+        runner, [job.prompts[i] for i in job.cache_prompts], kept, tell=lambda way: tell(Step(f"cache, {way}"))
+    )
+    greedy = []
+    for done, i in enumerate(job.greedy_prompts):
+        tell(Step("greedy text", done, len(job.greedy_prompts), "prompts"))
+        greedy.append(_generate(runner, job.prompts[i], n=job.n_greedy, is_end=job.stop.__contains__))
+    tell(Step("tokenizer and chats"))
+    stops = {reader: tuple(map(int, ids)) for reader, ids in runner.stops().items()}
     encoded, rendered = _tokenize(runner, job.artifact, job.texts), _render(runner, job)
+    end = None
+    if stops and job.end_prompt is not None:
+        prompt, n_tokens = job.end_prompt
+        tell(Step("a turn to its end"))
+        end = _generate(runner, job.prompts[prompt], n=n_tokens, is_end=partial(ends_at, stops))
+    tell(Step("experts"))
     experts = _experts(runner, [job.prompts[i] for i in job.expert_prompts])
     if job.expert_prompts and experts is None and cache is not None:
         cache = replace(cache, not_seen=(*cache.not_seen, _NO_EXPERTS))
@@ -79,20 +97,22 @@ def _probe(runner: Runner, job: Job, kept: Sequence[Float32]) -> Outcome:
         status=Status.DONE,
         backend=runner.backend,
         cache=cache,
-        greedy=greedy,
+        greedy=tuple(greedy),
         encoded=encoded,
         rendered=rendered,
         experts=experts,
+        stops=stops,
+        end=end,
     )
 
 
-def _run_prompts(runner: Runner, job: Job, folder: Path) -> list[Float32]:
-    """Publishes the logits of every prompt; returns those of the cache prompts."""
+def _run_prompts(runner: Runner, job: Job, folder: Path) -> list[StoredLogits]:
+    """Publishes the logits of every prompt; returns those of the cache prompts, which it keeps in files of its own."""
     kept = {}
     for index, token_ids in enumerate(job.prompts):
         logits = _checked(runner.logits(token_ids), len(token_ids), job.vocab_size)
         if index in job.cache_prompts:
-            kept[index] = logits
+            kept[index] = store_logits(folder / f"kept-{index:05d}.f32", logits)
         save_logits(folder, index, logits)
     return [kept[index] for index in job.cache_prompts]
 
@@ -104,16 +124,16 @@ def _checked(logits: Float32, n: int, vocab_size: int) -> Float32:
             f"the artifact gives logits of shape {list(found.shape)} for {n} tokens: expected {[n, vocab_size]}, "
             "so its vocabulary or its tokens are not the checkpoint's and nothing was compared"
         )
-    return found.astype(np.float32)
+    return found.astype(np.float32, copy=False)
 
 
-def _generate(runner: Runner, prompt: Sequence[int], *, n: int, stop: Sequence[int]) -> tuple[int, ...]:
-    """Greedy continuation, ending with the first stop id."""
+def _generate(runner: Runner, prompt: Sequence[int], *, n: int, is_end: Callable[[int], bool]) -> tuple[int, ...]:
+    """Greedy continuation of up to n tokens, ending with the first that ends a text."""
     out: list[int] = []
     logits = runner.logits(prompt)
     while True:
         out.append(int(logits[-1].argmax()))
-        if out[-1] in stop or len(out) == n:
+        if is_end(out[-1]) or len(out) == n:
             return tuple(out)
         logits = runner.extend(out[-1:])
 
@@ -137,22 +157,34 @@ def _folder_with(artifact: Artifact, name: str) -> Path | None:
 
 def _render(runner: Runner, job: Job) -> tuple[str, ...] | None:
     """Chats by the runtime's own template engine, or by ours with the artifact's template; None without either."""
-    template = runner.template()
-    if template is None:
-        names = (CHAT_TEMPLATE, TOKENIZER_CONFIG)
-        folder = next((found for name in names if (found := _folder_with(job.artifact, name))), None)
-        template = read_assets(folder).chat_template if folder else None
-    if template is None or not job.chats:
+    templates = _templates(runner, job.artifact)
+    if templates is None or not job.chats:
         return None
     texts = [""] * len(job.chats)
+    bos = job.special_tokens.get("bos_token", "")
     for tools, members in _by_tools(job.chats):
         conversations = [job.chats[i].messages for i in members]
-        rendered = runner.render(conversations, tools)
+        rendered: Sequence[str | Refusal] | None = runner.render(conversations, tools)
         if rendered is None:
-            rendered = render_chats(template, conversations, bos_token=job.bos, tools=tools or None)
+            template = templates.template_for(tools)
+            if template is None:  # the checkpoint has one for these chats
+                return None
+            rendered = try_chats(template, conversations, special_tokens=job.special_tokens, tools=tools or None)
         for i, text in zip(members, rendered, strict=True):
-            texts[i] = text.removeprefix(job.bos)
+            texts[i] = text.reason if isinstance(text, Refusal) else text.removeprefix(bos)
     return tuple(texts)
+
+
+def _templates(runner: Runner, artifact: Artifact) -> Assets | None:
+    """The templates inside an artifact, or of the folder beside it; None if there are none."""
+    inside = runner.templates()
+    if inside:
+        return Assets(chat_template=inside.get(DEFAULT_TEMPLATE), named_templates=dict(inside))
+    folder = next(
+        (found for name in (CHAT_TEMPLATE, TOKENIZER_CONFIG) if (found := _folder_with(artifact, name))), None
+    )
+    assets = read_assets(folder) if folder else Assets()
+    return assets if assets.chat_template is not None or assets.named_templates else None
 
 
 def _by_tools(chats: Sequence[Chat]) -> list[tuple[Sequence[Mapping[str, Any]], list[int]]]:

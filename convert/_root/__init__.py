@@ -1,4 +1,4 @@
-"""lfm-convert: one LFM2 checkpoint into artifacts for every edge runtime, each proven."""
+"""lfm-convert: one checkpoint into artifacts for every edge runtime, each proven."""
 
 from ._version import __version__
 

@@ -1,6 +1,6 @@
-"""The two small trained checkpoints that travel in the wheel, for demos, tests and a first try without a download.
+"""The small trained checkpoints that travel in the wheel, for demos, tests and a first try without a download.
 
-Both are ordinary Hugging Face checkpoint folders, made by `making/`, which is not part of the wheel.
+All are ordinary Hugging Face checkpoint folders, made by `making/`, which is not part of the wheel.
 """
 
 from __future__ import annotations
@@ -8,7 +8,9 @@ from __future__ import annotations
 from pathlib import Path
 
 # Folder -> the model's name.
-NAMES = {"moe": "LFM2-Tiny-MoE", "dense": "LFM2-Tiny"}
+NAMES = {"moe": "LFM2-Tiny-MoE", "dense": "LFM2-Tiny", "lfm3": "LFM3-Tiny"}
+# What a user writes for one.
+CHOICES = " / ".join(f"bundled:{name}" for name in NAMES)
 
 
 def path(name: str = "moe") -> Path:

@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
+from ...graph.errors import UsageError
+from ...graph.units import parse_size
 from ...validate.budgets import Budgets, load_devices
-from ..errors import UsageError
 from ..source import SETTINGS_FILE
-from ..units import parse_size
 
 MaxSize = Annotated[
     str | None, typer.Option("--max-size", help="Largest artifact allowed, like 4.8GB.", show_default=False)
@@ -27,7 +27,14 @@ Devices = Annotated[
         show_default=False,
     ),
 ]
-Recipe = Annotated[Path, typer.Option("--recipe", help="TOML file with a table [devices.NAME] for each class.")]
+Recipe = Annotated[
+    Path | None,
+    typer.Option(
+        "--recipe",
+        help=f"TOML file with a table [devices.NAME] for each class; default: {SETTINGS_FILE}.",
+        show_default=False,
+    ),
+]
 
 
 def budget_options(
@@ -35,16 +42,19 @@ def budget_options(
     max_size: MaxSize = None,
     max_file_size: MaxFileSize = None,
     device: Devices = None,
-    recipe: Recipe = Path(SETTINGS_FILE),
+    recipe: Recipe = None,
 ) -> Budgets:
-    """The budgets of a run."""
+    """The budgets of a run. Raises: UsageError for a recipe of which no class is asked for, or a class it has not."""
+    if recipe is not None and not device:
+        raise UsageError(f"--recipe {recipe}: give --device NAME, a class of it to hold artifacts to")
+    recipe = recipe or Path(SETTINGS_FILE)
     known = load_devices(recipe) if device else {}
     unknown = [name for name in device or () if name not in known]
     if unknown:
         names = ", ".join(known) or "none"
         raise UsageError(f"{recipe}: has no device class '{unknown[0]}': it has {names}")
     return Budgets(
-        max_size=parse_size(max_size) if max_size else None,
-        max_file_size=parse_size(max_file_size) if max_file_size else None,
+        max_size=None if max_size is None else parse_size(max_size),
+        max_file_size=None if max_file_size is None else parse_size(max_file_size),
         devices=tuple(known[name] for name in device or ()),
     )

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from ...graph.errors import InputError, UsageError
+from ...graph.graph import WeightGraph
+from ...graph.json_text import parse_json
+from ...graph.source.chat import Refusal, try_chats
+from ...validate.outputs import check_reports, is_stdout, write_report
 from .. import pipeline
-from ..errors import InputError, UsageError
-from ..model.chat import render_chats
-from ..model.graph import WeightGraph
-from .console import Json, Model, Offline, Revision, output, print_json, watched
+from .console import Json, Model, Offline, Revision, errors, output, print_json, watched
 
 
 def calibrate(
@@ -23,8 +24,11 @@ def calibrate(
             "--text", help='Text file, or .jsonl with one {"messages": […]} a line; repeatable.', show_default=False
         ),
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Importance matrix to write.", show_default=False)],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Importance matrix to write; '-' is stdout.", show_default=False)
+    ],
     model: Model = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there already.")] = False,
     chunk_size: Annotated[int, typer.Option("--chunk-size", min=16, help="Tokens that see each other.")] = 512,
     max_chunks: Annotated[
         int | None, typer.Option("--max-chunks", min=1, help="Stop after so many.", show_default=False)
@@ -35,26 +39,38 @@ def calibrate(
 ) -> int:
     """Measure how much each column of every weight is used; `convert --imatrix` takes the file, and so does llama.cpp."""
     from ...quantize.calibration import calibrate as measure
-    from ...targets.gguf.imatrix import write_importance
-    from ...targets.gguf.names import tensor_name
+    from ...quantize.gguf_file.tensor_names import tensor_name
+    from ...quantize.imatrix import importance_bytes
 
+    _check_out(out, text, overwrite=overwrite, as_json=as_json)
     with watched() as progress:
         graph = pipeline.open_model(model, revision=revision, offline=offline, progress=progress)
         chunks = [chunk for path in text for chunk in _chunks(graph, path, chunk_size)][:max_chunks]
         n_tokens = sum(map(len, chunks))
         progress.start("calibrating", n_tokens, "tokens")
-        uses = {tensor_name(address): use for address, use in measure(graph, chunks, advance=progress.advance).items()}
-    names = tuple(str(path) for path in text)
-    write_importance(out, uses, datasets=names, n_chunks=len(chunks), chunk_size=chunk_size)
+        measured = measure(graph, chunks, advance=progress.advance)
+        uses = {tensor_name(address, graph.config.family): use for address, use in measured.items()}
+    names = tuple(path.name for path in text)
+    write_report(out, importance_bytes(uses, datasets=names, n_chunks=len(chunks), chunk_size=chunk_size))
     never_hit = {name: list(use.never_hit) for name, use in uses.items() if use.never_hit}
     found = {"path": str(out), "entries": len(uses), "chunks": len(chunks), "tokens": n_tokens, "never_hit": never_hit}
     if as_json:
         print_json(found)
         return 0
-    output.print(f"{out}: {len(uses)} weights, {len(chunks)} chunks, {n_tokens:,} tokens")
+    console = errors if is_stdout(out) else output
+    console.print(f"{out}: {len(uses)} weights, {len(chunks)} chunks, {n_tokens:,} tokens")
     for name, experts in never_hit.items():
-        output.print(f"no token reached experts {', '.join(map(str, experts))} of {name}")
+        console.print(f"no token reached experts {', '.join(map(str, experts))} of {name}")
     return 0
+
+
+def _check_out(out: Path, text: list[Path], *, overwrite: bool, as_json: bool) -> None:
+    """Raises: UsageError for a file that is there already, or a stdout wanted twice; DiskError as `check_report`."""
+    if is_stdout(out) and as_json:
+        raise UsageError("--json prints on standard output: give --out a file")
+    if out.is_file() and not is_stdout(out) and not overwrite:
+        raise UsageError(f"{out}: already exists; --overwrite replaces it")
+    check_reports([out], read=text)
 
 
 def _chunks(graph: WeightGraph, path: Path, chunk_size: int) -> Iterable[list[int]]:
@@ -70,8 +86,10 @@ def _chunks(graph: WeightGraph, path: Path, chunk_size: int) -> Iterable[list[in
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read as text: {error}") from None
     if path.suffix == ".jsonl":
-        for rendered in _rendered(graph, path, content):
-            yield tokenizer.encode(rendered, special=False)[:chunk_size]
+        rendered = [tokenizer.encode(text, special=False)[:chunk_size] for text in _rendered(graph, path, content)]
+        if not any(rendered):
+            raise InputError(f"{path}: holds no conversation")
+        yield from rendered
         return
     start = [] if bos is None else [bos]
     ids = tokenizer.encode(content, special=False)
@@ -87,8 +105,19 @@ def _rendered(graph: WeightGraph, path: Path, content: str) -> list[str]:
     if template is None:
         raise UsageError(f"{graph.folder}: has no chat template, which conversations need")
     try:
-        conversations = [json.loads(line)["messages"] for line in content.splitlines() if line.strip()]
+        conversations = [parse_json(line)["messages"] for line in content.splitlines() if line.strip()]
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: expected one JSON object with 'messages' a line: {error!r}") from None
-    bos = graph.assets.tokenizer_config.get("bos_token")
-    return render_chats(template, conversations, bos_token=bos if isinstance(bos, str) else "")
+    found = try_chats(template, conversations, special_tokens=graph.assets.special_tokens)
+    refusals = [each for each in found if isinstance(each, Refusal)]
+    texts = [each for each in found if isinstance(each, str)]
+    if refusals and not texts:
+        raise InputError(f"{path}: the chat template refuses every conversation: {refusals[0].reason}")
+    if refusals:
+        errors.print(
+            f"{path}: {len(refusals)} of {len(found)} conversations are left out, since the chat template refuses: "
+            f"{refusals[0].reason}",
+            markup=False,
+            soft_wrap=True,
+        )
+    return texts

@@ -7,19 +7,20 @@ from typing import Annotated, Any
 
 import typer
 
+from ...graph.errors import ExitCode, UsageError
 from .. import pipeline
-from ..errors import ExitCode, UsageError
-from .bundle import bundled
-from .comparison_options import Reference, comparison_options
+from .comparison_options import OtherReference, Reference, comparison_options
 from .console import Json, Offline, Revision, output, print_json, watched
+from .option_groups import grouped
 
 
-@bundled(comparison=comparison_options)
+@grouped(comparison=comparison_options)
 def compare(
     *,
     first: Annotated[Path, typer.Argument(help="An artifact's file.", show_default=False)],
     second: Annotated[Path, typer.Argument(help="Another of the same checkpoint.", show_default=False)],
     reference: Reference = None,
+    other_reference: OtherReference = False,
     comparison: dict[str, Any],
     json_output: Json = False,
     revision: Revision = None,
@@ -29,10 +30,12 @@ def compare(
     from ...validate.compare import compare_results
 
     with watched() as progress:
-        graph = pipeline.open_model(reference, revision=revision, offline=offline, progress=progress)
         report = pipeline.validate(
             [first, second],
-            reference=graph,
+            reference=reference,
+            revision=revision,
+            offline=offline,
+            other_reference=other_reference,
             **comparison,
             progress=progress,
         )
@@ -42,12 +45,12 @@ def compare(
     if json_output:
         print_json(found.to_json())
     else:
-        output.print(f"{found.second} − {found.first}, {found.n_positions} positions", markup=False)
-        output.print(f"  mean KLD      {found.kld_difference:+.3g} ± {found.kld_se:.2g} nats", markup=False)
+        output.print(f"{found.second} − {found.first}, {found.n_positions} positions")
+        output.print(f"  mean KLD      {found.kld_difference:+.3g} ± {found.kld_se:.2g} nats")
         output.print(
             f"  same top-1    {found.only_first} positions only the first, {found.only_second} only the second "
             f"(McNemar p = {found.p_value:.2g})",
             markup=False,
         )
-        output.print(f"{found.sentence}.", markup=False)
+        output.print(f"{found.sentence}.")
     return ExitCode.QUALITY if found.second_is_worse else ExitCode.OK

@@ -1,4 +1,6 @@
-"""Options of what compares artifacts with a checkpoint: what they are run on, and with how much of the machine."""
+"""Options of what compares artifacts with a checkpoint: what they are run on, with how much of the machine, and the
+lines they are held to.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +9,16 @@ from typing import Annotated, Any
 
 import typer
 
+from ...validate.lines import Lines, parse_fraction
+
 Reference = Annotated[
-    str | None, typer.Option("--reference", "-r", help="The checkpoint they came from.", show_default=False)
+    str | None,
+    typer.Option(
+        "--reference", "-r", help="The checkpoint they came from; default: the one at hand here.", show_default=False
+    ),
+]
+OtherReference = Annotated[
+    bool, typer.Option("--other-reference", help="Compare with a checkpoint they were not made from.")
 ]
 Suite = Annotated[str, typer.Option("--suite", help="Which of the shared prompts: smoke or standard.")]
 Prompts = Annotated[
@@ -29,6 +39,32 @@ Threads = Annotated[
 TimeLimit = Annotated[float, typer.Option("--time-limit", min=1, help="Seconds for each artifact.")]
 
 
+MaxKld = Annotated[
+    float | None,
+    typer.Option(
+        "--max-kld", metavar="NATS", help="Fail an artifact of a larger mean KL divergence.", show_default=False
+    ),
+]
+MinTop1 = Annotated[
+    str | None,
+    typer.Option(
+        "--min-top1",
+        metavar="FRACTION",
+        help="Fail one whose likeliest token is the checkpoint's less often; 0.9 or 90%.",
+        show_default=False,
+    ),
+]
+MaxPplChange = Annotated[
+    str | None,
+    typer.Option(
+        "--max-ppl-change",
+        metavar="FRACTION",
+        help="Fail one whose perplexity differs by more; 0.05 or 5%.",
+        show_default=False,
+    ),
+]
+
+
 def comparison_options(
     *,
     suite: Suite = "standard",
@@ -47,3 +83,12 @@ def comparison_options(
         "threads": threads,
         "time_limit_s": time_limit,
     }
+
+
+def line_options(*, max_kld: MaxKld = None, min_top1: MinTop1 = None, max_ppl_change: MaxPplChange = None) -> Lines:
+    """The lines that a team draws. Raises: UsageError for one that means nothing."""
+    return Lines(
+        max_kld=max_kld,
+        min_top1=None if min_top1 is None else parse_fraction(min_top1),
+        max_ppl_change=None if max_ppl_change is None else parse_fraction(max_ppl_change),
+    )

@@ -1,7 +1,9 @@
-"""What commands share: options, progress on stderr, JSON on stdout."""
+"""What commands share: options, progress on stderr, JSON on stdout, and consoles for which text is only text."""
 
 from __future__ import annotations
 
+import codecs
+import io
 import json
 import sys
 from collections.abc import Iterator
@@ -10,33 +12,90 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, ProgressColumn, Task, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 from rich.text import Text
 
-from ..progress import Progress
-from ..units import format_size
+from ...graph.progress import Progress
+from ...graph.streams import silence, unwritable_output, write_out
+from ...graph.text import plain
+from ...graph.units import format_size
+from ..bundled import CHOICES
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
 Target = Annotated[str, typer.Option("--target", "-t", help="Runtime to write for; 'lfm-convert targets' lists them.")]
+Quant = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--quant",
+        "-q",
+        help="Quants, repeatable or comma-separated, or all; default: the target's.",
+        show_default=False,
+    ),
+]
 Revision = Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit of a hub model.")]
 Offline = Annotated[bool, typer.Option("--offline", help="Never ask the hub; use its local cache.")]
 Model = Annotated[
     str | None,
-    typer.Argument(
-        metavar="[MODEL]", help="Checkpoint folder, hub id, or bundled:moe / bundled:dense.", show_default=False
-    ),
+    typer.Argument(metavar="[MODEL]", help=f"Checkpoint folder, hub id, or {CHOICES}.", show_default=False),
 ]
 
-errors = Console(stderr=True, highlight=False)
+# How our own typography is spelled where an encoding lacks it. Other marks become escapes.
+_SPELLED = {"–": "-", "—": "-", "−": "-", "…": "...", "±": "+/-", "×": "x"}
+_SPELLING = "lfm-convert-spelling"
+
+
+class _PlainConsole(Console):
+    """A console on which every text, cells of tables too, is printed as it is: no markup, no emoji codes, no controls."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(markup=False, emoji=False, highlight=False, **options)
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Notes on stderr are not the work: where they cannot be written, it goes on without.
+
+        Raises: DiskError if standard output cannot be written.
+        """
+        try:
+            super().print(*objects, **options)
+        except OSError as error:
+            self.quiet = True
+            if not self.stderr:
+                raise unwritable_output(error) from error
+
+    def on_broken_pipe(self) -> None:
+        """The reader has gone: what is left to say is dropped, and the exit code is that of the work."""
+        self.quiet = True
+        silence(self.file)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(plain(text), **options)
+
+
+errors = _PlainConsole(stderr=True)
 # Tables in a log are as wide as they need; rich would cut them at 80 columns.
-output = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
+output = _PlainConsole(width=None if sys.stdout and sys.stdout.isatty() else 200)
+
+
+def accept_any_encoding() -> None:
+    """Has the standard streams spell what their encoding lacks, such as an en dash in ASCII, instead of failing."""
+    codecs.register_error(_SPELLING, _spell)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=_SPELLING)
+
+
+def _spell(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    marks = error.object[error.start : error.end]
+    return "".join(_SPELLED.get(m) or m.encode("ascii", "backslashreplace").decode() for m in marks), error.end
 
 
 def print_json(value: Any) -> None:
-    """One JSON document on stdout."""
-    json.dump(value, sys.stdout, indent=2, ensure_ascii=False)
-    sys.stdout.write("\n")
+    """One JSON document on stdout: in UTF-8, or with escapes where stdout has another encoding."""
+    encoding = codecs.lookup(sys.stdout.encoding or "utf-8").name
+    write_out(json.dumps(value, indent=2, ensure_ascii=encoding != "utf-8") + "\n")
 
 
 class _Amount(ProgressColumn):
@@ -44,6 +103,8 @@ class _Amount(ProgressColumn):
 
     def render(self, task: Task) -> Text:
         done, total, unit = int(task.completed), int(task.total or 0), task.fields["unit"]
+        if not total:
+            return Text()
         if unit != "bytes":
             return Text(f"{done} of {total} {unit}")
         speed = f", {format_size(int(task.speed))}/s" if task.speed else ""
@@ -52,9 +113,11 @@ class _Amount(ProgressColumn):
 
 @contextmanager
 def watched() -> Iterator[Progress]:
-    """Bars with amounts and rates on a terminal; notes only, without one."""
+    """Bars with amounts, rates and times on a terminal, of a step whose total is not known one that moves; notes only,
+    without a terminal.
+    """
     bar = Bar(
-        TextColumn("{task.description}"), BarColumn(), _Amount(), TimeRemainingColumn(),
+        TextColumn("{task.description}", markup=False), BarColumn(), _Amount(), TimeElapsedColumn(), TimeRemainingColumn(),
         console=errors, disable=not errors.is_terminal, transient=True,
     )  # fmt: skip
     with bar:
@@ -62,7 +125,7 @@ def watched() -> Iterator[Progress]:
         def start(label: str, total: int, unit: str) -> None:
             for task in bar.task_ids:
                 bar.remove_task(task)
-            bar.add_task(label, total=total, unit=unit)
+            bar.add_task(plain(label), total=total or None, unit=unit)
 
         def advance(amount: int) -> None:
             bar.advance(bar.task_ids[-1], amount)

@@ -2,38 +2,64 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from ...graph.errors import UsageError
+from ...graph.graph import WeightGraph
+from ...graph.units import format_size, parse_size
+from ...targets.target import get_target
 from ...validate.budgets import Budgets
+from ...validate.lines import Lines
 from .. import pipeline
-from ..units import format_size, parse_size
+from ..manifest import MANIFEST_FILE
 from .budget_options import budget_options
-from .bundle import bundled
-from .console import Json, Model, Offline, Revision, Target, output, print_json, watched
+from .comparison_options import comparison_options, line_options
+from .console import Model, Offline, Quant, Revision, Target, output, watched
+from .option_groups import grouped
+from .report_options import Reports, report_options
 from .target_options import target_options
 
 
-@bundled(options=target_options, budgets=budget_options)
+@grouped(
+    options=target_options,
+    budgets=budget_options,
+    comparison=comparison_options,
+    lines=line_options,
+    reports=report_options,
+)
 def convert(
     *,
     target: Target,
     model: Model = None,
-    quant: Annotated[
-        str | None,
-        typer.Option(
-            "--quant", "-q", help="Quants, comma-separated, or all; default: the target's.", show_default=False
-        ),
-    ] = None,
+    quant: Quant = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder to write; default: ./MODEL-TARGET.", show_default=False)
     ] = None,
     options: dict[str, Any],
     strict: Annotated[bool, typer.Option("--strict", help="Refuse encodings other than the quant names.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace artifacts that are there already.")] = False,
+    outfile: Annotated[
+        Path | None,
+        typer.Option(
+            "--outfile",
+            metavar="FILE",
+            help="GGUF, ExecuTorch: the file to write; {ftype} in it is the quant.",
+            show_default=False,
+        ),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are there already.")] = False,
+    skip_existing: Annotated[
+        bool, typer.Option("--skip-existing", help="Leave artifacts that are there, if they are what would be written.")
+    ] = False,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Go on where an interrupted run stopped; if interrupted, keep what is written."),
+    ] = False,
+    profile: Annotated[bool, typer.Option("--profile", help="Say where the time of writing went.")] = False,
     jobs: Annotated[
         int | None, typer.Option("--jobs", "-j", min=1, help="Workers; default: all cores.", show_default=False)
     ] = None,
@@ -42,13 +68,24 @@ def convert(
     ] = None,
     budgets: Budgets,
     no_validate: Annotated[bool, typer.Option("--no-validate", help="Write only; do not run the artifacts.")] = False,
+    comparison: dict[str, Any],
+    lines: Lines,
+    reports: Reports,
     revision: Revision = None,
     offline: Offline = False,
-    as_json: Json = False,
 ) -> int:
     """Write the artifacts of one target, then run each and compare it with the checkpoint."""
+    if no_validate and (lines or reports.needs_report):
+        raise UsageError(
+            "--no-validate compares nothing that could be reported or held to a line: leave one of them out"
+        )
+    out, options = _placed(target, out, outfile, options)
+    texts = [value for value in comparison.values() if isinstance(value, Path)]
+    reports.check(read=texts)
+    comparison |= {**reports.held_to(), "lines": lines}
     with watched() as progress:
         graph = pipeline.open_model(model, revision=revision, offline=offline, progress=progress)
+        reports.check(read=[*texts, *_read_and_written(graph, out, options)])
         done = pipeline.convert(
             graph,
             target=target,
@@ -57,15 +94,25 @@ def convert(
             options=options,
             strict=strict,
             overwrite=overwrite,
+            skip_existing=skip_existing,
+            resume=resume,
             jobs=jobs,
-            max_memory=parse_size(max_memory) if max_memory else None,
+            max_memory=None if max_memory is None else parse_size(max_memory),
             budgets=replace(budgets, context=options.get("context", budgets.context)),
             validate_after=not no_validate,
+            validate_all=bool(lines) or reports.is_asked,
+            comparison=comparison,
             progress=progress,
         )
-    if as_json:
-        print_json(_to_json(done))
+    reports.check(read=[file for artifact in done.artifacts for file in artifact.files])
+    if done.report is None:
+        reports.write_json(_to_json(done))
+    else:
+        reports.write(done.report, _to_json(done))
+    if reports.takes_stdout:
         return done.report.exit_code if done.report else 0
+    if profile:
+        _print_profile(done.profile.seconds)
     for artifact in done.artifacts:
         output.print(f"{artifact.path}  {format_size(artifact.size_bytes)}", soft_wrap=True)
     if done.report is None:
@@ -76,19 +123,55 @@ def convert(
     return done.report.exit_code
 
 
+def _read_and_written(graph: WeightGraph, out: Path | None, options: Mapping[str, Any]) -> Iterator[Path]:
+    """Files that no report may replace: the checkpoint's, and of those to come the ones whose names are known."""
+    yield from (path for path in graph.folder.iterdir() if path.is_file())
+    if out is not None:
+        yield from (out / name for name in (MANIFEST_FILE, options.get("outfile")) if name)
+
+
+def _placed(
+    target: str, out: Path | None, outfile: Path | None, options: dict[str, Any]
+) -> tuple[Path | None, dict[str, Any]]:
+    """The folder to write, and the target's options with the file's name if there is to be one.
+
+    `--out model.gguf` means the file, too, unless there is a folder of that name. `~` is the user's home in both, as
+    it is in MODEL: shells leave the one in `--out=~/models` alone.
+    """
+    out, outfile = (None if path is None else path.expanduser() for path in (out, outfile))
+    if out is not None and outfile is not None:
+        raise UsageError("give --out, a folder, or --outfile, a file, not both")
+    if out is not None and out.suffix and out.suffix.lower() == get_target(target).file_suffix and not out.is_dir():
+        outfile = out
+    if outfile is None:
+        return out, options
+    return outfile.parent, {**options, "outfile": outfile.name}
+
+
+def _print_profile(seconds: Mapping[str, float]) -> None:
+    """Where the threads' time went, most first; waiting for room is not work."""
+    work = {stage: spent for stage, spent in seconds.items() if stage != "wait"}
+    total = sum(work.values()) or 1.0
+    for stage, spent in sorted(work.items(), key=lambda item: -item[1]):
+        output.print(f"{stage:10} {spent:8.2f} s of threads  {spent / total:4.0%}", markup=False)
+    if work:
+        output.print(f"bottleneck: {max(work, key=work.__getitem__)}", markup=False)
+
+
 def _to_json(done: pipeline.Converted) -> dict[str, object]:
     report = done.report.to_json() if done.report else {"artifacts": []}
     return {
         "folder": str(done.folder),
         "artifacts": [
             {
-                "path": str(a.path),
+                "path": a.path.relative_to(a.folder).as_posix(),
                 "target": a.target,
                 "quant": a.quant,
                 "size_bytes": a.size_bytes,
-                "files": [str(f) for f in a.files],
+                "files": [file.relative_to(a.folder).as_posix() for file in a.files],
             }
             for a in done.artifacts
         ],
+        "profile_seconds": done.profile.seconds,
         "validation": report,
     }

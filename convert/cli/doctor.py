@@ -5,15 +5,13 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from ..._version import __version__
-from ..units import format_size
+from ...graph.packages import RUNNING, WRITING, installed
+from ...graph.units import format_size
 from .console import Json, output, print_json
-
-_PACKAGES = ("numpy", "tokenizers", "huggingface_hub", "onnx", "onnxruntime", "xllamacpp", "transformers", "torch")
 
 
 def doctor(as_json: Json = False) -> int:
@@ -27,7 +25,7 @@ def doctor(as_json: Json = False) -> int:
         "cores": os.cpu_count(),
         "memory_bytes": _memory_bytes(),
         "free_disk_bytes": shutil.disk_usage(Path()).free,
-        "packages": {name: _version(name) for name in _PACKAGES},
+        "packages": {name: installed(name) for name in (*WRITING, *RUNNING)},
         "targets": {name: get_target(name).missing() for name in target_names()},
     }
     if as_json:
@@ -44,13 +42,6 @@ def doctor(as_json: Json = False) -> int:
     for name, missing in found["targets"].items():
         output.print(f"target {name}: " + (f"needs {missing}" if missing else "ready"))
     return 0
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _memory_bytes() -> int | None:

@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 
-from .. import pipeline
-from ..errors import InputError
-from ..manifest import load_manifest
-from ..model.config import CONFIG_FILE, Operator
-from ..model.graph import WeightGraph
-from ..model.lfm2 import open_graph
-from ..units import format_size
+from ...graph.blocks import Attention, Mixture, ShortConv
+from ...graph.config import CONFIG_FILE
+from ...graph.errors import InputError
+from ...graph.graph import WeightGraph
+from ...graph.opening import open_graph
+from ...graph.source.weight_files import has_weights, instead_hint, refuse_adapter_alone
+from ...graph.units import format_size
+from ...targets.target import Artifact, get_target
+from ..artifacts import find_artifacts, listed_artifacts, recognised_artifacts
+from ..manifest import MANIFEST_FILE, load_manifest
 from .console import Json, output, print_json
 
 
 def inspect(
     path: Annotated[
         Path,
-        typer.Argument(help="Checkpoint folder, GGUF or artifact file, or folder of artifacts.", show_default=False),
+        typer.Argument(
+            help="Checkpoint or MLX folder, GGUF or artifact file, or folder of artifacts.", show_default=False
+        ),
     ],
     as_json: Json = False,
 ) -> int:
@@ -33,10 +39,7 @@ def inspect(
         found = _gguf(path)
         print_json(found) if as_json else _show(found)
         return 0
-    is_checkpoint = path.is_dir() and load_manifest(path) is None
-    if is_checkpoint and not (path / CONFIG_FILE).is_file():
-        raise InputError(f"{path}: holds neither {CONFIG_FILE} nor lfm-convert.json")
-    found = _checkpoint(open_graph(path)) if is_checkpoint else _artifacts(path)
+    found = _folder(path) if path.is_dir() and not _is_listed(path) else _artifacts(path)
     if as_json:
         print_json(found)
     else:
@@ -44,8 +47,35 @@ def inspect(
     return 0
 
 
+def _is_listed(path: Path) -> bool:
+    """Whether a folder has a manifest, or one above it lists something there."""
+    if load_manifest(path) is not None:
+        return True
+    try:
+        return bool(listed_artifacts(path))
+    except InputError:
+        return False
+
+
+def _folder(path: Path) -> dict[str, Any]:
+    """A folder without a manifest: what mlx-lm loads, a checkpoint, or artifacts that others wrote."""
+    from ...targets.mlx.folder import describe_folder, is_mlx_folder
+
+    if (path / CONFIG_FILE).is_file() and is_mlx_folder(path):
+        return describe_folder(path)
+    if (path / CONFIG_FILE).is_file() and has_weights(path):
+        return _checkpoint(open_graph(path))
+    if found := recognised_artifacts(path):
+        return _rows(found)
+    if (path / CONFIG_FILE).is_file():
+        return _checkpoint(open_graph(path))  # which says what it lacks
+    refuse_adapter_alone(path)
+    raise InputError(f"{path}: holds neither {CONFIG_FILE} nor {MANIFEST_FILE}{instead_hint(path)}")
+
+
 def _checkpoint(graph: WeightGraph) -> dict[str, Any]:
     config = graph.config
+    attention, mixture = config.first(Attention), config.first(Mixture)
     roles: Counter[tuple[str, str]] = Counter()
     for weight in graph.weights():
         roles[weight.role.value, weight.view.dtype.value] += weight.view.n_rows * weight.view.n_cols
@@ -55,14 +85,14 @@ def _checkpoint(graph: WeightGraph) -> dict[str, Any]:
         "model_type": config.model_type,
         "parameters": graph.n_parameters,
         "layers": config.n_layers,
-        "attention_layers": list(config.attention_layers),
-        "conv_layers": sum(op is Operator.SHORT_CONV for op in config.operators),
+        "attention_layers": list(config.of_kind(Attention)),
+        "conv_layers": len(config.of_kind(ShortConv)),
         "hidden_size": config.hidden_size,
-        "heads": [config.n_heads, config.n_kv_heads],
-        "experts": [config.moe.n_experts, config.moe.top_k] if config.moe else None,
+        "heads": [attention.n_heads, attention.n_kv_heads] if attention else None,
+        "experts": [mixture.n_experts, mixture.top_k] if mixture else None,
         "vocab_size": config.vocab_size,
         "context_length": config.context_length,
-        "rope_theta": config.rope_theta,
+        "rope_theta": attention.rope.theta if attention and attention.rope else None,
         "tied": graph.is_tied,
         "tokens": graph.tokenizer.n_tokens if graph.tokenizer else None,
         "roles": [{"role": role, "dtype": dtype, "parameters": n} for (role, dtype), n in roles.items()],
@@ -72,7 +102,7 @@ def _checkpoint(graph: WeightGraph) -> dict[str, Any]:
 
 def _gguf(path: Path) -> dict[str, Any]:
     """Any GGUF file, of ours or not: metadata with lists as their length, and tensors and bytes by type."""
-    from ...targets.gguf.reader import read_gguf, tensor_nbytes
+    from ...quantize.gguf_file.reader import read_gguf, tensor_nbytes
 
     file = read_gguf(path)
     types: dict[str, list[int]] = {}
@@ -90,11 +120,16 @@ def _gguf(path: Path) -> dict[str, Any]:
 
 
 def _artifacts(path: Path) -> dict[str, Any]:
+    return _rows(find_artifacts(path))
+
+
+def _rows(artifacts: Sequence[Artifact]) -> dict[str, Any]:
     rows = []
-    for artifact in pipeline.find_artifacts(path):
+    for artifact in artifacts:
         encodings: Counter[str] = Counter()
-        for tensor in artifact.entry["tensors"]:
-            encodings[tensor["encoding"]] += tensor["bytes"]
+        tensors = _tensors(artifact)
+        for encoding, n_bytes in tensors:
+            encodings[encoding] += n_bytes
         checked = artifact.entry.get("validation") or {}
         rows.append(
             {
@@ -102,17 +137,25 @@ def _artifacts(path: Path) -> dict[str, Any]:
                 "target": artifact.target,
                 "quant": artifact.quant,
                 "size_bytes": artifact.size_bytes,
-                "tensors": len(artifact.entry["tensors"]),
+                "tensors": len(tensors),
                 "encodings": dict(encodings),
                 "verdict": checked.get("verdict"),
+                "manifest": not artifact.is_recognised,
             }
         )
     return {"kind": "artifacts", "artifacts": rows}
 
 
+def _tensors(artifact: Artifact) -> list[tuple[str, int]]:
+    """Encoding and bytes of each stored tensor."""
+    if not artifact.is_recognised:
+        return [(tensor["encoding"], tensor["bytes"]) for tensor in artifact.entry["tensors"]]
+    return [(tensor.encoding, tensor.nbytes) for tensor in get_target(artifact.target).listed(artifact)]
+
+
 def _show(found: dict[str, Any]) -> None:
     table = Table(box=None, pad_edge=False, show_header=found["kind"] == "artifacts")
-    if found["kind"] == "gguf":
+    if found["kind"] in ("gguf", "mlx"):
         table.add_row("tensors", str(found["tensors"]))
         for each in found["types"]:
             table.add_row(each["type"], f"{each['tensors']} tensors, {format_size(each['bytes'])}")
@@ -131,6 +174,6 @@ def _show(found: dict[str, Any]) -> None:
         for row in found["artifacts"]:
             parts = ", ".join(f"{name} {format_size(n)}" for name, n in row["encodings"].items())
             size = format_size(row["size_bytes"])
-            verdict = row["verdict"] or "not validated"
+            verdict = row["verdict"] or ("not validated" if row["manifest"] else "no manifest")
             table.add_row(row["path"], row["target"], row["quant"], size, str(row["tensors"]), parts, verdict)
     output.print(table)

@@ -7,45 +7,40 @@ import sys
 import traceback
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
-from typer.core import TyperGroup
 
 from ..._version import __version__
-from ..errors import ExitCode, LfmConvertError
-from ..files import disk_error
+from ...graph.errors import ExitCode, LfmConvertError
+from ...graph.files import disk_error
+from ...graph.streams import open_standard_streams, silence
+from ...graph.text import plain
 from . import calibrate, compare, convert, doctor, inspect, plan, targets, validate
-
-_DEFAULT_COMMAND = "convert"
-_OWN_OPTIONS = {"--help", "-h", "--version"}
-
-
-class _DefaultCommand(TyperGroup):
-    """`lfm-convert MODEL --target …` means `lfm-convert convert MODEL --target …`."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if args and args[0] not in self.commands and args[0] not in _OWN_OPTIONS:
-            args = [_DEFAULT_COMMAND, *args]
-        return super().parse_args(ctx, args)
-
+from .console import accept_any_encoding
+from .grammar import Command, DefaultCommand
 
 app = typer.Typer(
-    cls=_DefaultCommand,
-    help="Turns an LFM2 / LFM2.5 checkpoint into artifacts for edge runtimes, runs each and compares it with the checkpoint.",
+    cls=DefaultCommand,
+    help="Turns one checkpoint into artifacts for edge runtimes, runs each and compares it with the checkpoint.",
     epilog="'lfm-convert [MODEL] --target T --quant Q' is short for 'lfm-convert convert'. --debug on any command shows a traceback.",
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode=None,
 )
-app.command("convert")(convert.convert)
-app.command("plan")(plan.plan)
-app.command("validate")(validate.validate)
-app.command("compare")(compare.compare)
-app.command("calibrate")(calibrate.calibrate)
-app.command("inspect")(inspect.inspect)
-app.command("targets")(targets.targets)
-app.command("doctor")(doctor.doctor)
+
+
+for _command in (
+    convert.convert,
+    plan.plan,
+    validate.validate,
+    compare.compare,
+    calibrate.calibrate,
+    inspect.inspect,
+    targets.targets,
+    doctor.doctor,
+):
+    app.command(cls=Command)(_command)
 
 
 def _print_version(wanted: bool) -> None:
@@ -63,13 +58,26 @@ def _root(
     """Options of the program itself."""
 
 
-class _Terminated(BaseException):
-    """SIGTERM, raised where the program stands, so that temporary files are removed on the way out."""
+class _Stopped(BaseException):
+    """SIGINT or SIGTERM, raised where the program stands, so that temporary files are removed on the way out.
+
+    Not a KeyboardInterrupt, of which typer would keep nothing but the exit code.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+
+_WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 
 
 def run(arguments: list[str] | None = None) -> NoReturn:
     """The console script: runs the command line, this process's own by default, and ends it with the exit code."""
-    signal.signal(signal.SIGTERM, _on_terminate)
+    open_standard_streams()
+    for number in _WORDS:
+        signal.signal(number, _on_signal)
+    accept_any_encoding()
     sys.exit(main(sys.argv[1:] if arguments is None else arguments))
 
 
@@ -81,14 +89,23 @@ def main(arguments: list[str]) -> int:
     except BaseException as error:
         code, sentence = _explain(error)
         if debug:
-            traceback.print_exc()
-        if sentence:
-            print(f"lfm-convert: {sentence}", file=sys.stderr)
+            sentence = f"{traceback.format_exc()}lfm-convert: {plain(sentence)}"
+        elif sentence:
+            sentence = f"lfm-convert: {plain(sentence)}"
+        _tell(sentence)
         return code
 
 
-def _on_terminate(number: int, frame: FrameType | None) -> None:
-    raise _Terminated
+def _tell(sentence: str) -> None:
+    """On stderr. Where that takes nothing, the exit code still says what there is to say."""
+    try:
+        print(sentence, end="\n" if sentence else "", file=sys.stderr, flush=True)
+    except OSError:
+        silence(sys.stderr)
+
+
+def _on_signal(number: int, frame: FrameType | None) -> None:
+    raise _Stopped(number)
 
 
 def _run(arguments: list[str]) -> int:
@@ -99,20 +116,27 @@ def _run(arguments: list[str]) -> int:
 
 
 def _explain(error: BaseException) -> tuple[int, str]:
-    """Exit code and sentence of a failure."""
+    """Exit code and sentence of a failure, with what was published before it."""
+    code, sentence = _named(error)
+    return code, "; ".join([sentence, *getattr(error, "__notes__", ())]) if sentence else ""
+
+
+def _named(error: BaseException) -> tuple[int, str]:
     if isinstance(error, LfmConvertError):
         return error.exit_code, str(error)
     if isinstance(error, KeyboardInterrupt | typer.Abort):
-        return ExitCode.INTERRUPTED, "interrupted; nothing was published"
-    if isinstance(error, _Terminated):
-        return ExitCode.TERMINATED, "terminated; nothing was published"
+        return ExitCode.INTERRUPTED, _WORDS[signal.SIGINT]
+    if isinstance(error, _Stopped):
+        return 128 + error.number, _WORDS[signal.Signals(error.number)]
     if hasattr(error, "format_message"):  # typer's usage errors: its copy of click has no public name
         return ExitCode.USAGE, error.format_message()
     if isinstance(error, BrokenPipeError):
-        sys.stderr.close()  # the reader has gone: there is nobody to tell
+        silence(sys.stdout)  # the reader has gone: there is nobody to tell
         return ExitCode.OK, ""
     if isinstance(error, OSError):
-        return ExitCode.DISK, str(disk_error(error, Path(error.filename or ".")))
+        if error.filename is None:
+            return ExitCode.DISK, f"a file cannot be read or written: {error.strerror or error}"
+        return ExitCode.DISK, str(disk_error(error, Path(error.filename)))
     if not isinstance(error, Exception):
         raise error
     return ExitCode.INTERNAL, f"internal error: {type(error).__name__}: {error} (run again with --debug and report it)"

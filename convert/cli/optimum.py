@@ -12,6 +12,8 @@ from typing import Any
 import typer
 from optimum.commands.base import BaseOptimumCLICommand, CommandInfo
 
+from ..bundled import CHOICES
+
 # Spelled as in optimum's own export commands: `--model`, and the folder as the argument.
 _OWN = ("model", "out")
 
@@ -19,13 +21,13 @@ _OWN = ("model", "out")
 class LfmConvertCommand(BaseOptimumCLICommand):  # type: ignore[misc]
     """`lfm-convert convert` under optimum's command line, with the same options, messages and exit codes."""
 
-    COMMAND = CommandInfo(name="lfm-convert", help="Export LFM2 / LFM2.5 to ONNX, GGUF, MLX or ExecuTorch.")
+    COMMAND = CommandInfo(
+        name="lfm-convert", help="Export Liquid AI's language models to ONNX, GGUF, MLX or ExecuTorch."
+    )
 
     @staticmethod
     def parse_args(parser: argparse.ArgumentParser) -> None:
-        parser.add_argument(
-            "-m", "--model", required=True, help="Checkpoint folder, hub id, or bundled:moe / bundled:dense."
-        )
+        parser.add_argument("-m", "--model", required=True, help=f"Checkpoint folder, hub id, or {CHOICES}.")
         parser.add_argument("output", help="Folder to write.")
         parser.add_argument("--debug", action="store_true", help="Show a traceback of a failure.")
         for option in _options():

@@ -8,26 +8,24 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
+from ...graph.errors import ExitCode
+from ...graph.units import format_size
+from ...targets.plans import Plan
 from ...validate.budgets import BudgetCheck, Budgets
 from ...validate.memory import run_bytes
 from .. import pipeline
-from ..errors import ExitCode
-from ..plans import Plan
-from ..units import format_size
 from .budget_options import budget_options
-from .bundle import bundled
-from .console import Json, Model, Offline, Revision, Target, output, print_json, watched
+from .console import Json, Model, Offline, Quant, Revision, Target, output, print_json, watched
+from .option_groups import grouped
 from .target_options import target_options
 
 
-@bundled(options=target_options, budgets=budget_options)
+@grouped(options=target_options, budgets=budget_options)
 def plan(
     *,
     target: Target,
     model: Model = None,
-    quant: Annotated[
-        str | None, typer.Option("--quant", "-q", help="Quants, comma-separated; default: all.", show_default=False)
-    ] = None,
+    quant: Quant = None,
     options: dict[str, Any],
     budgets: Budgets,
     strict: Annotated[bool, typer.Option("--strict", help="Fail if a tensor would fall back.")] = False,
@@ -38,7 +36,7 @@ def plan(
     """Say what would be written, to the byte, without reading a weight; config.json is enough."""
     with watched() as progress:
         graph = pipeline.open_model(model, revision=revision, offline=offline, weights=False, progress=progress)
-    plans = pipeline.plan(graph, target=target, quant=quant or "all", options=options)
+    plans = pipeline.plan(graph, target=target, quant=quant, options=options)
     for each in plans:
         if strict:
             each.refuse_fallbacks()
@@ -52,7 +50,7 @@ def plan(
             {**each.to_json(), "run_bytes": run, "budgets": [check.to_json() for check in found]}
             for each, run, found in zip(plans, memory, checks, strict=True)
         ]
-        print_json(objects[0] if len(objects) == 1 else objects)
+        print_json({"plans": objects})
         return code
     output.print(f"{graph.name}: {graph.n_parameters:,} parameters, {graph.config.n_layers} layers")
     output.print(_table(plans, memory))
@@ -70,7 +68,7 @@ def plan(
 
 def _print_checks(each: Plan, found: tuple[BudgetCheck, ...]) -> None:
     for check in found:
-        output.print(f"{each.quant}: {check.name}: {check.sentence}", markup=False, soft_wrap=True)
+        output.print(f"{each.quant}: {check.name}: {check.sentence}", soft_wrap=True)
 
 
 def _table(plans: tuple[Plan, ...], memory: list[int]) -> Table:

@@ -1,120 +1,49 @@
-"""Options of the targets, as `convert` and `plan` take them; those of GGUF mean what they mean in llama.cpp."""
+"""Options of the targets, as `convert` and `plan` take them: what the targets' own classes declare."""
 
 from __future__ import annotations
 
+import inspect
+from dataclasses import Field
 from typing import Annotated, Any
 
 import typer
 
-from ..units import parse_size
+from ...targets.options import Option, all_options, flag, kind_of
+from ...targets.target import get_target, target_names
 
-Refine = Annotated[
-    bool, typer.Option("--refine", help="Search for a lower error in the same format and size; takes longer.")
-]
-OnnxMoe = Annotated[
-    str | None,
-    typer.Option(
-        "--onnx-moe",
-        help="Experts in ONNX: unrolled (any runtime) or qmoe (ONNX Runtime 1.31 on CPU).",
-        show_default=False,
-    ),
-]
-Context = Annotated[
-    int | None,
-    typer.Option(
-        "--context", help="Positions the caches hold, where the file fixes them; default: 4096.", show_default=False
-    ),
-]
-EtMoe = Annotated[
-    str | None,
-    typer.Option(
-        "--et-moe",
-        help="Experts in ExecuTorch: experts (a delegate each) or moe_ffn (one operator a layer, executorch 1.5).",
-        show_default=False,
-    ),
-]
-ExternalWeights = Annotated[
-    bool, typer.Option("--external-weights", help="ExecuTorch: weights in a .ptd file beside the program.")
-]
-EtBackend = Annotated[
-    str | None,
-    typer.Option(
-        "--et-backend",
-        help="ExecuTorch: xnnpack (any CPU), coreml or vulkan; the last two are written but not run here.",
-        show_default=False,
-    ),
-]
-Imatrix = Annotated[
-    str | None,
-    typer.Option(
-        "--imatrix", metavar="FILE", help="GGUF, MLX, ONNX: importance matrix, .gguf or .dat.", show_default=False
-    ),
-]
-Pure = Annotated[bool, typer.Option("--pure", help="GGUF: every matrix in the quant's own type, no mixture.")]
-TokenEmbeddingType = Annotated[
-    str | None,
-    typer.Option("--token-embedding-type", metavar="TYPE", help="GGUF: of the embedding.", show_default=False),
-]
-OutputTensorType = Annotated[
-    str | None, typer.Option("--output-tensor-type", metavar="TYPE", help="GGUF: of the head.", show_default=False)
-]
-TensorType = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--tensor-type",
-        metavar="ROLE_OR_REGEX=TYPE",
-        help="GGUF: of tensors; repeatable, first wins.",
-        show_default=False,
-    ),
-]
-Metadata = Annotated[
-    list[str] | None,
-    typer.Option("--metadata", metavar="KEY=VALUE", help="GGUF: overrides one; repeatable.", show_default=False),
-]
-Pre = Annotated[
-    str | None,
-    typer.Option("--pre", metavar="NAME", help="GGUF: llama.cpp's name of the pre-tokenizer.", show_default=False),
-]
-SplitMaxSize = Annotated[
-    str | None,
-    typer.Option(
-        "--split-max-size", metavar="SIZE", help="GGUF: start a new file beyond this, like 2GB.", show_default=False
-    ),
-]
+# How each kind of value is read from a command line: not given, unless it is a flag.
+_ASKED: dict[type, Any] = {bool: bool, int: int | None, str: str | None, tuple: list[str] | None}
 
 
-def target_options(
-    *,
-    refine: Refine = False,
-    onnx_moe: OnnxMoe = None,
-    context: Context = None,
-    et_moe: EtMoe = None,
-    external_weights: ExternalWeights = False,
-    et_backend: EtBackend = None,
-    imatrix: Imatrix = None,
-    pure: Pure = False,
-    token_embedding_type: TokenEmbeddingType = None,
-    output_tensor_type: OutputTensorType = None,
-    tensor_type: TensorType = None,
-    metadata: Metadata = None,
-    pre: Pre = None,
-    split_max_size: SplitMaxSize = None,
-) -> dict[str, Any]:
+def target_options(**given: Any) -> dict[str, Any]:
     """The options that were set, as fields of the target."""
-    given = {
-        "refine": refine,
-        "onnx_moe": onnx_moe,
-        "context": context,
-        "et_moe": et_moe,
-        "external_weights": external_weights,
-        "et_backend": et_backend,
-        "imatrix": imatrix,
-        "pure": pure,
-        "token_embedding_type": token_embedding_type,
-        "output_tensor_type": output_tensor_type,
-        "tensor_type": tuple(tensor_type or ()),
-        "metadata": tuple(metadata or ()),
-        "pre": pre,
-        "split_max_size": parse_size(split_max_size) if split_max_size else None,
-    }
-    return {name: value for name, value in given.items() if value not in (None, False, ())}
+    # By identity: a number of zero equals False, and was asked for.
+    return {name: value for name, value in given.items() if not (value is None or value is False)}
+
+
+def _parameter(name: str, field: Field[Any], about: Option, targets: list[str]) -> inspect.Parameter:
+    """An option of the command line: not given, or given with a value that the target will check."""
+    text = f"{', '.join(targets)}: {about.help}."
+    if about.choices:
+        text = f"{text[:-1]}: {' or '.join(about.choices)}."
+    shown: dict[str, Any] = {"help": text, "metavar": about.metavar, "show_default": False}
+    kind: Any = _ASKED[kind_of(field)]
+    if kind_of(field) is tuple:
+        shown["help"] = f"{text[:-1]}; repeatable."
+    if about.is_size:  # with its unit
+        kind = str | None
+    return inspect.Parameter(
+        name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=False if kind is bool else None,
+        annotation=Annotated[kind, typer.Option(flag(name), **shown)],
+    )
+
+
+def _signature() -> inspect.Signature:
+    found = all_options(get_target(name) for name in target_names())
+    asked = {name: each for name, each in found.items() if each[1].is_asked}
+    return inspect.Signature([_parameter(name, *each) for name, each in asked.items()])
+
+
+target_options.__signature__ = _signature()  # type: ignore[attr-defined]

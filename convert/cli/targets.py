@@ -27,6 +27,9 @@ def targets(as_json: Json = False) -> int:
         quants = ", ".join(policy.name for policy in target.policies)
         table.add_row(target.name, target.title, quants, target.default_quant, target.missing() or "yes")
     output.print(table)
+    for target in found:
+        if target.grammar is not None:
+            output.print(f"{target.name} takes {target.grammar}.")
     return 0
 
 
@@ -35,6 +38,7 @@ def _describe(target: Target) -> dict[str, object]:
         "target": target.name,
         "runs_in": target.title,
         "quants": [policy.name for policy in target.policies],
+        "grammar": target.grammar,
         "default": target.default_quant,
         "missing": target.missing(),
     }

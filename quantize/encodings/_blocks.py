@@ -1,13 +1,13 @@
 """What GGUF's block formats share: one record a block, a row is its records end to end.
 
 Encoding is compiled (`_kernels_*.py`) and gives the bits of ggml's reference: float32 arithmetic in C's order.
-`_refined` at the end of a name is the same format with scales of lower error, where there are any.
 Source: llama.cpp `ggml/src/ggml-quants.c`, `ggml/src/ggml-common.h`.
 """
 
 from __future__ import annotations
 
 import importlib
+import math
 from abc import abstractmethod
 from collections.abc import Callable
 from functools import cache
@@ -16,36 +16,39 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ...convert.errors import InputError, needs_extra
-from ...convert.model.dtypes import Float32
-from ..encoding import Bytes, Encoding, Part, get_encoding
+from ...graph.dtypes import Float32
+from ...graph.errors import InputError, needs_extra
+from ..encoding import Bytes, Encoding, Part
 
 Levels = NDArray[np.uint8]
 Records = NDArray[Any]
 
-_REFINED = "_refined"
 # Beyond this, squares of squares of a search could overflow, and no scale of float16 reaches it.
 _LARGEST_SEARCHED = 1e9
+# A run with a larger share of its squares wrong is not what it was: of one that became zeros all are.
+_LOST = 0.75
 
 
 class BlockEncoding(Encoding):
     """Blocks of `block` elements, each stored as one `layout` record.
 
     `module` holds the compiled encoder; `searches` if it looks for scales by their error; `halves` are the
-    layout's float16 fields.
+    layout's float16 fields; `run` elements share a scale.
+
+    Refined, it keeps ggml's bytes of a block only where a longer search does not lower its squared error.
     """
 
+    can_refine = True
+    weighs_columns = True
     layout: ClassVar[np.dtype[Any]]
     module: ClassVar[str]
     searches: ClassVar[bool] = False
     halves: ClassVar[tuple[str, ...]] = ("d",)
+    run: ClassVar[int] = 32
 
-    def __init__(self, *, refined: bool = False) -> None:
-        """`refined` keeps ggml's bytes of a block only where a longer search does not lower its squared error."""
-        self.type_name = self.name
-        self.refined = refined
-        if refined:
-            self.name = self.type_name + _REFINED
+    @property
+    def activation_block(self) -> int:
+        return self.block
 
     def parts(self, n_cols: int) -> tuple[Part, ...]:
         n_bytes = n_cols // self.block * self.layout.itemsize
@@ -60,21 +63,75 @@ class BlockEncoding(Encoding):
         if (self.searches or importance is not None) and blocks.size:
             self._refuse(max(blocks.max(), -blocks.min()) > _LARGEST_SEARCHED)
         weights = self._blocks(np.empty(0, np.float32) if importance is None else importance)
-        out = np.empty((len(blocks), self.layout.itemsize), np.uint8)
-        _kernel(self.module, self.type_name)(blocks, weights, out)
+        out = self._records(blocks, weights)
+        if not weights.all():
+            self._recover(blocks, weights, out)
         records = out.view(self.layout)
         self._refuse(not all(np.isfinite(records[field]).all() for field in self.halves))
-        if self.refined:
+        if self.is_refined:
             self._refine(blocks, weights, out)
         return (out.reshape(len(rows), self.parts(rows.shape[1])[0].row_nbytes),)
+
+    def _records(self, blocks: Float32, weights: Float32) -> Levels:
+        """ggml's record [n, bytes] of each block."""
+        out = np.empty((len(blocks), self.layout.itemsize), np.uint8)
+        _kernel(self.module, self.stored_name)(blocks, weights, out)
+        return out
+
+    def _recover(self, blocks: Float32, weights: Float32, out: Levels) -> None:
+        """Encodes rows anew in which a run was lost because its columns have an importance of zero.
+
+        ggml weighs such columns by nothing; where none of a run counts it stores a scale of zero, and the run is
+        gone. There, and only there, all columns of the run count as much as the row's others do on average. Rows
+        are told apart one by one, so that their bytes do not depend on those encoded beside them.
+        """
+        lost = self._lost_runs(blocks, weights, out)
+        if not lost.any():
+            return
+        by_row, out_by_row = blocks.reshape(len(lost), len(weights), -1), out.reshape(len(lost), len(weights), -1)
+        counted = weights[weights > 0]
+        usual = np.float32(math.fsum(counted) / len(counted)) if len(counted) else np.float32(1)
+        rows = np.flatnonzero(lost.any(axis=1))
+        patterns, which = np.unique(lost[rows], axis=0, return_inverse=True)
+        for number, pattern in enumerate(patterns):
+            alike = rows[which.ravel() == number]
+            filled = weights.reshape(-1, self.run).copy()
+            filled[pattern] = usual
+            found = self._records(self._blocks(by_row[alike]), filled.reshape(weights.shape))
+            out_by_row[alike] = found.reshape(len(alike), len(weights), -1)
+
+    def _lost_runs(self, blocks: Float32, weights: Float32, stored: Levels) -> NDArray[np.bool_]:
+        """Which of a row's runs [rows, runs] have columns of no importance and are lost, but would not be without any.
+
+        Some are too small for their block's scale anyhow: those are not meant.
+        """
+        has_zero = (weights == 0).reshape(-1, self.run).any(axis=1)
+        lost = self._lost(blocks, stored, len(has_zero)) & has_zero
+        rows = np.flatnonzero(lost.any(axis=1))
+        if len(rows):
+            those = self._blocks(blocks.reshape(len(lost), -1)[rows])
+            lost[rows] &= ~self._lost(those, self._records(those, weights[:0]), len(has_zero))
+        return lost
+
+    def _lost(self, blocks: Float32, stored: Levels, n_runs: int) -> NDArray[np.bool_]:
+        """Which of a row's runs [rows, runs] are off by most of what they hold, or are no numbers."""
+        with np.errstate(invalid="ignore", over="ignore"):
+            values = self._decode(stored.reshape(-1).view(self.layout)).reshape(-1, n_runs, self.run)
+            runs = blocks.reshape(values.shape)
+            held = np.square(runs, dtype=np.float64).sum(axis=-1)
+            off = np.square(values - runs, dtype=np.float64).sum(axis=-1)
+            lost: NDArray[np.bool_] = ~(off <= _LOST * held)
+        return lost
 
     def _refine(self, blocks: Float32, weights: Float32, exact: Levels) -> None:
         """Replaces records whose values, as a reader computes them, are farther from the blocks than those found."""
         found = np.empty_like(exact)
         from ._kernels_refined import refine  # brings the compiler
 
-        refine(self.type_name, blocks, weights, found)
+        refine(self.stored_name, blocks, weights, found)
         better = self._errors(blocks, weights, found) < self._errors(blocks, weights, exact)
+        if not weights.all():
+            better &= ~self._lost_runs(blocks, weights, found).reshape(len(blocks), -1).any(axis=1)
         exact[better] = found[better]
 
     def _errors(self, blocks: Float32, weights: Float32, stored: Levels) -> NDArray[np.float64]:
@@ -113,16 +170,6 @@ def _kernel(module: str, name: str) -> Callable[[Float32, Float32, Levels], None
         found = importlib.import_module(f".{module}", __package__)
     kernel: Callable[[Float32, Float32, Levels], None] = getattr(found, f"encode_{name.lower()}")
     return kernel
-
-
-def refined(encoding: Encoding) -> Encoding:
-    """The same format refined; itself if it has no blocks."""
-    return get_encoding(encoding.name + _REFINED) if isinstance(encoding, BlockEncoding) else encoding
-
-
-def stored_type(encoding: Encoding) -> str:
-    """ggml's name of the bytes, refined or not."""
-    return encoding.type_name if isinstance(encoding, BlockEncoding) else encoding.name
 
 
 def column(values: NDArray[Any]) -> Float32:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from ...convert.model.dtypes import Float32
+from ...graph.dtypes import Float32
 from ._jit import LANES, Lanes, kernel, load, load_importance
 
 _TINY = np.float32(1e-38)
@@ -57,7 +57,8 @@ def fit(
     best_scale, best_zero = np.zeros(LANES, np.float32), np.zeros(LANES, np.float32)
     for first in range(0, n, LANES):
         load(blocks, first, x)
-        load_importance(importance, first, weights)
+        if first == 0 or LANES % len(importance):
+            load_importance(importance, first, weights)
         _range(x, low, high)
         best[:], best_scale[:], best_zero[:] = -_ONE, _ZERO, _ZERO
         for trial in range(len(shifts) * len(widths) + 1):
@@ -89,5 +90,15 @@ def codes(blocks: Float32, scales: Float32, zeros: NDArray[np.uint8], top: np.fl
         inverse = _ONE / scales[block] if scales[block] > _TINY else _ZERO
         for i in range(blocks.shape[1]):
             q = (blocks[block, i] * inverse + _ROUND) - _ROUND
-            found[block, i] = np.uint8(min(max(q + zero, _ZERO), top))
+            found[block, i] = np.uint8(np.int32(min(max(q + zero, _ZERO), top)))
+    return found
+
+
+@kernel
+def nibbles(codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Codes below 16 by twos as bytes, the first of each in the low half."""
+    of_all = codes.reshape(-1)
+    found = np.empty(len(of_all) // 2, np.uint8)
+    for i in range(len(found)):
+        found[i] = of_all[2 * i] | (of_all[2 * i + 1] << np.uint8(4))
     return found

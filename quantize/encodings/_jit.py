@@ -30,6 +30,10 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 # 1.5 · 2^23: adding it to a float32 rounds that to an integer, ties to even, in the low bits.
 _ROUNDER = np.float32(12582912)
 _MANTISSA, _MIDDLE = np.int32(0x007F_FFFF), np.int32(0x0040_0000)
+# Bits of float32: all but the sign, infinity, 0.5, 2^16, the least normal float16 2^-14, and what takes an exponent
+# counted from 127 to one from 15.
+_MAGNITUDE, _INFINITY, _HALF_ONE = np.int32(0x7FFF_FFFF), np.int32(0x7F80_0000), np.int32(0x3F00_0000)
+_TWO_TO_16, _LEAST_NORMAL_HALF, _REBIAS = np.int32(0x4780_0000), np.int32(0x3880_0000), np.int32(0x3800_0000)
 
 
 def _cache_folder() -> str:
@@ -69,17 +73,32 @@ def _cast(source: Any, result: Any, generate: Callable[[Any, Any], Any]) -> Call
 # The bits of a float32 as int32, and back.
 bits = _cast(types.float32, types.int32, lambda builder, value: builder.bitcast(value, ir.IntType(32)))
 float_of = _cast(types.int32, types.float32, lambda builder, value: builder.bitcast(value, ir.FloatType()))
-# The bits of the nearest float16 as uint16, and the float32 of such bits.
-half = _cast(
-    types.float32,
-    types.uint16,
-    lambda builder, value: builder.bitcast(builder.fptrunc(value, ir.HalfType()), ir.IntType(16)),
-)
-widened = _cast(
-    types.uint16,
-    types.float32,
-    lambda builder, value: builder.fpext(builder.bitcast(value, ir.HalfType()), ir.FloatType()),
-)
+
+
+@kernel
+def half(value: np.float32) -> np.uint16:
+    """The bits of the nearest float16, ties to even; infinity beyond, a quiet NaN of NaN.
+
+    LLVM's own conversion is an instruction of some CPUs and a call of a library that numba lacks on the others.
+    """
+    found = bits(value)
+    magnitude = np.int32(found & _MAGNITUDE)
+    # adding 0.5 leaves multiples of the least subnormal in the low bits, rounded as the hardware adds
+    subnormal = bits(float_of(magnitude) + np.float32(0.5)) - _HALF_ONE
+    normal = (magnitude - _REBIAS + np.int32(0xFFF) + ((magnitude >> 13) & 1)) >> 13
+    beyond = np.int32(0x7E00) if magnitude > _INFINITY else np.int32(0x7C00)
+    kept = subnormal if magnitude < _LEAST_NORMAL_HALF else normal
+    return np.uint16((beyond if magnitude >= _TWO_TO_16 else kept) | ((found >> 16) & np.int32(0x8000)))
+
+
+@kernel
+def widened(stored: np.uint16) -> np.float32:
+    """The float32 of a float16's bits."""
+    magnitude, exponent = (np.int32(stored) & 0x7FFF) << 13, np.int32(stored) & 0x7C00
+    normal = magnitude + _REBIAS + (_REBIAS if exponent == 0x7C00 else 0)
+    tiny = float_of(np.int32(magnitude + _LEAST_NORMAL_HALF)) - float_of(_LEAST_NORMAL_HALF)
+    value = tiny if exponent == 0 else float_of(np.int32(normal))
+    return -value if np.int32(stored) & 0x8000 else value
 
 
 @kernel

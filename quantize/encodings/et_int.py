@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...convert.errors import InputError
-from ...convert.model.dtypes import Float32, to_bfloat16
+from ...graph.dtypes import Float32, to_bfloat16
+from ...graph.errors import InputError
 from ..encoding import Bytes, Encoding, Part
 
 # Largest magnitude of a group over its scale. 7 and 8 put the extreme on the last code of its side; the
@@ -70,6 +70,10 @@ class Integers(Encoding):
 
     n_bits: int
 
+    @property
+    def activation_block(self) -> int:
+        return 0
+
     @abstractmethod
     def integers(self, values: Bytes, scales: Bytes) -> tuple[NDArray[np.int8], Float32]:
         """Codes [n, n_cols] and scales [n, groups] of stored parts."""
@@ -89,6 +93,7 @@ class GroupInt4(Integers):
     """
 
     class_name = "q4"
+    weighs_columns = True
     n_bits = 4
 
     def __init__(self, name: str, scales: _ScaleType, *, even_high: bool, block: int = 32) -> None:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ...convert.model.dtypes import Float32
+from ...graph.dtypes import Float32
 from ..encoding import Bytes, Encoding, Part
 from .et_int import FLOAT32, GroupInt4
 
@@ -29,11 +29,16 @@ class TiledInt4(Encoding):
     """The codes and scales of `GroupInt4`, scales in float32. Rows come in multiples of 8."""
 
     class_name = "q4"
+    weighs_columns = True
     tile_rows = _ROWS
 
     def __init__(self, name: str, *, block: int) -> None:
         self.name, self.block = name, block
         self._plain = GroupInt4(name, FLOAT32, even_high=False, block=block)
+
+    @property
+    def activation_block(self) -> int:
+        return 0
 
     def parts(self, n_cols: int) -> tuple[Part, ...]:
         return (Part("tiles", np.dtype("u1"), (n_cols // self.block * (4 * self.block + _WORDS) // _ROWS,)),)

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ...convert.model.dtypes import DType, Float32, to_bfloat16, widen
+from ...graph.dtypes import DType, Float32, to_bfloat16, widen
 from ..encoding import Bytes, Encoding, Part
 
 
@@ -22,6 +22,7 @@ class FloatF32(_Float):
 
     name = "F32"
     class_name = "f32"
+    ggml_type = 0
     numpy_dtype = np.dtype("<f4")
 
     def encode(self, rows: Float32, importance: Float32 | None = None) -> tuple[Bytes, ...]:
@@ -36,6 +37,7 @@ class FloatF16(_Float):
 
     name = "F16"
     class_name = "f16"
+    ggml_type = 1
     numpy_dtype = np.dtype("<f2")
 
     def encode(self, rows: Float32, importance: Float32 | None = None) -> tuple[Bytes, ...]:
@@ -51,6 +53,7 @@ class FloatBF16(_Float):
 
     name = "BF16"
     class_name = "f16"
+    ggml_type = 30
     numpy_dtype = np.dtype("<u2")
 
     def encode(self, rows: Float32, importance: Float32 | None = None) -> tuple[Bytes, ...]:

@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...convert.errors import needs_extra
-from ...convert.model.dtypes import Float32
+from ...graph.dtypes import Float32
+from ...graph.errors import needs_extra
 from ..encoding import Bytes, Encoding, Part
+from ..importance import all_counted
 
 Codes = NDArray[np.uint8]
 
@@ -44,6 +45,7 @@ class IntBlock32(Encoding):
     """
 
     block = 32
+    weighs_columns = True
 
     def __init__(self, bits: int, scale_dtype: str, ending: str) -> None:
         self.name = f"int{bits}_block32_{ending}"
@@ -51,6 +53,10 @@ class IntBlock32(Encoding):
         self.bits = bits
         self.scale_dtype: np.dtype[Any] = np.dtype(scale_dtype)
         self._top = np.float32(2**bits - 1)
+
+    @property
+    def activation_block(self) -> int:
+        return self.block
 
     def parts(self, n_cols: int) -> tuple[Part, ...]:
         n_blocks, per_byte = n_cols // self.block, 8 // self.bits
@@ -63,7 +69,7 @@ class IntBlock32(Encoding):
     def encode(self, rows: Float32, importance: Float32 | None = None) -> tuple[Bytes, ...]:
         """See `Encoding.encode`. Raises BackendError if numba, which compiles the search, is not installed."""
         with needs_extra("onnx", f"encoding {self.name}"):
-            from ._int_fit import codes, fit
+            from ._int_fit import codes, fit, nibbles
 
         n, n_blocks = len(rows), rows.shape[1] // self.block
         blocks = np.ascontiguousarray(rows).reshape(-1, self.block)
@@ -75,11 +81,10 @@ class IntBlock32(Encoding):
         with np.errstate(over="ignore"):  # a scale beyond the type is infinity, which the writer refuses
             scales = fitted.astype(self.scale_dtype)
         values = codes(blocks, scales.astype(np.float32), zeros, self._top)
-        return (
-            self._pack(values).reshape(n, n_blocks, -1),
-            scales.reshape(n, n_blocks),
-            self._pack(self._whole_bytes(zeros.reshape(n, n_blocks))),
-        )
+        zeros = self._whole_bytes(zeros.reshape(n, n_blocks))
+        if self.bits == 4:
+            values, zeros = nibbles(values), nibbles(zeros)
+        return values.reshape(n, n_blocks, -1), scales.reshape(n, n_blocks), zeros.reshape(n, -1)
 
     def decode(self, *parts: Bytes) -> Float32:
         values, scales, zero_points = parts
@@ -93,16 +98,11 @@ class IntBlock32(Encoding):
         """Weights [n_blocks of a row, 32] of mean one a block, so that products of them stay in range."""
         if importance is None:
             return np.ones((1, self.block), np.float32)
-        weights = importance.reshape(-1, self.block)
-        mean = weights.mean(axis=1, keepdims=True)
-        return np.where(mean > 0, weights / np.where(mean > 0, mean, 1), 1).astype(np.float32)
+        weights = all_counted(importance.reshape(-1, self.block))
+        return (weights / weights.mean(axis=1, keepdims=True)).astype(np.float32)
 
     def _whole_bytes(self, zeros: Codes) -> Codes:
         return np.pad(zeros, ((0, 0), (0, -zeros.shape[1] % (8 // self.bits))))
-
-    def _pack(self, codes: Codes) -> Codes:
-        """Codes along the last axis as bytes, the first of each byte lowest."""
-        return codes if self.bits == 8 else np.asarray(codes[..., 0::2] | (codes[..., 1::2] << 4), np.uint8)
 
     def _unpack(self, packed: Bytes) -> Codes:
         if self.bits == 8:

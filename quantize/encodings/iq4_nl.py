@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ...convert.model.dtypes import Float32
+from ...graph.dtypes import Float32
 from ..encoding import Encoding
 from ._blocks import BlockEncoding, Records, column, unpack_nibbles
 from ._tables import IQ4
@@ -25,6 +25,7 @@ class IQ4_NL(BlockEncoding):
 
     name = "IQ4_NL"
     class_name = "q4"
+    ggml_type = 20
     block = 32
     layout = np.dtype([("d", "<f2"), ("qs", "u1", 16)])
     module = "_kernels_iq4"
@@ -34,4 +35,4 @@ class IQ4_NL(BlockEncoding):
         return column(records["d"]) * _VALUES[unpack_nibbles(records["qs"])]
 
 
-ENCODINGS: tuple[Encoding, ...] = (IQ4_NL(), IQ4_NL(refined=True))
+ENCODINGS: tuple[Encoding, ...] = (IQ4_NL(),)

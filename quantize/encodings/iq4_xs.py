@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ...convert.model.dtypes import Float32
+from ...graph.dtypes import Float32
 from ..encoding import Encoding
 from ._blocks import BlockEncoding, Records, column, unpack_nibbles
 from ._tables import IQ4
@@ -27,6 +27,7 @@ class IQ4_XS(BlockEncoding):
 
     name = "IQ4_XS"
     class_name = "q4"
+    ggml_type = 23
     block = 256
     layout = np.dtype([("d", "<f2"), ("scales_h", "<u2"), ("scales_l", "u1", 4), ("qs", "u1", (8, 16))])
     module = "_kernels_iq4"
@@ -39,4 +40,4 @@ class IQ4_XS(BlockEncoding):
         return scales[:, :, None] * _VALUES[unpack_nibbles(records["qs"])]
 
 
-ENCODINGS: tuple[Encoding, ...] = (IQ4_XS(), IQ4_XS(refined=True))
+ENCODINGS: tuple[Encoding, ...] = (IQ4_XS(),)

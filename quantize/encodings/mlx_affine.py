@@ -16,15 +16,15 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from ...convert.model.dtypes import Float32
+from ...graph.dtypes import Float32
 from ..encoding import Bytes
-from .mlx_pack import FLOATS, Codes, GroupEncoding
+from .mlx_pack import FLOATS, Codes, GroupEncoding, sum_groups
 
 BITS = (2, 3, 4, 5, 6, 8)
 GROUPS = (32, 64, 128)
 
 _LEAST_SCALE = np.float32(1e-7)
-# Shares of the range that `refined` starts its search from: clipping a little pays at few bits.
+# Shares of the range that refining starts its search from: clipping a little pays at few bits.
 _SHARES = (1.0, 0.95, 0.9, 0.85, 0.8)
 _ROUNDS = 3
 
@@ -32,9 +32,9 @@ _ROUNDS = 3
 class Affine(GroupEncoding):
     """One edge of each group's range is met exactly, and zero is a code."""
 
-    def __init__(self, bits: int, group: int, dtype: str, *, refined: bool) -> None:
+    def __init__(self, bits: int, group: int, dtype: str) -> None:
         stem = f"affine{bits}_g{group}"
-        super().__init__(stem, mode="affine", bits=bits, group=group, dtype=dtype, refined=refined)
+        super().__init__(stem, mode="affine", bits=bits, group=group, dtype=dtype)
         self.class_name = f"q{bits}"
         self._top = np.float32(2**bits - 1)
 
@@ -93,20 +93,15 @@ def _least_squares(
 ) -> tuple[Float32, Float32]:
     """Scale and bias [n] that bring given codes closest; those given where all codes of a group are equal."""
     weights = np.ones_like(groups) if weights is None else weights
-    total = np.maximum(weights.sum(axis=0), np.finfo(np.float32).tiny)
-    mean_code, mean_value = (weights * codes).sum(axis=0) / total, (weights * groups).sum(axis=0) / total
-    away = weights * (codes - mean_code)
-    spread = (away * codes).sum(axis=0)
+    total: Float32 = np.maximum(sum_groups(weights), np.finfo(np.float32).tiny)
+    mean_code: Float32 = sum_groups(weights * codes) / total
+    mean_value: Float32 = sum_groups(weights * groups) / total
+    away: Float32 = weights * (codes - mean_code)
+    spread = sum_groups(away * codes)
     solvable = spread > 0
-    slope = (away * groups).sum(axis=0) / np.where(solvable, spread, np.float32(1))
+    slope = sum_groups(away * groups) / np.where(solvable, spread, np.float32(1))
     fitted: Float32 = np.where(solvable, slope, scale)
     return fitted, np.where(solvable, mean_value - fitted * mean_code, bias)
 
 
-ENCODINGS = tuple(
-    Affine(bits, group, dtype, refined=refined)
-    for bits in BITS
-    for group in GROUPS
-    for dtype in FLOATS
-    for refined in (False, True)
-)
+ENCODINGS = tuple(Affine(bits, group, dtype) for bits in BITS for group in GROUPS for dtype in FLOATS)

@@ -19,7 +19,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from ...convert.model.dtypes import Float32
+from ...graph.dtypes import Float32
 from ..encoding import Bytes
 from .mlx_pack import FLOATS, Codes, GroupEncoding
 
@@ -63,13 +63,13 @@ _E4M3 = _Element(bits=8, mantissa=3, bias=7, largest=448.0, ties_to_even=True)
 
 
 class _TinyFloat(GroupEncoding):
-    """Elements of one kind with one byte of scale a group; `_tries` are the steps from it that `refined` looks at."""
+    """Elements of one kind with one byte of scale a group; `_tries` are the steps from it that refining looks at."""
 
     _tries: ClassVar[tuple[int, ...]]
     _largest_scale: ClassVar[int]
 
-    def __init__(self, mode: str, class_name: str, element: _Element, group: int, dtype: str, *, refined: bool) -> None:
-        super().__init__(mode, mode=mode, bits=element.bits, group=group, dtype=dtype, refined=refined)
+    def __init__(self, mode: str, class_name: str, element: _Element, group: int, dtype: str) -> None:
+        super().__init__(mode, mode=mode, bits=element.bits, group=group, dtype=dtype)
         self.class_name = class_name
         self._element = element
 
@@ -147,14 +147,12 @@ class NvFp4(_TinyFloat):
         return _E4M3.table[scales]
 
 
-def _encodings(dtype: str, *, refined: bool) -> tuple[_TinyFloat, ...]:
+def _encodings(dtype: str) -> tuple[_TinyFloat, ...]:
     return (
-        MicroScaling("mxfp4", "q4", _E2M1, 32, dtype, refined=refined),
-        MicroScaling("mxfp8", "q5", _E4M3, 32, dtype, refined=refined),
-        NvFp4("nvfp4", "q4", _E2M1, 16, dtype, refined=refined),
+        MicroScaling("mxfp4", "q4", _E2M1, 32, dtype),
+        MicroScaling("mxfp8", "q5", _E4M3, 32, dtype),
+        NvFp4("nvfp4", "q4", _E2M1, 16, dtype),
     )
 
 
-ENCODINGS = tuple(
-    encoding for dtype in FLOATS for refined in (False, True) for encoding in _encodings(dtype, refined=refined)
-)
+ENCODINGS = tuple(encoding for dtype in FLOATS for encoding in _encodings(dtype))

@@ -12,8 +12,9 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from ...convert.model.dtypes import Float32
+from ...graph.dtypes import Float32
 from ..encoding import Bytes, Encoding, Part
+from ..importance import all_counted
 from .floats import FloatBF16, FloatF16, FloatF32
 
 Codes = NDArray[np.uint8]
@@ -30,28 +31,29 @@ class GroupEncoding(Encoding):
 
     `mode` is MLX's name of the kind of code.
 
-    `refined` searches each group's parameters and keeps what lowers its squared error, in the same bytes.
+    Refined, it searches each group's parameters and keeps what lowers its squared error.
     """
 
-    def __init__(self, stem: str, *, mode: str, bits: int, group: int, dtype: str, refined: bool) -> None:
-        self.name = f"{stem}_{dtype}" + ("_refined" if refined else "")
+    can_refine = True
+
+    def __init__(self, stem: str, *, mode: str, bits: int, group: int, dtype: str) -> None:
+        self.name = f"{stem}_{dtype}"
         self.mode = mode
         self.block = group
         self.bits = bits
         self.floats = FLOATS[dtype]
-        self.refined = refined
 
     def parts(self, n_cols: int) -> tuple[Part, ...]:
         weight = Part("weight", np.dtype("<u4"), (n_cols * self.bits // 32,))
         return (weight, *(Part(name, dtype, (n_cols // self.block,)) for name, dtype in self._parameters()))
 
     def encode(self, rows: Float32, importance: Float32 | None = None) -> tuple[Bytes, ...]:
-        """See `Encoding.encode`; `importance` weighs the error that `refined` lowers, and nothing else."""
+        """See `Encoding.encode`; `importance` weighs the error that refining lowers, and nothing else."""
         n, n_cols = rows.shape
         codes = np.empty((n * n_cols // self.block, self.block), np.uint8)
         parameters = [np.empty(len(codes), dtype) for _, dtype in self._parameters()]
         for where, groups, weights in self._slices(rows, importance):
-            found, *stored = self._refine(groups, weights) if self.refined else self._fit(groups)
+            found, *stored = self._refine(groups, weights) if self.is_refined else self._fit(groups)
             codes[where] = found.T
             for whole, piece in zip(parameters, stored, strict=True):
                 whole[where] = piece
@@ -67,7 +69,7 @@ class GroupEncoding(Encoding):
     def _slices(self, rows: Float32, importance: Float32 | None) -> Iterator[tuple[slice, Float32, Float32 | None]]:
         """Groups [block, n], side by side so that reductions over a group run along memory, with their weights."""
         groups = rows.reshape(-1, self.block)
-        each = None if importance is None else importance.reshape(-1, self.block)
+        each = None if importance is None else all_counted(importance.reshape(-1, self.block))
         step = max(1, _SLICE // self.block)
         for start in range(0, len(groups), step):
             where = slice(start, min(start + step, len(groups)))
@@ -99,8 +101,7 @@ class GroupEncoding(Encoding):
         error *= error
         if weights is not None:
             error *= weights
-        total: Float32 = error.sum(axis=0)
-        return total
+        return sum_groups(error)
 
     def _best(
         self, groups: Float32, weights: Float32 | None, first: tuple[Bytes, ...], others: Iterator[tuple[Bytes, ...]]
@@ -115,6 +116,17 @@ class GroupEncoding(Encoding):
             for kept, values in zip(best, other, strict=True):
                 kept[..., better] = values[..., better]
         return best
+
+
+def sum_groups(values: Float32) -> Float32:
+    """The sum [n] of each group of values [block, n], one element after the other.
+
+    numpy's own adds in another order where there is one group alone, which would make bytes depend on how rows are cut.
+    """
+    total = values[0].copy()
+    for row in values[1:]:
+        total += row
+    return total
 
 
 def pack(codes: Codes, bits: int) -> NDArray[np.uint32]:

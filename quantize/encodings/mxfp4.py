@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ...convert.model.dtypes import Float32
+from ...graph.dtypes import Float32
 from ..encoding import Encoding
 from ._blocks import BlockEncoding, Records, unpack_nibbles
 from ._tables import E2M1
@@ -27,6 +27,8 @@ class MXFP4(BlockEncoding):
 
     name = "MXFP4"
     class_name = "q4"
+    ggml_type = 39
+    weighs_columns = False
     block = 32
     layout = np.dtype([("e", "u1"), ("qs", "u1", 16)])
     module = "_kernels_iq4"
@@ -38,4 +40,4 @@ class MXFP4(BlockEncoding):
         return halved[:, None] * _VALUES[unpack_nibbles(records["qs"])]
 
 
-ENCODINGS: tuple[Encoding, ...] = (MXFP4(), MXFP4(refined=True))
+ENCODINGS: tuple[Encoding, ...] = (MXFP4(),)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ...convert.model.dtypes import Float32
+from ...graph.dtypes import Float32
 from ..encoding import Encoding
 from ._blocks import BlockEncoding, Records, column, unpack_pairs
 
@@ -25,11 +25,13 @@ class Q2_K(BlockEncoding):
 
     name = "Q2_K"
     class_name = "q2"
+    ggml_type = 10
     block = 256
     layout = np.dtype([("scales", "u1", 16), ("qs", "u1", 64), ("d", "<f2"), ("dmin", "<f2")])
     module = "_kernels_k"
     searches = True
     halves = ("d", "dmin")
+    run = 16
 
     def _decode(self, records: Records) -> Float32:
         scales = (records["scales"] & 15) * column(records["d"])
@@ -38,4 +40,4 @@ class Q2_K(BlockEncoding):
         return scales[:, :, None] * levels - minima[:, :, None]
 
 
-ENCODINGS: tuple[Encoding, ...] = (Q2_K(), Q2_K(refined=True))
+ENCODINGS: tuple[Encoding, ...] = (Q2_K(),)

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ...convert.model.dtypes import Float32
+from ...graph.dtypes import Float32
 from ..encoding import Encoding
 from ._blocks import BlockEncoding, Records, column, unpack_high_bits, unpack_pairs
 
@@ -27,10 +27,12 @@ class Q3_K(BlockEncoding):
 
     name = "Q3_K"
     class_name = "q3"
+    ggml_type = 11
     block = 256
     layout = np.dtype([("hmask", "u1", 32), ("qs", "u1", 64), ("scales", "u1", 12), ("d", "<f2")])
     module = "_kernels_k"
     searches = True
+    run = 16
 
     def _decode(self, records: Records) -> Float32:
         low, high = records["scales"][:, :8], records["scales"][:, 8:]
@@ -42,4 +44,4 @@ class Q3_K(BlockEncoding):
         return scaled[:, :, None] * (levels.reshape(-1, 16, 16).astype(np.float32) - 4)
 
 
-ENCODINGS: tuple[Encoding, ...] = (Q3_K(), Q3_K(refined=True))
+ENCODINGS: tuple[Encoding, ...] = (Q3_K(),)

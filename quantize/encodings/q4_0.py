@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ...convert.model.dtypes import Float32
+from ...graph.dtypes import Float32
 from ..encoding import Encoding
 from ._blocks import BlockEncoding, Records, column, unpack_nibbles
 
@@ -22,6 +22,7 @@ class Q4_0(BlockEncoding):
 
     name = "Q4_0"
     class_name = "q4"
+    ggml_type = 2
     block = 32
     layout = np.dtype([("d", "<f2"), ("qs", "u1", 16)])
     module = "_kernels_32"
@@ -31,4 +32,4 @@ class Q4_0(BlockEncoding):
         return (levels - 8) * column(records["d"])
 
 
-ENCODINGS: tuple[Encoding, ...] = (Q4_0(), Q4_0(refined=True))
+ENCODINGS: tuple[Encoding, ...] = (Q4_0(),)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ...convert.model.dtypes import Float32
+from ...graph.dtypes import Float32
 from ..encoding import Encoding
 from ._blocks import BlockEncoding, Records, column, unpack_nibbles
 
@@ -23,6 +23,7 @@ class Q4_1(BlockEncoding):
 
     name = "Q4_1"
     class_name = "q4"
+    ggml_type = 3
     block = 32
     layout = np.dtype([("d", "<f2"), ("m", "<f2"), ("qs", "u1", 16)])
     module = "_kernels_32"
@@ -33,4 +34,4 @@ class Q4_1(BlockEncoding):
         return levels * column(records["d"]) + column(records["m"])
 
 
-ENCODINGS: tuple[Encoding, ...] = (Q4_1(), Q4_1(refined=True))
+ENCODINGS: tuple[Encoding, ...] = (Q4_1(),)

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ...convert.model.dtypes import Float32
+from ...graph.dtypes import Float32
 from ..encoding import Encoding
 from ._blocks import BlockEncoding, Records, column, unpack_sixes
 
@@ -28,6 +28,7 @@ class Q4_K(BlockEncoding):
 
     name = "Q4_K"
     class_name = "q4"
+    ggml_type = 12
     block = 256
     layout = np.dtype([("d", "<f2"), ("dmin", "<f2"), ("scales", "u1", 12), ("qs", "u1", (4, 32))])
     module = "_kernels_k"
@@ -41,4 +42,4 @@ class Q4_K(BlockEncoding):
         return scales[:, :, None] * levels - minima[:, :, None]
 
 
-ENCODINGS: tuple[Encoding, ...] = (Q4_K(), Q4_K(refined=True))
+ENCODINGS: tuple[Encoding, ...] = (Q4_K(),)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ...convert.model.dtypes import Float32
+from ...graph.dtypes import Float32
 from ..encoding import Encoding
 from ._blocks import BlockEncoding, Records, column, unpack_fifth_bits, unpack_nibbles
 
@@ -23,6 +23,7 @@ class Q5_0(BlockEncoding):
 
     name = "Q5_0"
     class_name = "q5"
+    ggml_type = 6
     block = 32
     layout = np.dtype([("d", "<f2"), ("qh", "u1", 4), ("qs", "u1", 16)])
     module = "_kernels_32"
@@ -32,4 +33,4 @@ class Q5_0(BlockEncoding):
         return (levels.astype(np.float32) - 16) * column(records["d"])
 
 
-ENCODINGS: tuple[Encoding, ...] = (Q5_0(), Q5_0(refined=True))
+ENCODINGS: tuple[Encoding, ...] = (Q5_0(),)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ...convert.model.dtypes import Float32
+from ...graph.dtypes import Float32
 from ..encoding import Encoding
 from ._blocks import BlockEncoding, Records, column, unpack_fifth_bits, unpack_nibbles
 
@@ -24,6 +24,7 @@ class Q5_1(BlockEncoding):
 
     name = "Q5_1"
     class_name = "q5"
+    ggml_type = 7
     block = 32
     layout = np.dtype([("d", "<f2"), ("m", "<f2"), ("qh", "u1", 4), ("qs", "u1", 16)])
     module = "_kernels_32"
@@ -34,4 +35,4 @@ class Q5_1(BlockEncoding):
         return levels.astype(np.float32) * column(records["d"]) + column(records["m"])
 
 
-ENCODINGS: tuple[Encoding, ...] = (Q5_1(), Q5_1(refined=True))
+ENCODINGS: tuple[Encoding, ...] = (Q5_1(),)

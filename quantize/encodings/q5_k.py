@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ...convert.model.dtypes import Float32
+from ...graph.dtypes import Float32
 from ..encoding import Encoding
 from ._blocks import BlockEncoding, Records, column, unpack_high_bits, unpack_sixes
 
@@ -26,6 +26,7 @@ class Q5_K(BlockEncoding):
 
     name = "Q5_K"
     class_name = "q5"
+    ggml_type = 13
     block = 256
     layout = np.dtype([("d", "<f2"), ("dmin", "<f2"), ("scales", "u1", 12), ("qh", "u1", 32), ("qs", "u1", (4, 32))])
     module = "_kernels_k"
@@ -40,4 +41,4 @@ class Q5_K(BlockEncoding):
         return scales[:, :, None] * levels - minima[:, :, None]
 
 
-ENCODINGS: tuple[Encoding, ...] = (Q5_K(), Q5_K(refined=True))
+ENCODINGS: tuple[Encoding, ...] = (Q5_K(),)

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ...convert.model.dtypes import Float32
+from ...graph.dtypes import Float32
 from ..encoding import Encoding
 from ._blocks import BlockEncoding, Records, column
 
@@ -27,10 +27,12 @@ class Q6_K(BlockEncoding):
 
     name = "Q6_K"
     class_name = "q6"
+    ggml_type = 14
     block = 256
     layout = np.dtype([("ql", "u1", (2, 64)), ("qh", "u1", (2, 32)), ("scales", "i1", 16), ("d", "<f2")])
     module = "_kernels_k"
     searches = True
+    run = 16
 
     def _decode(self, records: Records) -> Float32:
         ql, qh = records["ql"].reshape(-1, 2, 1, 64), records["qh"].reshape(-1, 2, 1, 32)
@@ -42,4 +44,4 @@ class Q6_K(BlockEncoding):
         return values.reshape(-1, 256)
 
 
-ENCODINGS: tuple[Encoding, ...] = (Q6_K(), Q6_K(refined=True))
+ENCODINGS: tuple[Encoding, ...] = (Q6_K(),)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ...convert.model.dtypes import Float32
+from ...graph.dtypes import Float32
 from ..encoding import Encoding
 from ._blocks import BlockEncoding, Records, column
 
@@ -22,6 +22,8 @@ class Q8_0(BlockEncoding):
 
     name = "Q8_0"
     class_name = "q8"
+    ggml_type = 8
+    weighs_columns = False
     block = 32
     layout = np.dtype([("d", "<f2"), ("qs", "i1", 32)])
     module = "_kernels_32"
@@ -30,4 +32,4 @@ class Q8_0(BlockEncoding):
         return records["qs"].astype(np.float32) * column(records["d"])
 
 
-ENCODINGS: tuple[Encoding, ...] = (Q8_0(), Q8_0(refined=True))
+ENCODINGS: tuple[Encoding, ...] = (Q8_0(),)

@@ -11,20 +11,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ...convert.model.config import ModelConfig, Operator
-from ...convert.model.graph import BIASES, EXPERTS, NORMS, Role
+from ...graph.blocks import Attention
+from ...graph.config import ModelConfig
+from ...graph.roles import EXPERTS, Role, Trait, of_trait
 from ..policy import Policy, Rule
 
 FLOATS = ("F32", "F16", "BF16")
 
 # Never narrowed: the runtime's kernels for these want float32.
-_ALWAYS_F32 = Rule("F32", NORMS | BIASES | {Role.CONV_KERNEL, Role.ROUTER})
+_ALWAYS_F32 = Rule("F32", of_trait(Trait.NORM, Trait.BIAS, Trait.KERNEL, Trait.ROUTER))
 _FALLBACKS = {
     "Q2_K": "Q4_0", "Q3_K": "Q4_0", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0", "IQ4_XS": "IQ4_NL",
     **dict.fromkeys(("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL", "MXFP4"), "F16"),
 }  # fmt: skip
 
-_HEAD = frozenset({Role.LM_HEAD})
+_HEAD = of_trait(Trait.HEAD)
 _K, _V, _OUT = frozenset({Role.ATTN_K}), frozenset({Role.ATTN_V}), frozenset({Role.ATTN_OUT})
 _DOWN = frozenset({Role.FFN_DOWN, Role.EXPERT_DOWN})
 
@@ -65,9 +66,13 @@ class _Wider:
 
 @dataclass(frozen=True)
 class _Quant:
-    """A named quant: its class, the encoding of most matrices, of the head, and what is wider, first match wins."""
+    """A named quant: its class, number, the encoding of most matrices, of the head, and what is wider, first match wins.
+
+    `file_type` is that of `enum llama_ftype`.
+    """
 
     class_name: str
+    file_type: int
     base: str
     head: str = "Q6_K"
     wider: tuple[_Wider, ...] = ()
@@ -87,27 +92,28 @@ def _alternating(encoding: str) -> tuple[_Wider, ...]:
 
 
 _QUANTS = {
-    "F32": _Quant("f32", "F32", "F32"),
-    "F16": _Quant("f16", "F16", "F16"),
-    "BF16": _Quant("f16", "BF16", "BF16"),
-    "Q8_0": _Quant("q8", "Q8_0", "Q8_0"),
-    "Q6_K": _Quant("q6", "Q6_K"),
-    "Q5_K_M": _Quant("q5", "Q5_K", wider=_alternating("Q6_K")),
-    "Q5_K_S": _Quant("q5", "Q5_K"),
-    "Q5_1": _Quant("q5", "Q5_1"),
-    "Q5_0": _Quant("q5", "Q5_0", wider=_guarded("Q5_1")),
-    "Q4_K_M": _Quant("q4", "Q4_K", wider=_alternating("Q6_K")),
+    "F32": _Quant("f32", 0, "F32", "F32"),
+    "F16": _Quant("f16", 1, "F16", "F16"),
+    "BF16": _Quant("f16", 32, "BF16", "BF16"),
+    "Q8_0": _Quant("q8", 7, "Q8_0", "Q8_0"),
+    "Q6_K": _Quant("q6", 18, "Q6_K"),
+    "Q5_K_M": _Quant("q5", 17, "Q5_K", wider=_alternating("Q6_K")),
+    "Q5_K_S": _Quant("q5", 16, "Q5_K"),
+    "Q5_1": _Quant("q5", 9, "Q5_1"),
+    "Q5_0": _Quant("q5", 8, "Q5_0", wider=_guarded("Q5_1")),
+    "Q4_K_M": _Quant("q4", 15, "Q4_K", wider=_alternating("Q6_K")),
     "Q4_K_S": _Quant(
-        "q4", "Q4_K", wider=(_Wider("Q5_K", _V, lambda i, n: i < 4), _Wider("Q5_K", _DOWN, _first_eighth))
+        "q4", 14, "Q4_K", wider=(_Wider("Q5_K", _V, lambda i, n: i < 4), _Wider("Q5_K", _DOWN, _first_eighth))
     ),
-    "Q4_1": _Quant("q4", "Q4_1"),
-    "Q4_0": _Quant("q4", "Q4_0", wider=_guarded("Q4_1")),
-    "IQ4_NL": _Quant("q4", "IQ4_NL", wider=_WIDE_HEADS + _WIDE_START),
-    "IQ4_XS": _Quant("q4", "IQ4_XS", wider=_WIDE_HEADS + _WIDE_START),
-    "MXFP4_MOE": _Quant("q4", "MXFP4", "Q8_0"),
-    "Q3_K_L": _Quant("q3", "Q3_K", wider=(_Wider("Q5_K", _V | _OUT | _DOWN),)),
+    "Q4_1": _Quant("q4", 3, "Q4_1"),
+    "Q4_0": _Quant("q4", 2, "Q4_0", wider=_guarded("Q4_1")),
+    "IQ4_NL": _Quant("q4", 25, "IQ4_NL", wider=_WIDE_HEADS + _WIDE_START),
+    "IQ4_XS": _Quant("q4", 30, "IQ4_XS", wider=_WIDE_HEADS + _WIDE_START),
+    "MXFP4_MOE": _Quant("q4", 38, "MXFP4", "Q8_0"),
+    "Q3_K_L": _Quant("q3", 13, "Q3_K", wider=(_Wider("Q5_K", _V | _OUT | _DOWN),)),
     "Q3_K_M": _Quant(
         "q3",
+        12,
         "Q3_K",
         wider=(
             _Wider("Q5_K", _V, lambda i, n: i < 2),
@@ -115,23 +121,20 @@ _QUANTS = {
             _Wider("Q4_K", _V | _OUT | _DOWN),
         ),
     ),
-    "Q3_K_S": _Quant("q3", "Q3_K"),
+    "Q3_K_S": _Quant("q3", 11, "Q3_K"),
     # No gates are stated below three bits.
     "Q2_K": _Quant(
         "q3",
+        10,
         "Q2_K",
         wider=(_Wider("Q4_K", _V, when=lambda model: model.gqa >= 4), _Wider("Q3_K", _V | _OUT | _DOWN)),
     ),
 }
+FILE_TYPES = {name: quant.file_type for name, quant in _QUANTS.items()}
 # llama-quantize takes a model of exactly eight experts for Mixtral: keys and values in eight bits, and in these
 # quants the attention's output in five.
 _MIXTRAL_EXPERTS = 8
 _MIXTRAL_OUT = {"Q2_K", "Q3_K_S", "Q3_K_M", "Q4_K_S", "Q4_K_M", "IQ4_NL", "IQ4_XS"}
-
-
-def base_encoding(quant: str) -> str:
-    """What most matrices of a quant are stored as."""
-    return _QUANTS[quant].base
 
 
 def gguf_policy(quant: str, config: ModelConfig, *, has_importance: bool = False, pure: bool = False) -> Policy:
@@ -151,10 +154,10 @@ def _mixture(quant: str, config: ModelConfig, *, has_importance: bool) -> list[R
     head = Rule(chosen.head, _HEAD)
     if quant == "MXFP4_MOE":
         return [head, Rule(chosen.base, EXPERTS), Rule("Q8_0")]
-    has_heads = config.operators[0] is Operator.ATTENTION
-    model = _Model(config.n_heads // config.n_kv_heads if has_heads else 0, has_importance)
+    first, mixture = config.mixers[0], config.mixture
+    model = _Model(first.n_heads // first.n_kv_heads if isinstance(first, Attention) else 0, has_importance)
     wider = [each for each in chosen.wider if each.when(model)]
-    if config.moe and config.moe.n_experts == _MIXTRAL_EXPERTS and quant not in FLOATS:
+    if mixture and mixture.n_experts == _MIXTRAL_EXPERTS and quant not in FLOATS:
         wider[:0] = [_Wider("Q8_0", _K | _V), _Wider("Q5_K" if quant in _MIXTRAL_OUT else chosen.base, _OUT)]
     return [head, *(rule for each in wider for rule in _rules(each, config))]
 
@@ -162,7 +165,7 @@ def _mixture(quant: str, config: ModelConfig, *, has_importance: bool) -> list[R
 def _rules(wider: _Wider, config: ModelConfig) -> list[Rule]:
     rules = []
     for role in wider.roles:
-        layers = config.attention_layers if role is Role.ATTN_V else range(config.n_layers)
+        layers = list(config.of_kind(Attention)) if role is Role.ATTN_V else range(config.n_layers)
         chosen = frozenset(layer for i, layer in enumerate(layers) if wider.where(i, len(layers)))
         rules.append(Rule(wider.encoding, frozenset({role}), chosen))
     return rules

@@ -6,16 +6,14 @@ rounded router sends tokens to other experts.
 
 from __future__ import annotations
 
-from ...convert.model.graph import EXPERTS, Role
+from ...graph.roles import EXPERTS, Role, Trait, of_trait
 from ..policy import Policy, Rule
 
-_ROUTING = frozenset({Role.ROUTER, Role.EXPERT_BIAS})
+_ROUTING = of_trait(Trait.ROUTER) | {Role.EXPERT_BIAS}
+_MATRICES = of_trait(Trait.TABLE, Trait.HEAD, Trait.MATRIX, Trait.EXPERTS)
 _FFN = EXPERTS | {Role.FFN_GATE, Role.FFN_UP, Role.FFN_DOWN}
 # What every token goes through; in a mixture of experts, a small share of the bytes.
-_SENSITIVE = frozenset({
-    Role.EMBED, Role.LM_HEAD, Role.CONV_IN, Role.CONV_OUT, Role.ATTN_Q, Role.ATTN_K, Role.ATTN_V, Role.ATTN_OUT,
-})  # fmt: skip
-_MATRICES = _FFN | _SENSITIVE
+_SENSITIVE = _MATRICES - _FFN
 
 FLOATS = ("fp32", "fp16")
 

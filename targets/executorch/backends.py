@@ -6,7 +6,7 @@ import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ...convert.errors import BackendError, UsageError
+from ...graph.errors import BackendError, UsageError
 
 
 @dataclass(frozen=True)

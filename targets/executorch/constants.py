@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...convert.model.graph import Role
-from ...convert.plans import TensorPlan
+from ...graph.roles import Role, Trait
+from ..plans import TensorPlan
 from .fused import HEADER, Operand, is_tiled, operands
 from .layout import n_cuts, parts_of
 from .regions import REGIONS, RegionName
@@ -58,7 +58,7 @@ class Constants:
         read = np.fromfile(self._folder / place.path, "<f4", math.prod(tensor.shape), offset=place.offset)
         values = torch.from_numpy(read.reshape(tensor.shape))
         count = n_cuts(tensor)
-        cuts = values.unbind(1) if role is Role.CONV_KERNEL else values.chunk(count)
+        cuts = values.unbind(1) if role.trait is Trait.KERNEL else values.chunk(count)
         return [self._indexed(f"{tensor.name}.{i}.values", cut.contiguous()) for i, cut in enumerate(cuts)]
 
     def embedding(self) -> tuple[str, list[Tensor]]:

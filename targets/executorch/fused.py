@@ -11,11 +11,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from struct import pack
 
-from ...convert.errors import UsageError
-from ...convert.model.graph import EXPERTS, Role, WeightGraph
-from ...convert.plans import TensorPlan
+from ...graph.blocks import Mixture
+from ...graph.errors import UsageError
+from ...graph.graph import WeightGraph
+from ...graph.roles import EXPERTS, Role
 from ...quantize.encoding import get_encoding
 from ...quantize.policy import Policy, Rule
+from ..plans import TensorPlan
 
 # `--et-moe`: a delegate an expert, or the operator. The first is the default.
 MOE_FORMS = ("experts", "moe_ffn")
@@ -78,18 +80,17 @@ def moe_policy(policy: Policy, form: str, graph: WeightGraph) -> Policy:
 
     Raises: UsageError for an unknown form, and for experts that the operator does not take.
     """
-    if form not in MOE_FORMS:
-        raise UsageError(f"--et-moe is '{form}': expected one of {', '.join(MOE_FORMS)}")
     if form == MOE_FORMS[0]:
         return policy
-    if graph.config.moe is None:
+    mixtures = graph.config.of_kind(Mixture).values()
+    if not mixtures:
         raise UsageError("--et-moe moe_ffn: a dense model has no experts")
     used = {policy.choose(weight).encoding.name for weight in graph.weights() if weight.role in EXPERTS}
     tiles = get_encoding(_TILES[next(iter(used))]) if len(used) == 1 and used <= set(_TILES) else None
-    sizes = graph.config.hidden_size, graph.config.moe.ffn_size
+    sizes = graph.config.hidden_size, *dict.fromkeys(block.size for block in mixtures)
     if tiles is None or any(size % tiles.tile_rows for size in sizes):
         raise UsageError(
             f"--et-moe moe_ffn: {OPERATOR} takes experts of 4 bits in groups of one size, by 8 rows at a time; "
-            f"{policy.name} stores these, of {sizes[0]} and {sizes[1]} columns, as {', '.join(sorted(used))}"
+            f"{policy.name} stores these, of {' and '.join(map(str, sizes))} columns, as {', '.join(sorted(used))}"
         )
-    return replace(policy, rules=(Rule(tiles.name, frozenset(EXPERTS)), *policy.rules))
+    return replace(policy, rules=(Rule(tiles.name, EXPERTS), *policy.rules))

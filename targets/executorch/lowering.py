@@ -15,12 +15,12 @@ from executorch.exir.passes import MemoryPlanningPass
 from executorch.exir.program import _program
 from torch.export._remove_auto_functionalized_pass import unsafe_remove_auto_functionalized_pass
 
-from ...convert.model.graph import WeightGraph
+from ...graph.graph import WeightGraph
 from .backends import XNNPACK
 from .calls import call_delegate, call_if, values
 from .constants import Constants
 from .layout import INDEX_KEY
-from .module import Lfm2
+from .module import Model
 from .regions import EXPERT, LIBRARY, RegionName
 from .templates import EDGE_CONFIG, Templates
 
@@ -81,7 +81,7 @@ def _serialising(constants: Constants) -> Iterator[None]:
 
     A constant that is a stand-in is emitted as what it stands in for, so that it is never held in memory. The pass
     that takes out functionalised operators, done before the branches came, is not done again: it goes over the
-    whole graph for every branch, half an hour for the 1408 of LFM2-8B-A1B.
+    whole graph for every branch, half an hour for the 1408 of a mixture of 8 billion weights.
     """
     emit, remove = _Emitter._save_new_const_tensor, _program.unsafe_remove_auto_functionalized_pass
 
@@ -100,7 +100,7 @@ def _trace(graph: WeightGraph, constants: Constants, context: int) -> torch.expo
     import executorch.exir.passes._quant_patterns_and_replacements  # noqa: F401  # embedding operators
     from executorch.extension.llm.custom_ops import custom_ops  # noqa: F401  # cache and attention operators
 
-    module = Lfm2(graph, constants, context=context).eval()
+    module = Model(graph, constants, context=context).eval()
     tokens = torch.zeros(1, _EXAMPLE_TOKENS, dtype=torch.int64)
     dynamic = {1: torch.export.Dim("tokens", max=context)}, None
     with torch.no_grad():

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ...convert.model.graph import EXPERTS
-from ...convert.plans import TensorPlan
+from ...graph.roles import EXPERTS
+from ..plans import TensorPlan
 from .layout import n_cuts
 
-# Fitted to the peak RSS of exports with executorch 1.5.1 and torch 2.13.0: the bundled dense model 466 MB, LFM2-350M
-# 797 MB, two layers of LFM2.5-2.6B 1421 MB in 8da4w and 3027 MB in fp32.
+# Fitted to the peak RSS of exports with executorch 1.5.1 and torch 2.13.0: the bundled dense model 466 MB, one of
+# 350 million weights 797 MB, two layers of one of 2.6 billion 1421 MB in 8da4w and 3027 MB in fp32.
 _LIBRARY_BYTES = 470_000_000
 # What XNNPACK's passes hold of the largest matrix while they lower its stand-in, bytes an element.
 _LOWERING_BYTES = {"f32": 9.3, "": 3.2}

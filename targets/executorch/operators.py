@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from importlib.metadata import version
 
-from ...convert.errors import BackendError
+from ...graph.errors import BackendError
 from .fused import MINIMUM_RUNTIME, OPERATOR
 from .reader import Program
 

@@ -19,12 +19,11 @@ from executorch.exir._serialize._flatbuffer_program import _flatbuffer_to_progra
 from executorch.exir._serialize._program import _get_extended_header
 from executorch.extension.flat_tensor.serialize.serialize import FlatTensorHeader, _deserialize_to_flat_tensor
 
-from ...convert.errors import InputError
-from ...convert.model.graph import Role
-from ...convert.model.tensor import ArrayTensor, ReshapedTensor, StackedTensor, TensorView
-from ...convert.plans import TensorPlan
+from ...graph.errors import InputError
+from ...graph.roles import Address, Trait
+from ...graph.tensor import ArrayTensor, ReshapedTensor, StackedTensor, TensorView
 from ..encoded import EncodedTensor, StoredPart
-from ..target import Address
+from ..plans import TensorPlan
 from .fused import operands
 from .layout import INDEX_KEY, VECTORS, n_cuts, part_sizes, parts_of
 from .stored import Piece, Stored
@@ -154,7 +153,7 @@ def _tensor(path: Path, tensor: TensorPlan, places: dict[str, Place]) -> TensorV
     labels = [[f"{tensor.name}.{i}.{part.name}" for part in parts_of(tensor)] for i in range(n_cuts(tensor))]
     if tensor.role in VECTORS:
         pieces = [np.frombuffer(places[label].read(), "<f4") for (label,) in labels]
-        is_kernel = tensor.role is Role.CONV_KERNEL
+        is_kernel = tensor.role.trait is Trait.KERNEL
         return ArrayTensor(tensor.name, np.stack(pieces, axis=1) if is_kernel else np.concatenate(pieces))
     shape = (tensor.view.n_rows // len(labels), tensor.view.n_cols)
     cuts: list[TensorView] = [

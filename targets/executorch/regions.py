@@ -7,20 +7,22 @@ place. What XNNPACK does not take stays outside: reductions, slices of a dynamic
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from ...convert.model.graph import Role
+from ...graph.roles import Role
 
 LIBRARY = "lfm_convert"
 # The one kind that runs on a condition: its last input says whether, and is not its function's.
 EXPERT = "expert"
 ROUTER = "router"
+# Ending of a kind that gives what a block gives, where the kind without it adds that to the stream.
+BARE = "_bare"
 
 
 @dataclass(frozen=True)
@@ -47,26 +49,32 @@ class Region:
 def conv_in(weights: Matrices, x: Tensor, square: Tensor, gain: Tensor, *biases: Tensor) -> tuple[Tensor, ...]:
     """B * x' and C."""
     normed = _norm(x, square, gain)
-    b, c, x = weights.apply(normed)
-    if biases:
-        b, c, x = b + biases[0], c + biases[1], x + biases[2]
+    b, c, x = _biased(weights.apply(normed), biases)
     return b * x, c
 
 
-def conv_out(weights: Matrices, x: Tensor, c: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
-    """x + out(C * sum of shifted inputs times taps); `rest` is K inputs [1, S, H] and K taps [H]."""
-    return (x + weights.apply(c * _convolved(rest))[0],)
+def conv_out(weights: Matrices, x: Tensor, c: Tensor, *rest: Tensor) -> Tensor:
+    """out(C * sum of shifted inputs times taps); `rest` is K inputs [1, S, H] and K taps [H]."""
+    return weights.apply(c * _convolved(rest))[0]
 
 
 def conv_out_biased(
     weights: Matrices, x: Tensor, c: Tensor, kernel_bias: Tensor, out_bias: Tensor, *rest: Tensor
+) -> Tensor:
+    return weights.apply(c * (_convolved(rest) + kernel_bias))[0] + out_bias
+
+
+def attention_in(weights: Matrices, x: Tensor, square: Tensor, gain: Tensor, *biases: Tensor) -> tuple[Tensor, ...]:
+    """Queries, keys and values."""
+    return _biased(weights.apply(_norm(x, square, gain)), biases)
+
+
+def attention_in_gated(
+    weights: Matrices, x: Tensor, square: Tensor, gain: Tensor, *biases: Tensor
 ) -> tuple[Tensor, ...]:
-    return (x + (weights.apply(c * (_convolved(rest) + kernel_bias))[0] + out_bias),)
-
-
-def attention_in(weights: Matrices, x: Tensor, square: Tensor, gain: Tensor) -> tuple[Tensor, ...]:
-    normed = _norm(x, square, gain)
-    return tuple(weights.apply(normed))
+    """Queries, keys, values, and what each head's result is multiplied with."""
+    *heads, factors = weights.apply(_norm(x, square, gain))
+    return *_biased(heads, biases), torch.sigmoid(factors)
 
 
 def rotate(weights: Matrices, *inputs: Tensor) -> tuple[Tensor, ...]:
@@ -75,23 +83,39 @@ def rotate(weights: Matrices, *inputs: Tensor) -> tuple[Tensor, ...]:
     Shapes: four halves [1, S, heads, d / 2], two mean squares [1, S, heads, 1], four gains [d / 2],
     cos and sin [S, 1, d / 2].
     """
-    q1, q2, k1, k2, q_square, k_square, q_gain1, q_gain2, k_gain1, k_gain2, cos, sin = inputs
-    turned = []
-    for first, second, square, gain1, gain2 in (
-        (q1, q2, q_square, q_gain1, q_gain2),
-        (k1, k2, k_square, k_gain1, k_gain2),
-    ):
-        first, second = _norm(first, square, gain1), _norm(second, square, gain2)
-        turned.append(torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1))
-    return tuple(turned)
+    *heads, cos, sin = inputs
+    return tuple(_turned(first, second, cos, sin) for first, second in _normed_halves(heads))
 
 
-def attention_out(weights: Matrices, x: Tensor, attended: Tensor) -> tuple[Tensor, ...]:
-    return (x + weights.apply(attended)[0],)
+def norm_heads(weights: Matrices, *inputs: Tensor) -> tuple[Tensor, ...]:
+    """As `rotate` of heads that do not turn."""
+    return tuple(torch.cat(halves, dim=-1) for halves in _normed_halves(inputs))
 
 
-def dense(weights: Matrices, x: Tensor, square: Tensor, gain: Tensor) -> tuple[Tensor, ...]:
-    return (x + _swiglu(_norm(x, square, gain), weights),)
+def turn(
+    weights: Matrices, q1: Tensor, q2: Tensor, k1: Tensor, k2: Tensor, cos: Tensor, sin: Tensor
+) -> tuple[Tensor, ...]:
+    """As `rotate` of heads without norms."""
+    return _turned(q1, q2, cos, sin), _turned(k1, k2, cos, sin)
+
+
+def gate(weights: Matrices, attended: Tensor, factors: Tensor) -> tuple[Tensor, ...]:
+    """Heads [1, S, heads, d] times factors [1, S, heads, 1]. No region changes a shape: that is left to the graph."""
+    return (attended * factors,)
+
+
+def attention_out(weights: Matrices, x: Tensor, attended: Tensor, *bias: Tensor) -> Tensor:
+    (found,) = _biased(weights.apply(attended), bias)
+    return found
+
+
+def dense(weights: Matrices, x: Tensor, square: Tensor, gain: Tensor) -> Tensor:
+    return _swiglu(_norm(x, square, gain), weights)
+
+
+def add_normed(weights: Matrices, x: Tensor, found: Tensor, square: Tensor, gain: Tensor) -> tuple[Tensor, ...]:
+    """x plus the norm of what a block gave."""
+    return (x + _norm(found, square, gain),)
 
 
 def router(weights: Matrices, x: Tensor, square: Tensor, gain: Tensor) -> tuple[Tensor, ...]:
@@ -113,6 +137,22 @@ def _norm(x: Tensor, square: Tensor, gain: Tensor) -> Tensor:
     return x * torch.rsqrt(square) * gain
 
 
+def _normed_halves(inputs: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Halves of queries, then of keys, normed: of four halves, two mean squares, four gains."""
+    for i, square in enumerate(inputs[4:6]):
+        (first, second), (gain1, gain2) = inputs[2 * i : 2 * i + 2], inputs[6 + 2 * i : 8 + 2 * i]
+        yield _norm(first, square, gain1), _norm(second, square, gain2)
+
+
+def _turned(first: Tensor, second: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+
+
+def _biased(products: Sequence[Tensor], biases: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Products with their biases added, if there are any."""
+    return tuple(x + bias for x, bias in zip(products, biases, strict=True)) if biases else tuple(products)
+
+
 def _convolved(rest: Sequence[Tensor]) -> Tensor:
     width = len(rest) // 2
     mixed = rest[0] * rest[width]
@@ -126,17 +166,38 @@ def _swiglu(x: Tensor, weights: Matrices) -> Tensor:
     return weights.apply(gate * torch.sigmoid(gate) * up, 2)[0]
 
 
+_HEADS = Role.ATTN_Q, Role.ATTN_K, Role.ATTN_V
+# What a block gives, of the stream [1, S, H] and further inputs: the last regions of branches.
+_ENDS: Mapping[str, tuple[Callable[..., Tensor], tuple[Role, ...]]] = {
+    "conv_out": (conv_out, (Role.CONV_OUT,)),
+    "conv_out_biased": (conv_out_biased, (Role.CONV_OUT,)),
+    "attention_out": (attention_out, (Role.ATTN_OUT,)),
+    "dense": (dense, (Role.FFN_GATE, Role.FFN_UP, Role.FFN_DOWN)),
+}
+
+
+def _bare(end: Callable[..., Tensor], weights: Matrices, x: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
+    return (end(weights, x, *inputs),)
+
+
+def _added(end: Callable[..., Tensor], weights: Matrices, x: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
+    return (x + end(weights, x, *inputs),)
+
+
 REGIONS: Mapping[str, Region] = {
     "conv_in": Region(conv_in, (Role.CONV_IN,)),
-    "conv_out": Region(conv_out, (Role.CONV_OUT,)),
-    "conv_out_biased": Region(conv_out_biased, (Role.CONV_OUT,)),
-    "attention_in": Region(attention_in, (Role.ATTN_Q, Role.ATTN_K, Role.ATTN_V)),
+    "attention_in": Region(attention_in, _HEADS),
+    "attention_in_gated": Region(attention_in_gated, (*_HEADS, Role.ATTN_GATE)),
     "rotate": Region(rotate, ()),
-    "attention_out": Region(attention_out, (Role.ATTN_OUT,)),
-    "dense": Region(dense, (Role.FFN_GATE, Role.FFN_UP, Role.FFN_DOWN)),
+    "norm_heads": Region(norm_heads, ()),
+    "turn": Region(turn, ()),
+    "gate": Region(gate, ()),
+    "add_normed": Region(add_normed, ()),
     ROUTER: Region(router, (Role.ROUTER,)),
     EXPERT: Region(expert, (Role.EXPERT_GATE, Role.EXPERT_UP, Role.EXPERT_DOWN)),
     "head": Region(head, (Role.LM_HEAD,)),
+    **{name: Region(partial(_added, end), roles) for name, (end, roles) in _ENDS.items()},
+    **{name + BARE: Region(partial(_bare, end), roles) for name, (end, roles) in _ENDS.items()},
 }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import executorch.kernels.quantized  # noqa: F401  # registers embedding_4bit and embedding_byte
 import numpy as np
@@ -13,11 +14,14 @@ from executorch.extension.llm.custom_ops import custom_ops  # noqa: F401  # regi
 from executorch.extension.pybindings.portable_lib import _unsafe_reset_threadpool
 from executorch.runtime import Runtime, Verification
 
-from ...convert.errors import InputError, UsageError
-from ...convert.model.dtypes import Float32
+from ...graph.dtypes import Float32
+from ...graph.errors import BackendError, InputError, UsageError
 from ..target import Runner
 from .operators import refuse_missing_operators
-from .reader import read_data, read_program
+from .reader import Program, read_data, read_program
+
+# Without these nothing can be asked of a program. Source: executorch `extension/llm/runner/llm_runner_helper.cpp`.
+_METHODS = frozenset({"forward", "get_max_context_len", "get_vocab_size"})
 
 
 class ExecutorchRunner(Runner):
@@ -33,10 +37,14 @@ class ExecutorchRunner(Runner):
         if data is not None:
             read_data(data)
         runtime = Runtime.get()
+        _refuse_delegates(program, runtime.backend_registry)
         refuse_missing_operators(program, runtime.operator_registry.operator_names)
         _unsafe_reset_threadpool(threads)
         self._path, self._threads, self._data = path, threads, data
         self._pieces: list[list[int]] = []
+        names = {plan.name for plan in program.content.execution_plan}
+        if lacking := sorted(_METHODS - names):
+            raise InputError(f"{path}: has no method {', '.join(lacking)}, by which LLM runners know a model")
         try:
             self._program = runtime.load_program(path, verification=Verification.Minimal, data_path=data)
             self.context = int(self._constant("get_max_context_len"))
@@ -87,6 +95,22 @@ class ExecutorchRunner(Runner):
             start += len(piece)
         return logits
 
+    def stops(self) -> dict[str, list[int]]:
+        """What the LLM runner stops at. Without this method it asks its tokenizer, which may not find the model's token."""
+        name = "get_eos_ids"
+        has_any = name in self._program.method_names
+        return {name: [int(i) for i in self._program.load_method(name).execute(())] if has_any else []}
+
     def _constant(self, name: str) -> int:
         (value,) = self._program.load_method(name).execute(())
         return int(value)
+
+
+def _refuse_delegates(program: Program, registry: Any) -> None:
+    """Raises BackendError for a program whose delegates the Python runtime does not have."""
+    called = {delegate.id for plan in program.content.execution_plan for delegate in plan.delegates}
+    missing = sorted(name for name in called if not registry.is_available(name))
+    if missing:
+        raise BackendError(
+            f"not run here: {program.path.name} is for {', '.join(missing)}, of which there is no runtime here"
+        )

@@ -3,27 +3,33 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from ...convert.errors import UsageError, needs_extra
-from ...convert.model.assets import TOKENIZER_CONFIG
-from ...convert.model.config import CONFIG_FILE, ModelConfig
-from ...convert.model.graph import WeightGraph
-from ...convert.model.lfm2 import open_graph
-from ...convert.model.tensor import TensorView
-from ...convert.model.tokenizer import TOKENIZER_FILE
-from ...convert.plans import FilePlan, Plan
-from ...convert.stream import Execution, write_tensors
-from ...quantize.policies.executorch import POLICIES
-from ..target import Address, Artifact, Runner, Target
+from ...graph.config import CONFIG_FILE, ModelConfig
+from ...graph.errors import UsageError, needs_extra
+from ...graph.graph import WeightGraph
+from ...graph.opening import open_graph
+from ...graph.roles import Address
+from ...graph.tensor import TensorView
+from ...quantize.policies.executorch import GRAMMAR, POLICIES, executorch_policy
+from ...quantize.policy import Policy
+from ..hub_folder import base_config, common_files, json_bytes
+from ..naming import fit_name
+from ..options import option
+from ..plans import FilePlan, Plan
+from ..stream import Execution, prepare_file, write_tensors
+from ..target import Artifact, NotJudged, Runner, Target, named_stem
 from .backends import BACKENDS, XNNPACK, find_backend, refuse_missing, refuse_running
+from .file_size import file_bytes
 from .fused import MINIMUM_RUNTIME, MOE_FORMS, OPERATOR, moe_policy
-from .layout import DATA_SUFFIX, file_bytes, place
+from .layout import DATA_SUFFIX, place
 from .memory import base_memory_bytes
+from .recognise import recognise
+from .refusals import refuse_blocks
 
 _DEFAULT_CONTEXT = 4096
 _PACKAGES = ("torch", "torchao", "executorch")
@@ -43,32 +49,44 @@ class ExecutorchTarget(Target):
     """XNNPACK delegates around static caches. `context` is the number of positions the caches hold.
 
     `et_moe` is one of `MOE_FORMS`, `et_backend` one of `BACKENDS`. With `external_weights` the
-    weights lie in a .ptd file beside the program.
+    weights lie in a .ptd file beside the program. `outfile` is the program's name.
     """
 
     name = "executorch"
     title = "ExecuTorch (Android, iOS)"
     extra = "executorch"
     policies = POLICIES
+    grammar = GRAMMAR
     default_quant = "8da4w"
+    file_suffix = ".pte"
 
-    context: int | None = None
-    et_moe: str = MOE_FORMS[0]
-    external_weights: bool = False
-    et_backend: str = XNNPACK
+    context: int | None = option(None, help="positions that the caches hold; default: 4096")
+    et_moe: str = option(
+        MOE_FORMS[0], help="experts, as a delegate each or one operator a layer (executorch 1.5)", choices=MOE_FORMS
+    )
+    external_weights: bool = option(False, help="weights in a .ptd file beside the program")
+    et_backend: str = option(
+        XNNPACK, help="who runs it; all but xnnpack are written, and not run here", choices=tuple(BACKENDS)
+    )
+    outfile: str | None = option(None, help="name of the file", is_asked=False)
+
+    def policy(self, quant: str) -> Policy:
+        """Of any name of the grammar, listed or not. Raises UsageError with the grammar."""
+        return executorch_policy(quant)
 
     def plan(self, graph: WeightGraph, quant: str) -> Plan:
         backend = find_backend(self.et_backend)
         if self.external_weights and self.et_backend != XNNPACK:
             raise UsageError(f"--external-weights: {backend.title} keeps its weights inside the program")
+        refuse_blocks(graph.config)
         policy = moe_policy(self.policy(quant), self.et_moe, graph)
         context = _context(graph.config, self.context)
         suffix = "" if self.et_backend == XNNPACK else f"-{self.et_backend}"
-        path = f"{graph.name}-{policy.name}{suffix}.pte"
-        paths = path, path.removesuffix(".pte") + DATA_SUFFIX
+        stem = named_stem(self.outfile, self.file_suffix, policy.name, fit_name(graph.name, f"-{policy.name}{suffix}"))
+        path, *_ = paths = stem + self.file_suffix, stem + DATA_SUFFIX
         scratch = path + ".weights"
         tensors, fallbacks, scratch_bytes = place(graph, policy, scratch)
-        sizes = file_bytes(graph.config, tensors, is_split=self.external_weights)
+        sizes = file_bytes(graph.config, tensors, context=context, is_split=self.external_weights)
         return Plan(
             target=self.name,
             quant=policy.name,
@@ -98,28 +116,24 @@ class ExecutorchTarget(Target):
         if graph.tokenizer is not None:
             check_tokenizer(graph.tokenizer)
         scratch = folder / plan.details.scratch
-        with scratch.open("wb") as file:
-            file.truncate(plan.details.scratch_bytes)
-        try:
-            write_tensors(plan.tensors, folder, run)
-            constants = Constants(plan.tensors, folder)
-            metadata = _metadata(graph.config, plan.details.context)
-            paths = [folder / file.path for file in plan.files]
+        prepare_file(scratch, header=b"", n_bytes=plan.details.scratch_bytes)
+        write_tensors(plan.tensors, folder, run)
+        constants = Constants(plan.tensors, folder)
+        metadata = _metadata(graph, plan.details.context)
+        paths = [folder / file.path for file in plan.files]
+        with run.profile.stage("lower"):
             write_pte(graph, constants, paths, context=plan.details.context, metadata=metadata, backend=self.et_backend)
-        finally:
-            scratch.unlink()
+        scratch.unlink()
 
     def shared_files(self, graph: WeightGraph, artifacts: Iterable[Plan | Artifact]) -> dict[str, bytes]:
-        found = {CONFIG_FILE: (graph.folder / CONFIG_FILE).read_bytes()}
-        if graph.tokenizer is not None:
-            found[TOKENIZER_FILE] = graph.tokenizer.raw
-        if (graph.folder / TOKENIZER_CONFIG).is_file():  # an app finds the chat template there
-            found[TOKENIZER_CONFIG] = (graph.folder / TOKENIZER_CONFIG).read_bytes()
-        if graph.assets.license is not None:
-            found["LICENSE"] = graph.assets.license.encode()
-        return found
+        return {CONFIG_FILE: json_bytes(base_config(graph)), **common_files(graph)}
+
+    def recognise(self, path: Path) -> Sequence[Artifact]:
+        return recognise(path)
 
     def read(self, artifact: Artifact) -> dict[Address, TensorView]:
+        if artifact.is_recognised:
+            raise NotJudged("a .pte does not say which of its constants is which weight")
         refuse_running(_backend(artifact))
         with needs_extra(self.extra, "reading a .pte"):
             from .reader import read_weights
@@ -157,12 +171,14 @@ def _context(config: ModelConfig, wanted: int | None) -> int:
     return wanted
 
 
-def _metadata(config: ModelConfig, context: int) -> dict[str, Any]:
+def _metadata(graph: WeightGraph, context: int) -> dict[str, Any]:
     """The constant methods that the LLM runner and its wrappers ask a file for.
 
+    The runner stops at get_eos_ids and, where a file has them, nowhere else: not at the tokenizer's own token.
     get_max_seq_len equals the context: were it less, the runner would take the model for one with a sliding
     window and never stop at the end of the cache. Source: executorch `extension/llm/runner/llm_runner_helper.cpp`.
     """
+    config = graph.config
     found: dict[str, Any] = {
         "get_max_seq_len": context,
         "get_max_context_len": context,
@@ -174,8 +190,8 @@ def _metadata(config: ModelConfig, context: int) -> dict[str, Any]:
     }
     if config.bos_token_id is not None:
         found["get_bos_id"] = config.bos_token_id
-    if config.eos_token_ids:
-        found["get_eos_ids"] = list(config.eos_token_ids)
+    if graph.stop_ids:
+        found["get_eos_ids"] = list(graph.stop_ids)
     return found
 
 

@@ -29,7 +29,7 @@ from torchao.quantization.quantize_.workflows.intx.intx_unpacked_to_int8_tensor 
 )
 from torchao.utils import unwrap_tensor_subclass
 
-from ...convert.model.dtypes import to_bfloat16
+from ...graph.dtypes import to_bfloat16
 from .constants import Constants, Matrix
 from .regions import REGIONS, Matrices, RegionName
 from .stored import Piece, Stored

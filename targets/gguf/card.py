@@ -9,8 +9,8 @@ import re
 from dataclasses import asdict
 from typing import Any
 
-from .header import KeyValue, string, strings, uint32
-from .naming import ModelId, model_id, title
+from ...quantize.gguf_file.header import KeyValue, string, strings, uint32
+from .file_names import ModelId, model_id, title
 
 # Field of the metadata -> fields of the card it is taken from, the first that is there.
 _FIELDS = {

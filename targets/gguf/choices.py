@@ -7,7 +7,7 @@
 | `tensor_type`, REGEX=TYPE or ROLE=TYPE | tensors whose name matches or whose role it is, the first that does; with fallbacks |
 | `pure` | every other matrix in the quant's own type |
 
-Vectors, the router and the conv kernel stay float32 whatever is asked, and float quants know no `tensor_type`.
+What the mixture keeps in float32 stays so whatever is asked, and float quants know no `tensor_type`.
 Source: llama.cpp `src/llama-quant.cpp`, `llama_tensor_get_type`.
 """
 
@@ -17,12 +17,16 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from ...convert.errors import UsageError
-from ...convert.model.graph import Role, Weight
+from ...graph.dtypes import Float32
+from ...graph.errors import UsageError
+from ...graph.graph import Weight
+from ...graph.roles import Role
+from ...graph.tensor import TensorView
+from ...quantize.encoding import Encoding, get_encoding, ggml_types
 from ...quantize.policies.gguf import FLOATS
 from ...quantize.policy import Choice, Policy, Rule
-from .header import TYPE_IDS
-from .names import tensor_name
+from ..plans import Placement, TensorPlan
+from .stored import Stored
 
 _KEPT = "F32"
 
@@ -34,24 +38,26 @@ class TypeRule:
     pattern: re.Pattern[str]
     encoding: str
 
-    def matches(self, weight: Weight) -> bool:
-        name = tensor_name((weight.role, weight.layer))
-        return bool(self.pattern.search(name)) or self.pattern.pattern == weight.role.value
+    def matches(self, tensor: Stored) -> bool:
+        is_role = tensor.role is not None and self.pattern.pattern == tensor.role.value
+        return is_role or bool(self.pattern.search(tensor.name))
 
 
-def type_rules(texts: Iterable[str], stored: Iterable[Weight]) -> tuple[TypeRule, ...]:
+def type_rules(texts: Iterable[str], stored: Iterable[Stored]) -> tuple[TypeRule, ...]:
     """The rules of `PATTERN=TYPE` texts.
 
     Raises: UsageError for one that cannot be understood or that no tensor of the file matches.
     """
-    weights, rules = tuple(stored), []
+    tensors, rules = tuple(stored), []
     for text in texts:
-        pattern, separator, name = text.rpartition("=")
+        pattern, _, name = text.rpartition("=")
+        if not pattern:  # an empty one would match every tensor
+            raise UsageError(f"--tensor-type {text}: expected ROLE_OR_REGEX=TYPE")
         try:
             rule = TypeRule(re.compile(pattern.lower()), type_name(name))
         except re.error as error:
             raise UsageError(f"--tensor-type {text}: '{pattern}' is not a regular expression: {error}") from None
-        if not separator or not any(rule.matches(weight) for weight in weights):
+        if not any(rule.matches(tensor) for tensor in tensors):
             raise UsageError(f"--tensor-type {text}: expected ROLE_OR_REGEX=TYPE that matches a tensor, found none")
         rules.append(rule)
     return tuple(rules)
@@ -59,9 +65,48 @@ def type_rules(texts: Iterable[str], stored: Iterable[Weight]) -> tuple[TypeRule
 
 def type_name(name: str) -> str:
     """A type's own name, whatever its case. Raises UsageError listing those there are."""
-    if name.upper() not in TYPE_IDS:
-        raise UsageError(f"unknown type '{name}': expected one of {', '.join(TYPE_IDS)}")
+    if name.upper() not in ggml_types():
+        raise UsageError(f"unknown type '{name}': expected one of {', '.join(ggml_types())}")
     return name.upper()
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A tensor of the file and what it is stored as. `importance` [experts, columns] is None where it is not known, or
+    makes no difference."""
+
+    tensor: Stored
+    choice: Choice
+    importance: Float32 | None = None
+
+    @property
+    def name(self) -> str:
+        return self.tensor.name
+
+    @property
+    def view(self) -> TensorView:
+        return self.tensor.view
+
+    @property
+    def encoding(self) -> Encoding:
+        return self.choice.encoding
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its data, padding excluded."""
+        return self.view.n_rows * self.encoding.row_nbytes(self.view.n_cols)
+
+    def placed(self, path: str, offset: int) -> TensorPlan:
+        return TensorPlan(
+            name=self.name,
+            role=self.tensor.role,
+            layer=self.tensor.layer,
+            shape=self.view.shape,
+            encoding=self.encoding,
+            view=self.view,
+            placements=(Placement(path, offset),),
+            importance=self.importance,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,9 +120,12 @@ class Choices:
     token_embedding_type: str | None = None
     output_tensor_type: str | None = None
 
-    def of(self, weight: Weight) -> Choice:
+    def of(self, tensor: Stored) -> Choice:
         """Raises UsageError for a type that the rows do not fit and that has no fallback."""
-        head = Weight(Role.LM_HEAD, None, weight.view)
+        if tensor.role is None:
+            return Choice(_KEPT, get_encoding(_KEPT), None)
+        weight = Weight(tensor.role, tensor.layer, tensor.view)
+        head = Weight(Role.LM_HEAD, None, tensor.view)
         # a tied embedding is asked for as the head it also is
         usual = self.mixture.choose(head if weight.role is Role.EMBED and self.is_tied else weight)
         if usual.wanted == _KEPT:
@@ -88,7 +136,7 @@ class Choices:
         if self.mixture.name in FLOATS:
             return usual
         for rule in self.rules:
-            if rule.matches(weight):
+            if rule.matches(tensor):
                 return self._as(rule.encoding).choose(weight)
         if weight.role is Role.EMBED and self.is_tied and self.output_tensor_type and not self.is_pure:
             return self._as(self.output_tensor_type).choose(weight)

@@ -1,6 +1,6 @@
-"""The metadata of an LFM2 GGUF: what llama.cpp's converter writes, in its order.
+"""The metadata of a GGUF: what llama.cpp's converter writes, in its order.
 
-Source: llama.cpp `conversion/base.py`, `conversion/lfm2.py`, `gguf-py/gguf/metadata.py`.
+Source: llama.cpp `conversion/` (`base.py` and a file a family), `gguf-py/gguf/metadata.py`.
 """
 
 from __future__ import annotations
@@ -9,22 +9,21 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
-from ...convert.errors import UsageError
-from ...convert.model.config import ModelConfig, Operator
-from ...convert.model.graph import EXPERTS, Weight, WeightGraph
+from ...graph.blocks import Attention, Dense, ShortConv
+from ...graph.config import ModelConfig
+from ...graph.errors import UsageError
+from ...graph.graph import WeightGraph
+from ...graph.roles import EXPERTS
+from ...quantize.gguf_file.header import KeyValue, ValueType, booleans, float32, int32s, string, uint32
+from ...quantize.gguf_file.tensor_names import gguf_names
+from ...quantize.policies.gguf import FILE_TYPES
 from .card import card_metadata, front_matter
-from .header import KeyValue, ValueType, float32, int32s, string, uint32
+from .expressible import any_attention
+from .stored import Stored
 from .vocab import vocabulary
 
 _QUANTIZATION_VERSION = uint32("general.quantization_version", 2)
 _SIGMOID = 2
-
-# Quant -> `enum llama_ftype`.
-FILE_TYPES = {
-    "F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9, "Q2_K": 10, "Q3_K_S": 11, "Q3_K_M": 12,
-    "Q3_K_L": 13, "Q4_K_S": 14, "Q4_K_M": 15, "Q5_K_S": 16, "Q5_K_M": 17, "Q6_K": 18, "IQ4_NL": 25, "IQ4_XS": 30,
-    "BF16": 32, "MXFP4_MOE": 38,
-}  # fmt: skip
 
 # How the text of an override is read.
 _PARSERS: dict[ValueType, Callable[[str], Any]] = {
@@ -56,7 +55,7 @@ REFINED_KEY = "lfm_convert.refined"
 
 
 def metadata(
-    graph: WeightGraph, stored: Iterable[Weight], quant: str, *, quantized: bool, pre: str | None = None
+    graph: WeightGraph, stored: Iterable[Stored], quant: str, *, quantized: bool, pre: str | None = None
 ) -> list[KeyValue]:
     """All pairs of the file; `pre` names the pre-tokenizer instead of having it recognised.
 
@@ -89,12 +88,12 @@ def overridden(pairs: Iterable[KeyValue], texts: Iterable[str]) -> list[KeyValue
 
 
 def architecture(config: ModelConfig) -> str:
-    """`lfm2` or `lfm2moe`."""
-    return "lfm2moe" if config.moe else "lfm2"
+    """llama.cpp's name of it, the first part of its keys."""
+    return gguf_names(config.family).architecture
 
 
-def _general(graph: WeightGraph, stored: Iterable[Weight]) -> list[KeyValue]:
-    weights = tuple(stored)
+def _general(graph: WeightGraph, stored: Iterable[Stored]) -> list[KeyValue]:
+    tensors = tuple(stored)
     hub_name = graph.config.raw.get("_name_or_path")
     return [
         string("general.architecture", architecture(graph.config)),
@@ -104,8 +103,8 @@ def _general(graph: WeightGraph, stored: Iterable[Weight]) -> list[KeyValue]:
             front_matter(graph.assets.model_card),
             folder_name=graph.name,
             hub_name=hub_name if isinstance(hub_name, str) else None,
-            n_parameters=sum(_size(weight) for weight in weights),
-            size_label=_size_label(graph.config, weights),
+            n_parameters=sum(tensor.size for tensor in tensors),
+            size_label=_size_label(graph.config, tensors),
         ),
     ]
 
@@ -121,48 +120,88 @@ def _sampling(generation_config: dict[str, Any]) -> list[KeyValue]:
 
 
 def _model(config: ModelConfig, file_type: KeyValue) -> list[KeyValue]:
+    """The blocks: first what the converter writes of every model, then what it adds for an architecture."""
     arch = architecture(config)
-    # Zero key-value heads mark a layer as a short convolution.
-    kv_heads = [config.n_kv_heads if op is Operator.ATTENTION else 0 for op in config.operators]
+    dense, mixture = config.shared(Dense), config.mixture
+    # The converter writes the size that a config gives though no layer is dense.
+    ffn_size = config.raw.get("intermediate_size") if dense is None else dense.size
     pairs = [
         uint32(f"{arch}.block_count", config.n_layers),
         uint32(f"{arch}.context_length", config.context_length),
         uint32(f"{arch}.embedding_length", config.hidden_size),
-        uint32(f"{arch}.feed_forward_length", config.ffn_size),
-        uint32(f"{arch}.attention.head_count", config.n_heads),
-        int32s(f"{arch}.attention.head_count_kv", kv_heads),
-        float32(f"{arch}.rope.freq_base", config.rope_theta),
+        *([] if ffn_size is None else [uint32(f"{arch}.feed_forward_length", ffn_size)]),
+        *_heads(arch, config),
+        *_ropes(arch, config),
         float32(f"{arch}.attention.layer_norm_rms_epsilon", config.norm_eps),
     ]
-    if config.moe:
-        pairs.append(uint32(f"{arch}.expert_count", config.moe.n_experts))
-        pairs.append(uint32(f"{arch}.expert_used_count", config.moe.top_k))
-    if config.raw.get("head_dim") is not None:  # llama.cpp derives it where a config does not give it
-        pairs.append(uint32(f"{arch}.attention.key_length", config.head_dim))
-        pairs.append(uint32(f"{arch}.attention.value_length", config.head_dim))
-    pairs.append(file_type)
-    if config.moe:
-        pairs.append(uint32(f"{arch}.expert_feed_forward_length", config.moe.ffn_size))
-        pairs.append(uint32(f"{arch}.leading_dense_block_count", config.moe.n_dense_layers))
+    if mixture:
+        pairs.append(uint32(f"{arch}.expert_count", mixture.n_experts))
+        pairs.append(uint32(f"{arch}.expert_used_count", mixture.top_k))
+    pairs += [*_head_sizes(arch, config), file_type]
+    if mixture:
+        pairs.append(uint32(f"{arch}.expert_feed_forward_length", mixture.size))
+        pairs.append(uint32(f"{arch}.leading_dense_block_count", len(config.of_kind(Dense))))
         pairs.append(uint32(f"{arch}.expert_gating_func", _SIGMOID))
-        if config.moe.routed_scaling_factor != 1.0:
-            pairs.append(float32(FOLDED_SCALE_KEY, config.moe.routed_scaling_factor))
-    pairs.append(uint32(f"{arch}.vocab_size", config.vocab_size))
-    pairs.append(uint32(f"{arch}.shortconv.l_cache", config.conv_width))
+        if mixture.scaling != 1.0:
+            pairs.append(float32(FOLDED_SCALE_KEY, mixture.scaling))
+    return [
+        *pairs,
+        uint32(f"{arch}.vocab_size", config.vocab_size),
+        *_convolutions(arch, config),
+        *_windows(arch, config),
+    ]
+
+
+def _heads(arch: str, config: ModelConfig) -> list[KeyValue]:
+    """Zero key-value heads mark a layer as a short convolution."""
+    attention = any_attention(config)
+    n_kv_heads = [mixer.n_kv_heads if isinstance(mixer, Attention) else 0 for mixer in config.mixers]
+    return [
+        uint32(f"{arch}.attention.head_count", attention.n_heads),
+        int32s(f"{arch}.attention.head_count_kv", n_kv_heads),
+    ]
+
+
+def _ropes(arch: str, config: ModelConfig) -> list[KeyValue]:
+    """The bases of the default tables: what a rope's own differs by is a tensor."""
+    full, sliding = any_attention(config, is_sliding=False).rope, any_attention(config, is_sliding=True)
+    pairs = [] if full is None else [float32(f"{arch}.rope.freq_base", full.theta)]
+    if sliding.window is not None and sliding.rope is not None:
+        pairs.append(float32(f"{arch}.rope.freq_base_swa", sliding.rope.theta))
     return pairs
 
 
-def _size_label(config: ModelConfig, stored: Iterable[Weight]) -> str:
+def _head_sizes(arch: str, config: ModelConfig) -> list[KeyValue]:
+    """Where the config gives a size, as the converter has it, and always beside windows; else llama.cpp derives it."""
+    if config.raw.get("head_dim") is None and not gguf_names(config.family).has_windows:
+        return []
+    head_dim = any_attention(config).head_dim
+    return [uint32(f"{arch}.attention.{kind}_length", head_dim) for kind in ("key", "value")]
+
+
+def _convolutions(arch: str, config: ModelConfig) -> list[KeyValue]:
+    conv = config.shared(ShortConv)
+    return [] if conv is None else [uint32(f"{arch}.shortconv.l_cache", conv.width)]
+
+
+def _windows(arch: str, config: ModelConfig) -> list[KeyValue]:
+    """The window, the layers that have it, and that heads turn whole: pairs at rest are a matter of the factors."""
+    sliding = any_attention(config, is_sliding=True)
+    if sliding.window is None:
+        return []
+    has_window = [isinstance(mixer, Attention) and mixer.window is not None for mixer in config.mixers]
+    return [
+        uint32(f"{arch}.attention.sliding_window", sliding.window),
+        booleans(f"{arch}.attention.sliding_window_pattern", has_window),
+        uint32(f"{arch}.rope.dimension_count", sliding.head_dim),
+    ]
+
+
+def _size_label(config: ModelConfig, stored: Iterable[Stored]) -> str:
     """`1.2B`; of a mixture `32x933M`: experts, and what one of them weighs with all that is shared."""
-    n_experts = config.moe.n_experts if config.moe else 1
-    total = 0
-    for weight in stored:
-        total += _size(weight) // n_experts if weight.role in EXPERTS else _size(weight)
-    return f"{n_experts}x{_rounded(total)}" if config.moe else _rounded(total)
-
-
-def _size(weight: Weight) -> int:
-    return weight.view.n_rows * weight.view.n_cols
+    n_experts = config.mixture.n_experts if config.mixture else 1
+    total = sum(tensor.size // (n_experts if tensor.role in EXPERTS else 1) for tensor in stored)
+    return f"{n_experts}x{_rounded(total)}" if config.mixture else _rounded(total)
 
 
 def _rounded(n: int) -> str:

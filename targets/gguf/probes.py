@@ -18,7 +18,7 @@ from urllib.error import HTTPError
 import numpy as np
 from numpy.typing import NDArray
 
-from ...convert.errors import InputError
+from ...graph.errors import InputError
 
 _INT32 = ctypes.c_int32
 _EVALUATED = ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.c_void_p, ctypes.c_bool, ctypes.c_void_p)

@@ -1,199 +1,110 @@
-"""Reads the header of a GGUF file that may be damaged or hostile.
+"""The weights of a GGUF by role, whoever wrote it.
 
-Nothing is allocated by a length before it is known to lie inside the file, and the tensors must fill the
-data area exactly: in order, aligned, without overlap, gap or trailing bytes.
+| a file of others may hold | read as |
+|---|---|
+| `attn_qkv` (the converter's --fuse-qkv) | query, key and value rows, in that order |
+| types that can only be listed, such as IQ2_XXS | nothing, and that is said |
+
+Source: llama.cpp `conversion/`; `src/llama-graph.cpp`, `build_qkv`.
 """
 
 from __future__ import annotations
 
-import math
-import mmap
-import struct
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ...convert.errors import InputError
-from ...quantize.encoding import get_encoding
-from .header import ALIGNMENT, MAGIC, SCALARS, TYPE_IDS, VERSION, TensorInfo, ValueType, aligned
+from ...graph.errors import InputError
+from ...graph.families.family import Family
+from ...graph.roles import Address, Role
+from ...graph.tensor import ScaledTensor, SlicedTensor, TensorView
+from ...quantize.encoding import get_encoding, ggml_types
+from ...quantize.gguf_file.header import TensorInfo
+from ...quantize.gguf_file.reader import GgufFile, read_gguf
+from ...quantize.gguf_file.tensor_names import ROPE_FACTORS, family_of, tensor_address
+from ..encoded import EncodedTensor, StoredPart
+from ..target import NotJudged
+from .metadata import FOLDED_SCALE_KEY
 
-_ENCODINGS = {type_id: name for name, type_id in TYPE_IDS.items()}
-# Types of other people's files, which can be listed but not decoded: id -> name, elements of a block, its bytes.
-# Source: ggml `include/ggml.h`, `src/ggml.c`, `type_traits`.
-_FOREIGN = {
-    9: ("Q8_1", 32, 36), 15: ("Q8_K", 256, 292), 16: ("IQ2_XXS", 256, 66), 17: ("IQ2_XS", 256, 74),
-    18: ("IQ3_XXS", 256, 98), 19: ("IQ1_S", 256, 50), 21: ("IQ3_S", 256, 110), 22: ("IQ2_S", 256, 82),
-    24: ("I8", 1, 1), 25: ("I16", 1, 2), 26: ("I32", 1, 4), 27: ("I64", 1, 8), 28: ("F64", 1, 8),
-    29: ("IQ1_M", 256, 56), 34: ("TQ1_0", 256, 54), 35: ("TQ2_0", 256, 66), 40: ("NVFP4", 64, 36),
-}  # fmt: skip
-_FOREIGN_SIZES = {name: (block, n_bytes) for name, block, n_bytes in _FOREIGN.values()}
-_MAX_NAME = 63  # bytes of a tensor's name, as ggml allows
-_MAX_AXES = 4
+_FUSED = re.compile(r"blk\.(0|[1-9]\d{0,3})\.attn_qkv\.weight")
+_QKV = (Role.ATTN_Q, Role.ATTN_K, Role.ATTN_V)
 
 
-@dataclass(frozen=True)
-class GgufFile:
-    """A file's metadata and tensors. Units: `data_offset` bytes."""
+def read_weights(files: Sequence[Path]) -> dict[Address, TensorView]:
+    """The decoded weights of all parts, lazily.
 
-    path: Path
-    metadata: dict[str, Any]
-    tensors: tuple[TensorInfo, ...]
-    data_offset: int
-
-
-def read_gguf(path: Path) -> GgufFile:
-    """Reads the header and checks that the file holds what it declares.
-
-    Raises: InputError naming the file and what is wrong with it.
+    Raises: InputError for a tensor that is none of a model of that architecture; NotJudged if some are of a type that
+    can only be listed.
     """
-    try:
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            return _read(path, data)
-    except (OSError, ValueError) as error:  # mmap raises ValueError for an empty file
-        raise InputError(f"{path}: cannot be read as GGUF: {error}") from None
+    parts = [read_gguf(path) for path in files]
+    said = {key: value for part in parts for key, value in part.metadata.items()}
+    weights: dict[Address, TensorView] = {}
+    unread: dict[str, list[str]] = {}
+    for part in parts:
+        for info in part.tensors:
+            found = _addresses(part, info, said)
+            if info.encoding in ggml_types():
+                weights.update(_views(part, info, found))
+            elif found:
+                unread.setdefault(info.encoding, []).append(info.name)
+    folded = said.get(FOLDED_SCALE_KEY, 1.0)
+    if folded != 1.0:  # the model multiplies by the factor itself
+        weights |= {a: ScaledTensor(v, 1 / folded) for a, v in weights.items() if a[0] is Role.EXPERT_DOWN}
+    if unread:
+        listed = "; ".join(f"{len(names)} tensors in {name}, such as {names[0]}" for name, names in unread.items())
+        raise NotJudged(f"types that are not decoded here: {listed}", weights)
+    return weights
 
 
-def _read(path: Path, data: mmap.mmap) -> GgufFile:
-    cursor = _Cursor(path, data)
-    if cursor.take(4) != MAGIC:
-        raise cursor.fault("does not start with 'GGUF'")
-    version = cursor.scalar(ValueType.UINT32)
-    if version != VERSION:
-        raise cursor.fault(f"is GGUF version {version}: expected {VERSION}")
-    n_tensors, n_pairs = cursor.count(least=24), cursor.count(least=13)
-    metadata: dict[str, Any] = {}
-    for _ in range(n_pairs):
-        key = cursor.text()
-        if key in metadata:
-            raise cursor.fault(f"gives '{key}' twice")
-        metadata[key] = cursor.value()
-    alignment = metadata.get("general.alignment", ALIGNMENT)
-    if not isinstance(alignment, int) or isinstance(alignment, bool) or alignment < 1 or alignment & (alignment - 1):
-        raise cursor.fault(f"has alignment {alignment!r}: expected a power of two")
-    tensors = tuple(_tensor(cursor) for _ in range(n_tensors))
-    found = GgufFile(path, metadata, tensors, aligned(cursor.position, alignment))
-    _check_layout(cursor, found, alignment)
+def _addresses(file: GgufFile, info: TensorInfo, said: Mapping[str, Any]) -> dict[Address, tuple[int, int]]:
+    """What a tensor holds, and of each weight its first row, and their number, in the second to last axis."""
+    architecture = said.get("general.architecture")
+    family = family_of(architecture)
+    if info.name == ROPE_FACTORS:
+        return {}
+    address = None if family is None else tensor_address(info.name, family)
+    if address is not None:
+        return {address: (0, info.shape[-2] if len(info.shape) > 1 else 1)}
+    fused = _FUSED.fullmatch(info.name)
+    if family is None or fused is None or len(info.shape) < 2:
+        raise InputError(f"{file.path}: tensor '{info.name}' is not part of a model of architecture '{architecture}'")
+    layer, start = int(fused[1]), 0
+    found: dict[Address, tuple[int, int]] = {}
+    for role, size in zip(_QKV, _qkv_sizes(file, info, said, layer, family), strict=True):
+        found[role, layer] = start, size
+        start += size
     return found
 
 
-class _Cursor:
-    """Reads forward through a file, never past its end."""
+def _qkv_sizes(
+    file: GgufFile, info: TensorInfo, said: Mapping[str, Any], layer: int, family: Family
+) -> tuple[int, int, int]:
+    """Rows of query, key and value, which share a size of head."""
 
-    def __init__(self, path: Path, data: mmap.mmap) -> None:
-        self._path, self._data = path, data
-        self.position = 0
+    def number(key: str) -> int:
+        found = said.get(f"{family.gguf.architecture if family.gguf else ''}.attention.{key}")
+        found = found[layer] if isinstance(found, list) and layer < len(found) else found
+        return found if isinstance(found, int) else 0
 
-    @property
-    def size(self) -> int:
-        return len(self._data)
-
-    def fault(self, what: str) -> InputError:
-        return InputError(f"{self._path}: {what}")
-
-    def take(self, n_bytes: int) -> bytes:
-        end = self.position + n_bytes
-        if end > self.size:
-            raise self.fault(f"is truncated: {n_bytes} bytes expected at {self.position}, the file has {self.size}")
-        found = self._data[self.position : end]
-        self.position = end
-        return found
-
-    def scalar(self, kind: ValueType) -> Any:
-        form = SCALARS[kind]
-        return form.unpack(self.take(form.size))[0]
-
-    def count(self, *, least: int) -> int:
-        """A number of items of at least that many bytes each, which must fit the rest of the file."""
-        n = int(self.scalar(ValueType.UINT64))
-        if n * least > self.size - self.position:
-            raise self.fault(
-                f"is truncated: {n} items are declared at {self.position - 8}, the file has {self.size} bytes"
-            )
-        return n
-
-    def text(self) -> str:
-        try:
-            return self.take(self.count(least=1)).decode("utf-8")
-        except UnicodeDecodeError:
-            raise self.fault(f"holds text that is not UTF-8 before {self.position}") from None
-
-    def value(self) -> Any:
-        kind = self.kind()
-        if kind is not ValueType.ARRAY:
-            return self._item(kind)
-        kind = self.kind()
-        if kind is ValueType.ARRAY:
-            raise self.fault("holds an array of arrays, which no LFM2 file has")
-        if kind is ValueType.STRING:
-            return [self.text() for _ in range(self.count(least=8))]
-        form = SCALARS[kind]
-        n = self.count(least=form.size)
-        return [item for (item,) in form.iter_unpack(self.take(n * form.size))]
-
-    def kind(self) -> ValueType:
-        number = self.scalar(ValueType.UINT32)
-        try:
-            return ValueType(number)
-        except ValueError:
-            raise self.fault(f"holds a value of unknown type {number}") from None
-
-    def _item(self, kind: ValueType) -> Any:
-        return self.text() if kind is ValueType.STRING else self.scalar(kind)
-
-
-def _tensor(cursor: _Cursor) -> TensorInfo:
-    name = cursor.text()
-    n_axes = cursor.scalar(ValueType.UINT32)
-    if len(name.encode()) > _MAX_NAME or not 1 <= n_axes <= _MAX_AXES:
-        raise cursor.fault(f"declares a tensor of {n_axes} axes named '{name[:_MAX_NAME]}'")
-    shape = struct.unpack(f"<{n_axes}Q", cursor.take(8 * n_axes))[::-1]
-    type_id = cursor.scalar(ValueType.UINT32)
-    if type_id not in _ENCODINGS and type_id not in _FOREIGN:
-        raise cursor.fault(f"stores tensor '{name}' as ggml type {type_id}, which is not one of {', '.join(TYPE_IDS)}")
-    encoding = _ENCODINGS[type_id] if type_id in _ENCODINGS else _FOREIGN[type_id][0]
-    return TensorInfo(name, shape, encoding, cursor.scalar(ValueType.UINT64))
-
-
-def _check_layout(cursor: _Cursor, found: GgufFile, alignment: int) -> None:
-    end = found.data_offset
-    names = set()
-    for tensor in found.tensors:
-        if tensor.name in names:
-            raise cursor.fault(f"holds tensor '{tensor.name}' twice")
-        names.add(tensor.name)
-        start = found.data_offset + tensor.offset
-        if start != end:
-            raise cursor.fault(
-                f"places tensor '{tensor.name}' at {start}: expected {end}, where the one before it ends"
-            )
-        end = start + aligned(_nbytes(cursor, tensor), alignment)
-        if end > cursor.size:
-            raise cursor.fault(f"is truncated: tensor '{tensor.name}' ends at {end}, the file has {cursor.size} bytes")
-    if end != cursor.size:
-        raise cursor.fault(f"has {cursor.size - end} bytes after its last tensor")
-
-
-def _nbytes(cursor: _Cursor, tensor: TensorInfo) -> int:
-    if 0 in tensor.shape:
-        raise cursor.fault(f"declares tensor '{tensor.name}' of shape {list(tensor.shape)}")
-    block, _ = _block(tensor.encoding)
-    if tensor.shape[-1] % block:
-        raise cursor.fault(
-            f"stores tensor '{tensor.name}' as {tensor.encoding}: "
-            f"rows of {tensor.shape[-1]} are not a multiple of the block of {block}"
+    n_heads, n_kv_heads = number("head_count"), number("head_count_kv")
+    rows = info.shape[-2]
+    head, rest = divmod(rows, n_heads + 2 * n_kv_heads or rows + 1)
+    if rest or not head:
+        raise InputError(
+            f"{file.path}: '{info.name}' has {rows} rows, which {n_heads} heads and {n_kv_heads} of keys and values "
+            "do not divide"
         )
-    return tensor_nbytes(tensor)
+    return n_heads * head, n_kv_heads * head, n_kv_heads * head
 
 
-def tensor_nbytes(tensor: TensorInfo) -> int:
-    """Bytes of a tensor, padding excluded. Python's integers do not overflow, so a product of huge axes is exact."""
-    block, block_bytes = _block(tensor.encoding)
-    return math.prod(tensor.shape[:-1]) * (tensor.shape[-1] // block) * block_bytes
-
-
-def _block(encoding: str) -> tuple[int, int]:
-    """Elements and bytes of a block."""
-    if encoding in _FOREIGN_SIZES:
-        return _FOREIGN_SIZES[encoding]
-    known = get_encoding(encoding)
-    return known.block, known.row_nbytes(known.block)
+def _views(
+    file: GgufFile, info: TensorInfo, addresses: Mapping[Address, tuple[int, int]]
+) -> Iterator[tuple[Address, TensorView]]:
+    part = StoredPart(file.path, file.data_offset + info.offset)
+    whole = EncodedTensor(info.name, info.shape, get_encoding(info.encoding), (part,))
+    if len(addresses) == 1:
+        yield next(iter(addresses)), whole
+        return
+    for address, (start, count) in addresses.items():
+        yield address, SlicedTensor(info.name, whole, start, count)

@@ -8,29 +8,30 @@ Source: llama.cpp `include/llama.h`.
 
 from __future__ import annotations
 
-import copy
 import ctypes
+import os
+import re
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ...convert.errors import BackendError, InputError, UsageError
-from ...convert.model.dtypes import Float32
-from ..target import Runner
+from ...graph.dtypes import Float32
+from ...graph.errors import BackendError, InputError
+from .conversation import BATCH, LlamaConversation, Piece
 from .probes import Batch, RouterWatch, render_by_server, sequence_batch
 
 PINNED_VERSION = "2026.10.11549"
 _PIP = 'pip install "lfm-convert[gguf]"'
-_BATCH = 256  # tokens a decode call: bounds the logits llama.cpp holds
-_FIRST_CONTEXT = 1024
+# What the server gives a template of a vocabulary, and the name of the template it takes where tools are given.
+_SPECIAL_TOKENS = frozenset({"bos_token", "eos_token"})
+_TOOL_TEMPLATE = "tool_use"
 _GGML_F32 = 0
 _ERROR_LEVEL = 4
 
@@ -106,6 +107,8 @@ _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
         ctypes.c_int32,
         (_POINTER, ctypes.c_char_p, ctypes.c_int32, _POINTER, ctypes.c_int32, ctypes.c_bool, ctypes.c_bool),
     ),
+    "llama_vocab_type": (ctypes.c_int, (_POINTER,)),
+    "llama_vocab_is_eog": (ctypes.c_bool, (_POINTER, ctypes.c_int32)),
     "llama_init_from_model": (_POINTER, (_POINTER, _ContextParams)),
     "llama_free": (None, (_POINTER,)),
     "llama_get_memory": (_POINTER, (_POINTER,)),
@@ -160,20 +163,17 @@ def load_library() -> ctypes.CDLL:
     return library
 
 
-class LlamaRunner(Runner):
+class LlamaRunner(LlamaConversation):
     """A GGUF loaded on the CPU, one conversation at a time."""
 
-    batches: ClassVar[Sequence[str]] = ("together",)
-
     def __init__(self, path: Path, *, threads: int) -> None:
+        super().__init__()
         self._llama = load_library()
         self._path, self._threads = path, threads
-        self._others: list[LlamaRunner] = []
-        self._forget()
         _log_lines.clear()
         params = self._llama.llama_model_default_params()
         params.n_gpu_layers = 0
-        self._model = self._llama.llama_model_load_from_file(str(path).encode(), params)
+        self._model = self._llama.llama_model_load_from_file(os.fsencode(path), params)
         if not self._model:
             raise InputError(f"{path}: llama.cpp does not load it: {' '.join(_log_lines) or 'no reason given'}")
         self._vocab = self._llama.llama_model_get_vocab(self._model)
@@ -183,71 +183,37 @@ class LlamaRunner(Runner):
     def backend(self) -> str:
         return f"llama.cpp (xllamacpp {PINNED_VERSION}) CPU, {self._threads} threads"
 
-    def extend(self, token_ids: Sequence[int]) -> Float32:
-        """See `Runner.extend`. Raises UsageError for an id outside the vocabulary or no ids at all."""
-        ids = list(token_ids)
-        if not ids or min(ids) < 0 or max(ids) >= self.n_vocab:
-            raise UsageError(f"token ids must be one or more of 0 … {self.n_vocab - 1}")
-        self._reserve(len(self._seen) + len(ids))
-        logits = np.concatenate([self._decode(ids[i : i + _BATCH]) for i in range(0, len(ids), _BATCH)])
-        self._seen += ids
-        return logits
-
-    def _forget(self) -> None:
-        self._seen: list[int] = []
-        self._context: int | None = None
-        self._capacity = 0
-
-    def another(self) -> LlamaRunner:
-        """The same weights with a context of its own."""
-        other = copy.copy(self)
-        other._forget()
-        self._others.append(other)
-        return other
-
-    def batch(self, prompts: Sequence[Sequence[int]], way: str) -> list[Float32]:
-        """Sequences of one context, decoded `together`: the first halves of all in one call, then the second."""
-        found: list[list[Float32]] = [[] for _ in prompts]
-        with self._own_context(sum(map(len, prompts)), n_sequences=len(prompts)) as context:
-            for half in (0, 1):
-                pieces = [_half(prompt, half) for prompt in prompts]
-                rows = self._decode_batch(context, sequence_batch(pieces))
-                for kept, values in zip(
-                    found, np.split(rows, np.cumsum([len(ids) for _, ids in pieces])), strict=False
-                ):
-                    kept.append(values)
-        return [np.concatenate(halves) for halves in found]
-
     def experts(self, token_ids: Sequence[int]) -> dict[int, NDArray[np.int64]] | None:
         """What llama.cpp's router chooses, seen by its callback for evaluated tensors."""
         watch = RouterWatch(self._llama)
         with self._own_context(len(token_ids), callback=watch.callback) as context:
-            for start in range(0, len(token_ids), _BATCH):
-                ids = list(token_ids[start : start + _BATCH])
+            for start in range(0, len(token_ids), BATCH):
+                ids = list(token_ids[start : start + BATCH])
                 watch.n_tokens = len(ids)
-                self._decode_batch(context, sequence_batch([(start, ids)]))
+                self._decode(context, [(start, ids)])
         return watch.chosen() or None
 
-    def template(self) -> str | None:
-        found = self._llama.llama_model_chat_template(self._model, None)
-        return found.decode("utf-8", "replace") if found else None
+    def templates(self) -> dict[str, str]:
+        """The default template, and the one that the server takes where tools are given."""
+        asked = {"default": None, _TOOL_TEMPLATE: _TOOL_TEMPLATE.encode()}
+        found = {name: self._llama.llama_model_chat_template(self._model, key) for name, key in asked.items()}
+        return {name: text.decode("utf-8", "replace") for name, text in found.items() if text}
 
     def render(
         self, conversations: Sequence[Sequence[Mapping[str, Any]]], tools: Sequence[Mapping[str, Any]]
     ) -> list[str] | None:
         """Chats by the Jinja engine of llama.cpp's server.
 
-        None for a template that prints today's date, and for tools that are not of the form the server's API takes.
+        None for a template that prints today's date or a special token that the server does not pass to it, and for
+        tools that are not of the form the server's API takes.
         """
-        template = self.template()
+        templates = self.templates()
+        template = templates.get(_TOOL_TEMPLATE if tools else "", templates.get("default"))
         if template is None or "strftime_now" in template or any("type" not in tool for tool in tools):
             return None
+        if not _SPECIAL_TOKENS.issuperset(re.findall(r"\w+_token\b", template)):
+            return None
         return render_by_server(self._path, conversations, tools)
-
-    def reset(self) -> None:
-        self._seen = []
-        if self._context:
-            self._llama.llama_memory_clear(self._llama.llama_get_memory(self._context), True)
 
     def tokenize(self, text: str) -> list[int]:
         """Ids of a text as llama.cpp cuts it, special tokens recognised and BOS added if the file says so."""
@@ -255,6 +221,12 @@ class LlamaRunner(Runner):
         ids = (ctypes.c_int32 * (len(data) + 2))()
         n = self._llama.llama_tokenize(self._vocab, data, len(data), ids, len(ids), True, True)
         return list(ids[:n])
+
+    def stops(self) -> dict[str, list[int]]:
+        """What llama.cpp ends a generation at; a file without a tokenizer tells it nothing."""
+        if not self._llama.llama_vocab_type(self._vocab):
+            return {}
+        return {"llama.cpp": [i for i in range(self.n_vocab) if self._llama.llama_vocab_is_eog(self._vocab, i)]}
 
     def close(self) -> None:
         for other in self._others:
@@ -265,20 +237,9 @@ class LlamaRunner(Runner):
             self._llama.llama_model_free(self._model)
         self._context = self._model = None
 
-    def _reserve(self, n_tokens: int) -> None:
-        """Makes room for a conversation of that length; one that outgrows its context is replayed in a larger."""
-        if n_tokens <= self._capacity:
-            return
-        if self._context:
-            self._llama.llama_free(self._context)
-        self._capacity = max(_FIRST_CONTEXT, 2 * self._capacity, n_tokens)
-        self._context = self._new_context(self._capacity)
-        for start in range(0, len(self._seen), _BATCH):
-            self._decode(self._seen[start : start + _BATCH])
-
-    def _new_context(self, n_tokens: int, *, n_sequences: int = 1, callback: Any = None) -> int:
+    def _open(self, n_tokens: int, *, n_sequences: int = 1, callback: Any = None) -> int:
         params = self._llama.llama_context_default_params()
-        params.n_ctx, params.n_batch, params.n_ubatch, params.n_seq_max = n_tokens, _BATCH, _BATCH, n_sequences
+        params.n_ctx, params.n_batch, params.n_ubatch, params.n_seq_max = n_tokens, BATCH, BATCH, n_sequences
         params.n_threads = params.n_threads_batch = self._threads
         params.flash_attn_type = 0
         params.type_k = params.type_v = _GGML_F32
@@ -290,31 +251,16 @@ class LlamaRunner(Runner):
             raise InputError(f"{self._path}: llama.cpp makes no context of {n_tokens} tokens: {' '.join(_log_lines)}")
         return context
 
-    @contextmanager
-    def _own_context(self, n_tokens: int, **options: Any) -> Iterator[int]:
-        """A context beside that of the conversation."""
-        context = self._new_context(max(n_tokens, _FIRST_CONTEXT), **options)
-        try:
-            yield context
-        finally:
-            self._llama.llama_free(context)
+    def _free(self, context: int) -> None:
+        self._llama.llama_free(context)
 
-    def _decode(self, ids: list[int]) -> Float32:
-        """Logits [n, V] of up to `_BATCH` tokens that continue the conversation."""
-        n = len(ids)
-        tokens = (ctypes.c_int32 * n)(*ids)
-        wanted = (ctypes.c_int8 * n)(*[1] * n)
-        return self._decode_batch(self._context, Batch(n, tokens, None, None, None, None, wanted))
+    def _clear(self, context: int) -> None:
+        self._llama.llama_memory_clear(self._llama.llama_get_memory(context), True)
 
-    def _decode_batch(self, context: int | None, batch: Batch) -> Float32:
+    def _decode(self, context: int, pieces: Sequence[Piece]) -> Float32:
+        batch = sequence_batch(pieces)
         status = self._llama.llama_decode(context, batch)
         if status != 0:
             raise InputError(f"{self._path}: llama.cpp fails to run it (status {status}): {' '.join(_log_lines)}")
         logits = self._llama.llama_get_logits(context)
         return np.ctypeslib.as_array(logits, (batch.n_tokens, self.n_vocab)).copy()
-
-
-def _half(ids: Sequence[int], second: int) -> tuple[int, Sequence[int]]:
-    """One half of a prompt, and the position it starts at."""
-    middle = len(ids) // 2
-    return (middle, ids[middle:]) if second else (0, ids[:middle])

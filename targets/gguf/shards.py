@@ -10,12 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ...convert.model.graph import Weight
-from ...quantize.encodings._blocks import stored_type
-from ...quantize.policy import Choice
-from ..target import Address
-from .header import KeyValue, TensorInfo, ValueType, aligned, header_bytes
-from .names import tensor_name
+from ...quantize.gguf_file.header import KeyValue, TensorInfo, ValueType, aligned, header_bytes
+from .choices import Chosen
 
 
 @dataclass(frozen=True)
@@ -24,7 +20,7 @@ class Shard:
 
     path: str
     header: bytes
-    offsets: Mapping[Address, int]  # from the start of the file
+    offsets: Mapping[str, int]  # from the start of the file
     data_bytes: int
 
     @property
@@ -33,39 +29,27 @@ class Shard:
 
 
 def lay_out(
-    stem: str,
-    pairs: Sequence[KeyValue],
-    stored: Mapping[Address, Weight],
-    choices: Mapping[Address, Choice],
-    *,
-    max_bytes: int | None = None,
+    stem: str, pairs: Sequence[KeyValue], tensors: Sequence[Chosen], *, max_bytes: int | None = None
 ) -> tuple[Shard, ...]:
-    """The files of an artifact, tensors in the order of `choices`; a new one where data would exceed `max_bytes`."""
-    sizes = {
-        address: aligned(stored[address].view.n_rows * choice.encoding.row_nbytes(stored[address].view.n_cols))
-        for address, choice in choices.items()
-    }
-    groups: list[list[Address]] = [[]]
+    """The files of an artifact, tensors in order; a new one where data would exceed `max_bytes`."""
+    groups: list[list[Chosen]] = [[]]
     filled = 0
-    for address, size in sizes.items():
-        if max_bytes is not None and groups[-1] and filled + size > max_bytes:
+    for tensor in tensors:
+        if max_bytes is not None and groups[-1] and filled + aligned(tensor.nbytes) > max_bytes:
             groups.append([])
             filled = 0
-        groups[-1].append(address)
-        filled += size
+        groups[-1].append(tensor)
+        filled += aligned(tensor.nbytes)
     shards = []
     for number, group in enumerate(groups):
-        infos, starts, offset = [], {}, 0
-        for address in group:
-            infos.append(
-                TensorInfo(tensor_name(address), stored[address].shape, stored_type(choices[address].encoding), offset)
-            )
-            starts[address] = offset
-            offset += sizes[address]
-        own = [*(pairs if number == 0 else ()), *_split_pairs(number, len(groups), len(choices))]
+        infos, offset = [], 0
+        for tensor in group:
+            infos.append(TensorInfo(tensor.name, tensor.view.shape, tensor.encoding.stored_name, offset))
+            offset += aligned(tensor.nbytes)
+        own = [*(pairs if number == 0 else ()), *_split_pairs(number, len(groups), len(tensors))]
         header = header_bytes(own, infos)
         path = stem + (f"-{number + 1:05}-of-{len(groups):05}" if len(groups) > 1 else "") + ".gguf"
-        shards.append(Shard(path, header, {a: len(header) + start for a, start in starts.items()}, offset))
+        shards.append(Shard(path, header, {info.name: len(header) + info.offset for info in infos}, offset))
     return tuple(shards)
 
 

@@ -1,31 +1,21 @@
-"""The tokenizer as GGUF metadata.
+"""The tokenizer as GGUF metadata: llama.cpp runs byte-level BPE itself.
 
-llama.cpp runs byte-level BPE itself and only needs to be told which regular expression cuts the text
-(`tokenizer.ggml.pre`). Its converter guesses that from a hash of the ids of a probe text, which every new
-revision of a vocabulary breaks; here tokenizer.json's own expression is looked up.
-Source: llama.cpp `conversion/base.py` (`get_vocab_base`, `_set_vocab_gpt2`), `gguf-py/gguf/vocab.py`,
-`src/llama-vocab.cpp`.
+Source: llama.cpp `conversion/base.py` (`_set_vocab_gpt2`), `gguf-py/gguf/vocab.py`, `src/llama-vocab.cpp`.
 """
 
 from __future__ import annotations
 
 import enum
+import string as characters
 from collections.abc import Mapping
 from typing import Any
 
-from ...convert.errors import InputError
-from ...convert.model.graph import WeightGraph
-from ...convert.model.tokenizer import Tokenizer
-from .header import KeyValue, boolean, int32s, string, strings, uint32
+from ...graph.graph import WeightGraph
+from ...graph.source.assets import Assets, token_text
+from ...graph.source.tokenizer import Tokenizer
+from ...quantize.gguf_file.header import KeyValue, boolean, int32s, string, strings, uint32
+from .pre_tokenizers import pre_tokenizer
 
-# Split expression of tokenizer.json -> `tokenizer.ggml.pre`. The second is LFM2.5's: another spelling of
-# the first, which cuts alike (llama.cpp #23826).
-_PRE_TOKENIZERS = {
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+": "lfm2",
-    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]|\s+(?!\S)|\s": "lfm2",
-}
 # Special token of tokenizer_config.json -> key of its id.
 _SPECIAL_IDS = {
     "bos": "tokenizer.ggml.bos_token_id",
@@ -35,6 +25,17 @@ _SPECIAL_IDS = {
     "pad": "tokenizer.ggml.padding_token_id",
     "mask": "tokenizer.ggml.mask_token_id",
 }
+# Keys for what ends a turn but is not the end-of-sequence token; the converter writes neither for this family.
+_TURN_ENDS = ("tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id")
+# Tokens that llama.cpp ends a generation at by their text alone.
+_ENDS_BY_TEXT = frozenset(
+    (
+        "<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>", "<end_of_turn>",
+        "<|endoftext|>", "</s>", "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<|end_of_text|>",
+        "<end_of_utterance>", "<eos>", "<turn|>", "<|tool_response>", "<｜end▁of▁sentence｜>", "[e~[",
+    )
+)  # fmt: skip
+_NAME_CHARACTERS = frozenset(characters.ascii_letters + characters.digits)
 
 
 class TokenType(enum.IntEnum):
@@ -59,35 +60,34 @@ def vocabulary(graph: WeightGraph, *, pre: str | None = None) -> list[KeyValue]:
     _ = tokenizer.backend  # the library refuses a malformed file, so that its structure is known from here on
     tokens, types = _tokens(tokenizer, graph.config.vocab_size)
     merges = _merges(tokenizer)
-    template = graph.assets.chat_template
+    ends = zip(_TURN_ENDS, turn_ends(graph, tokenizer), strict=False)
     return [
         string("tokenizer.ggml.model", "gpt2"),
-        string("tokenizer.ggml.pre", pre or _pre_tokenizer(tokenizer)),
+        string("tokenizer.ggml.pre", pre or pre_tokenizer(tokenizer)),
         strings("tokenizer.ggml.tokens", tokens),
         int32s("tokenizer.ggml.token_type", types),
         *([strings("tokenizer.ggml.merges", merges)] if merges else []),
         *(uint32(_SPECIAL_IDS[kind], token_id) for kind, token_id in _special_ids(graph, tokenizer).items()),
+        *(uint32(key, token_id) for key, token_id in ends),
         *(boolean(f"tokenizer.ggml.add_{kind}_token", added) for kind, added in _added(graph, tokenizer).items()),
-        *([string("tokenizer.chat_template", template)] if template else []),
+        *_templates(graph.assets),
     ]
 
 
-def _pre_tokenizer(tokenizer: Tokenizer) -> str:
-    declared = tokenizer.data.get("pre_tokenizer") or {}
-    steps = declared.get("pretokenizers", [declared])
-    pattern = steps[0].get("pattern", {}).get("Regex") if steps else None
-    found = _PRE_TOKENIZERS.get(pattern or "")
-    is_byte_level = (
-        [step.get("type") for step in steps] == ["Split", "ByteLevel"]
-        and (steps[0].get("behavior"), steps[0].get("invert", False)) == ("Isolated", False)
-        and not steps[1].get("use_regex")
-    )
-    if tokenizer.data["model"].get("type") != "BPE" or not is_byte_level or found is None:
-        raise InputError(
-            f"{tokenizer.path}: llama.cpp has no counterpart of this tokenizer: expected byte-level BPE with a split "
-            f"expression of the LFM2 family, found {pattern!r}; --pre NAME names llama.cpp's, if you know it"
-        )
-    return found
+def _templates(assets: Assets) -> list[KeyValue]:
+    """The default template, and before it each named one and the list of their names.
+
+    Source: llama.cpp `gguf-py/gguf/gguf_writer.py`, `add_chat_template`, which keeps letters and digits of a name.
+    """
+    named = {
+        "".join(c if c in _NAME_CHARACTERS else "_" for c in name): text
+        for name, text in assets.named_templates.items()
+    }
+    return [
+        *(string(f"tokenizer.chat_template.{name}", text) for name, text in named.items() if name),
+        *([strings("tokenizer.chat_templates", [name for name in named if name])] if any(named) else []),
+        *([string("tokenizer.chat_template", assets.chat_template)] if assets.chat_template else []),
+    ]
 
 
 def _tokens(tokenizer: Tokenizer, n_rows: int) -> tuple[list[str], list[TokenType]]:
@@ -111,23 +111,40 @@ def _merges(tokenizer: Tokenizer) -> list[str]:
 
 
 def _special_ids(graph: WeightGraph, tokenizer: Tokenizer) -> dict[str, int]:
-    """Ids by kind: from tokenizer_config.json, then those only config.json knows."""
+    """Ids by kind: from tokenizer_config.json, then those only config.json knows.
+
+    Without an end-of-sequence token llama.cpp would take id 11, whatever that is: any other stop id goes before it.
+    """
     added = {token["content"]: token["id"] for token in tokenizer.added_tokens}
     named = ((kind, _content(graph.assets.tokenizer_config, kind)) for kind in _SPECIAL_IDS)
     ids = {kind: added[text] for kind, text in named if text in added}
     config = graph.config
-    eos = next(iter(config.eos_token_ids), None)
+    eos = next(iter(config.eos_token_ids), graph.stops.main)
     for kind, token_id in (("bos", config.bos_token_id), ("eos", eos), ("pad", config.pad_token_id)):
         if token_id is not None:
             ids.setdefault(kind, token_id)
     return ids
 
 
+def turn_ends(graph: WeightGraph, tokenizer: Tokenizer) -> list[int]:
+    """The stop ids that llama.cpp would go on after: not the end of a sequence, nor known to it by their text.
+
+    A file has room for two of them.
+    """
+    known = {i for text, i in tokenizer.vocab.items() if text in _ENDS_BY_TEXT}
+    known.add(_special_ids(graph, tokenizer).get("eos", -1))
+    return [i for i in graph.stop_ids if i not in known]
+
+
+def stop_notes(graph: WeightGraph) -> tuple[str, ...]:
+    """What of the stop ids a GGUF cannot say."""
+    left = turn_ends(graph, graph.tokenizer)[len(_TURN_ENDS) :] if graph.tokenizer else []
+    return (f"llama.cpp does not stop at token ids {', '.join(map(str, left))}: a GGUF names three",) if left else ()
+
+
 def _content(config: Mapping[str, Any], kind: str) -> str | None:
-    """A special token's text; files give it bare or as an object."""
-    token = config.get(f"{kind}_token")
-    text = token.get("content") if isinstance(token, dict) else token
-    return text if isinstance(text, str) else None
+    """A special token's text."""
+    return token_text(config.get(f"{kind}_token"))
 
 
 def _added(graph: WeightGraph, tokenizer: Tokenizer) -> dict[str, bool]:
@@ -144,6 +161,7 @@ def _added(graph: WeightGraph, tokenizer: Tokenizer) -> dict[str, bool]:
         stated = config.get(f"add_{kind}_token")
         if isinstance(stated, bool):
             found.setdefault(kind, stated)
+    found.setdefault("bos", False)  # where nothing is said llama.cpp begins every text with it, and the tokenizer none
     return found
 
 

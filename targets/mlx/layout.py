@@ -15,12 +15,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ...convert.model.checkpoint import SINGLE_FILE
-from ...convert.model.dtypes import DType
-from ...convert.model.graph import Role
-from ...convert.model.tensor import Shape
+from ...graph.dtypes import DType
+from ...graph.roles import Role, Trait
+from ...graph.source.checkpoint import SINGLE_FILE
+from ...graph.tensor import Shape
 from ...quantize.encoding import Encoding
-from .names import module_path
+from .parameters import module_path
 
 SHARD_BYTES = 5 << 30
 
@@ -56,7 +56,7 @@ def stored_arrays(parameter: str, role: Role, shape: Shape, encoding: Encoding) 
     parts = encoding.parts(shape[-1])
     if len(parts) == 1:
         # mlx wants a kernel's channels last: [H, K, 1]
-        whole = (*shape, 1) if role is Role.CONV_KERNEL else shape
+        whole = (*shape, 1) if role.trait is Trait.KERNEL else shape
         return (Array(parameter, _DTYPES[parts[0].dtype.str], whole),)
     module = module_path(parameter)
     return tuple(

@@ -6,26 +6,32 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ...convert.errors import InputError, UsageError
-from ...convert.model.checkpoint import Checkpoint
-from ...convert.model.config import CONFIG_FILE, load_config
-from ...convert.model.dtypes import WEIGHT_DTYPES
-from ...convert.model.lfm2 import Slot, declare
-from ...convert.model.safetensors import MappedTensor
-from ...convert.model.tensor import TensorView
+from ...graph.config import CONFIG_FILE
+from ...graph.dtypes import WEIGHT_DTYPES
+from ...graph.errors import InputError, UsageError
+from ...graph.opening import Slot, declare
+from ...graph.roles import Address
+from ...graph.source.checkpoint import Checkpoint
+from ...graph.source.config_file import load_config
+from ...graph.source.safetensors import StoredTensor
+from ...graph.tensor import TensorView
 from ...quantize.encoding import Encoding, get_encoding
 from ..encoded import EncodedTensor, StoredPart
-from ..target import Address
+from ..target import NotJudged
 from .layout import stored_arrays
-from .names import module_path, parameter_name
+from .parameters import is_packed, module_path, parameter_name
 
 _SETTINGS = ("mode", "bits", "group_size")
+# What MLX takes where a mode's settings are not given, as `mlx_lm.convert` leaves the group of mixed recipes.
+_DEFAULTS = {"affine": (4, 64), "mxfp4": (4, 32), "nvfp4": (4, 16), "mxfp8": (8, 32)}
+_GLOBAL_SCALE = ".global_scale"
 
 
 def read_weights(folder: Path) -> dict[Address, TensorView]:
     """Lazy decoded weights by address.
 
-    Raises: InputError for a missing, foreign or misshapen array, or settings no format of ours has.
+    Raises: InputError for a missing, foreign or misshapen array, or settings no format of ours has; NotJudged for
+    experts in nvfp4 with a scale for each expert beside those of the groups.
     """
     config = load_config(folder)
     quantization = config.raw.get("quantization") or {}
@@ -34,28 +40,36 @@ def read_weights(folder: Path) -> dict[Address, TensorView]:
     left = Checkpoint(folder).tensors
     weights: dict[Address, TensorView] = {}
     for slot in declare(config):
-        name = parameter_name(slot.role, slot.layer, is_moe=config.moe is not None)
+        name = parameter_name(config.family, slot.role, slot.layer)
         encoding = _encoding(folder, name, quantization, left)
         parts = _take(folder, slot, name, encoding, left)
         weights[slot.role, slot.layer] = EncodedTensor(name, slot.shape, encoding, parts)
-    if left:
-        raise InputError(f"{folder}: array '{min(left)}' is not part of the model the config describes")
+    scaled = {module_path(name) for name in left if name.endswith(_GLOBAL_SCALE)}
+    others = [name for name in left if not name.endswith(_GLOBAL_SCALE)]
+    if others:
+        raise InputError(f"{folder}: array '{min(others)}' is not part of the model the config describes")
+    if scaled:
+        plain = {address: view for address, view in weights.items() if module_path(view.name) not in scaled}
+        raise NotJudged(f"{len(scaled)} arrays have a global scale, which is not decoded here", plain)
     return weights
 
 
-def _encoding(folder: Path, name: str, quantization: Mapping[str, Any], arrays: Mapping[str, MappedTensor]) -> Encoding:
+def _encoding(folder: Path, name: str, quantization: Mapping[str, Any], arrays: Mapping[str, StoredTensor]) -> Encoding:
     """What mlx-lm takes a parameter for: quantized where it has scales, as the settings of its module say."""
     module = module_path(name)
-    scales = arrays.get(f"{module}.scales")
-    if scales is None:
+    if not is_packed(name, arrays):
         if name not in arrays:
             raise InputError(f"{folder}: array '{name}' is missing")
         dtype = arrays[name].dtype
         if dtype not in WEIGHT_DTYPES:
             raise InputError(f"{folder}: array '{name}' is {dtype.value} and has no scales beside it: expected a float")
         return get_encoding(dtype.value)
+    scales = arrays[f"{module}.scales"]
     settings = quantization.get(module, quantization)
     mode, bits, group = (settings.get(key) if isinstance(settings, Mapping) else None for key in _SETTINGS)
+    if isinstance(settings, Mapping):
+        default_bits, default_group = _DEFAULTS.get(mode or "affine", (None, None))
+        bits, group = bits or default_bits, group or default_group
     # where the scales are bytes, the type of the source decided the codes, but not what they mean
     known = f"affine{bits}_g{group}_{scales.dtype.value.lower()}" if mode in (None, "affine") else f"{mode}_bf16"
     try:
@@ -68,7 +82,7 @@ def _encoding(folder: Path, name: str, quantization: Mapping[str, Any], arrays: 
 
 
 def _take(
-    folder: Path, slot: Slot, name: str, encoding: Encoding, left: dict[str, MappedTensor]
+    folder: Path, slot: Slot, name: str, encoding: Encoding, left: dict[str, StoredTensor]
 ) -> tuple[StoredPart, ...]:
     """Takes a weight's arrays off the list, if they are what its encoding makes of its shape."""
     parts = []

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import glob
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-from mlx_lm.models.cache import ArraysCache, BatchKVCache
-from mlx_lm.utils import load_model
+from mlx_lm.models.cache import ArraysCache, BatchKVCache, BatchRotatingKVCache, KVCache, RotatingKVCache
+from mlx_lm.utils import load_config, load_model, load_tokenizer
 from numpy.typing import NDArray
 
-from ...convert.errors import BackendError, InputError
-from ...convert.model.dtypes import Float32
+from ...graph.dtypes import Float32
+from ...graph.errors import BackendError, InputError
+from ...graph.source.stops import as_ids
+from ...graph.source.tokenizer import TOKENIZER_FILE
 from ..target import Runner
+from .model import Model, ModelArgs
 
-# Before this mlx-lm routed LFM2-MoE by softmax and scaled experts with their bias (its issue 1883).
+# Before this mlx-lm routed mixtures by softmax and scaled experts with their bias (its issue 1883).
 _LEAST_VERSION = (0, 32)
 
 
@@ -31,15 +36,20 @@ class MlxRunner(Runner):
     MLX compiles kernels into the temporary folder without a lock, so this process gets one of its own.
     """
 
-    batches: ClassVar[Sequence[str]] = ("left",)
+    batches: Sequence[str] = ("left",)
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, own_class: bool) -> None:
+        """`own_class` runs the model by our own class, where mlx-lm has none; never by a file of the artifact."""
         _refuse_old(metadata.version("mlx-lm"))
+        self._folder = folder
+        self._own_class = own_class
         self._temporary = tempfile.TemporaryDirectory(prefix="lfm-mlx-")
         self._before = os.environ.get("TMPDIR")
         os.environ["TMPDIR"] = self._temporary.name
         try:
-            self._model, _ = load_model(folder)
+            with _readable(folder) as path:
+                classes = {"get_model_classes": lambda config: (Model, ModelArgs)} if own_class else {}
+                self._model = load_model(path, model_config={"model_file": None}, **classes)[0]
         except Exception as error:  # the library raises its own kinds
             self.close()
             raise InputError(f"{folder}: mlx-lm refuses it: {error}") from None
@@ -49,10 +59,23 @@ class MlxRunner(Runner):
     @property
     def backend(self) -> str:
         device = "CPU" if mx.default_device() == mx.Device(mx.cpu) else "GPU"
-        return f"mlx {metadata.version('mlx')} {device}, mlx-lm {metadata.version('mlx-lm')}, float32"
+        own = " with lfm-convert's class" if self._own_class else ""
+        return f"mlx {metadata.version('mlx')} {device}, mlx-lm {metadata.version('mlx-lm')}{own}, float32"
 
     def reset(self) -> None:
         self._cache = self._model.make_cache()
+
+    def stops(self) -> dict[str, list[int]]:
+        """As `mlx_lm.load` reads them: of both configs, and the tokenizer's own."""
+        stated = load_config(self._folder).get("eos_token_id")
+        if not (self._folder / TOKENIZER_FILE).is_file():
+            return {"mlx-lm": list(as_ids(stated))}
+        try:
+            with _readable(self._folder) as path:
+                tokenizer = load_tokenizer(path, eos_token_ids=stated)
+        except Exception as error:  # the library raises its own kinds
+            raise InputError(f"{self._folder}: mlx-lm refuses its tokenizer: {error}") from None
+        return {"mlx-lm": sorted(tokenizer.eos_token_ids)}
 
     def another(self) -> MlxRunner:
         """Caches lie outside the model, so that one serves any number of conversations."""
@@ -70,10 +93,7 @@ class MlxRunner(Runner):
         """Rows of zeros padded on the left, as `mlx_lm.generate`'s batches are; each is continued by its last token."""
         longest = max(map(len, prompts))
         gaps = [longest - len(prompt) for prompt in prompts]
-        cache = [
-            BatchKVCache(gaps) if layer.is_attention_layer else ArraysCache(size=1, left_padding=gaps)
-            for layer in self._model.layers
-        ]
+        cache = [_padded(each, gaps) for each in self._model.make_cache()]
         first = self._run([[0] * gap + list(prompt[:-1]) for gap, prompt in zip(gaps, prompts, strict=True)], cache)
         last = self._run([list(prompt[-1:]) for prompt in prompts], cache)
         rows = np.concatenate([first, last], axis=1)
@@ -103,7 +123,14 @@ class MlxRunner(Runner):
         self._temporary.cleanup()
 
 
-class _Watched(nn.Module):  # type: ignore[misc, name-defined]  # mlx has no types of its layers
+def _padded(cache: Any, gaps: list[int]) -> Any:
+    """The cache of one layer for rows with gaps on their left, in place of that for one row."""
+    if isinstance(cache, RotatingKVCache):
+        return BatchRotatingKVCache(cache.max_size, gaps)
+    return BatchKVCache(gaps) if isinstance(cache, KVCache) else ArraysCache(len(cache.cache), left_padding=gaps)
+
+
+class _Watched(nn.Module):
     """Experts that keep which of them each token was sent to: [n, top_k]."""
 
     def __init__(self, inner: Any) -> None:
@@ -117,9 +144,22 @@ class _Watched(nn.Module):  # type: ignore[misc, name-defined]  # mlx has no typ
         return out
 
 
+@contextlib.contextmanager
+def _readable(folder: Path) -> Iterator[Path]:
+    """A path by which the folder can be loaded: from inside where its name is a shell's pattern, or no UTF-8.
+
+    mlx-lm takes a folder for such a pattern; MLX and tokenizers take names for UTF-8.
+    """
+    if str(folder).encode(errors="ignore").decode() == str(folder) and not glob.has_magic(str(folder)):
+        yield folder
+        return
+    with contextlib.chdir(folder):
+        yield Path()
+
+
 def _refuse_old(version: str) -> None:
-    """Raises BackendError for an mlx-lm that computes something else than LFM2."""
+    """Raises BackendError for an mlx-lm that computes something else than the model."""
     if tuple(int(number) for number in version.split(".")[:2]) < _LEAST_VERSION:
         raise BackendError(
-            f'mlx-lm {version} routes LFM2\'s experts wrongly: at least 0.32 is needed, pip install "lfm-convert[mlx]"'
+            f'mlx-lm {version} routes tokens to experts wrongly: at least 0.32 is needed, pip install "lfm-convert[mlx]"'
         )

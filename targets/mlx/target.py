@@ -3,34 +3,44 @@
 from __future__ import annotations
 
 import importlib.util
-import os
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...convert.errors import UsageError, needs_extra
-from ...convert.model.checkpoint import INDEX_FILE
-from ...convert.model.config import CONFIG_FILE
-from ...convert.model.dtypes import Float32
-from ...convert.model.graph import Role, Weight, WeightGraph
-from ...convert.model.tensor import TensorView
-from ...convert.plans import Fallback, FilePlan, Placement, Plan, TensorPlan
-from ...convert.stream import Execution, write_tensors
+from ...graph.config import CONFIG_FILE
+from ...graph.dtypes import DType, Float32
+from ...graph.errors import UsageError, needs_extra
+from ...graph.graph import Weight, WeightGraph
+from ...graph.roles import Address, Trait
+from ...graph.source.checkpoint import INDEX_FILE
+from ...graph.source.config_file import load_config
+from ...graph.tensor import TensorView
 from ...quantize.encoding import get_encoding
 from ...quantize.encodings.mlx_pack import GroupEncoding
-from ...quantize.policies.mlx import POLICIES, matrix_encoding, mlx_policy
-from ...quantize.policy import Choice
-from ..gguf.imatrix import ImportanceMatrix, read_importance
-from ..target import Address, Artifact, Runner, Target
+from ...quantize.imatrix import ImportanceMatrix, read_importance
+from ...quantize.policies.mlx import GRAMMAR, POLICIES, MlxQuant, mlx_policy, parse_quant
+from ...quantize.policy import Choice, Policy
+from ..naming import fit_name
+from ..options import imatrix_option, option, refine_option
+from ..plans import Fallback, FilePlan, Placement, Plan, TensorPlan
+from ..stream import Execution, prepare_file, write_tensors
+from ..target import Artifact, ListedTensor, NotJudged, Runner, Target
+from .casts import cast_weights
 from .layout import Array, Shard, index_json, split, stored_arrays
-from .names import module_path, parameter_name
-from .package import package_files
+from .package import model_file, package_files
+from .parameters import mlx_names, module_path, parameter_name
 from .reader import read_weights
-from .weights import stored_weights
+from .recognise import listed, recognise
+from .refusals import refuse_inexpressible
 
 _WEIGHED = "the search weighs columns by an importance matrix, where it has the tensor"
 _REFINED = "refined: each group's scale is searched and its codes rounded against what is stored; not mlx_lm's values"
+_UNKNOWN = (
+    "mlx-lm 0.32 has no class for {model_type}: --mlx-model-file writes one beside the weights, which it runs if it is "
+    "told to trust it"
+)
 
 
 @dataclass(frozen=True)
@@ -51,25 +61,37 @@ class MlxTarget(Target):
     title = "MLX (mlx-lm, LM Studio)"
     extra = "mlx"
     policies = POLICIES
+    grammar = GRAMMAR
     default_quant = "8bit"
     runs_in_float32 = True
 
-    refine: bool = False
-    imatrix: str | None = field(default=None, metadata={"is_file": True})
+    refine: bool = refine_option()
+    imatrix: str | None = imatrix_option()
+    mlx_model_file: bool = option(False, help="write the model's class beside the weights, for an mlx-lm without one")
+
+    def policy(self, quant: str) -> Policy:
+        return mlx_policy(parse_quant(quant), DType.BF16)
 
     def plan(self, graph: WeightGraph, quant: str) -> Plan:
-        policy = self.policy(quant)
+        chosen = parse_quant(quant)
         importance = self._importance()
-        folder = f"{graph.name}-{policy.name}" + ("-refined" if self.refine else "")
-        stored = [self._store(graph, weight, policy.name) for weight in stored_weights(graph, policy.name)]
+        is_released = mlx_names(graph.config.family).is_released
+        refuse_inexpressible(graph, is_released=is_released)
+        folder = fit_name(graph.name, f"-{chosen.name}" + ("-refined" if self.refine else ""))
+        weights = cast_weights(graph, to_bfloat16=chosen.matrices is None)
+        stored = [self._store(graph, weight, chosen) for weight in weights]
+        if importance is not None:
+            importance.refuse_foreign(each.weight.address for each in stored)
         shards = split([each.arrays for each in stored])
-        small = package_files(graph, title=folder, quant=policy.name, quantization=_quantization(policy.name, stored))
+        beside = self._model_file(graph, is_released=is_released)
+        quantization = _quantization(chosen, stored)
+        small = package_files(graph, title=folder, quant=chosen, quantization=quantization, beside=beside)
         small[INDEX_FILE] = index_json(shards, n_parameters=graph.n_parameters)
         sizes = {shard.name: shard.nbytes for shard in shards} | {name: len(data) for name, data in small.items()}
         return Plan(
             target=self.name,
-            quant=policy.name,
-            class_name=policy.class_name,
+            quant=chosen.name,
+            class_name=chosen.class_name,
             main_file=f"{folder}/{CONFIG_FILE}",
             files=tuple(FilePlan(f"{folder}/{name}", n_bytes) for name, n_bytes in sizes.items()),
             tensors=_tensor_plans(folder, stored, shards, importance),
@@ -79,7 +101,11 @@ class MlxTarget(Target):
                 for each in stored
                 if each.choice.reason
             ),
-            notes=((_REFINED,) if self.refine else ()) + ((_WEIGHED,) if importance else ()),
+            notes=(
+                *((_REFINED,) if self.refine else ()),
+                *_weighed_notes(importance, stored),
+                *(() if is_released or beside else (_UNKNOWN.format(model_type=graph.config.model_type),)),
+            ),
             details={shard.name: shard.header for shard in shards} | small,
         )
 
@@ -90,33 +116,43 @@ class MlxTarget(Target):
             raise UsageError("target mlx weighs by --imatrix only what --refine searches: give both, or neither")
         return read_importance(Path(self.imatrix))
 
-    def _store(self, graph: WeightGraph, weight: Weight, quant: str) -> _Stored:
+    def _model_file(self, graph: WeightGraph, *, is_released: bool) -> dict[str, bytes]:
+        if self.mlx_model_file and is_released:
+            raise UsageError(f"--mlx-model-file: mlx-lm has a class for {graph.config.model_type}, which needs no file")
+        return model_file(graph.config) if self.mlx_model_file else {}
+
+    def _store(self, graph: WeightGraph, weight: Weight, quant: MlxQuant) -> _Stored:
         choice = mlx_policy(quant, weight.view.dtype, refined=self.refine).choose(weight)
-        name = parameter_name(weight.role, weight.layer, is_moe=graph.config.moe is not None)
+        name = parameter_name(graph.config.family, weight.role, weight.layer)
         return _Stored(name, weight, choice, stored_arrays(name, weight.role, weight.shape, choice.encoding))
 
     def write(self, plan: Plan, graph: WeightGraph, folder: Path, run: Execution) -> None:
         for file in plan.files:
             path = folder / file.path
-            path.parent.mkdir(exist_ok=True)
-            with path.open("wb") as out:
-                out.write(plan.details[path.name])
-                out.flush()
-                os.truncate(out.fileno(), file.nbytes)
+            prepare_file(path, header=plan.details[file.path.partition("/")[2]], n_bytes=file.nbytes)
         write_tensors(plan.tensors, folder, run)
 
     def shared_files(self, graph: WeightGraph, artifacts: Iterable[Plan | Artifact]) -> dict[str, bytes]:
         return {}
 
+    def recognise(self, path: Path) -> Sequence[Artifact]:
+        return recognise(path)
+
+    def listed(self, artifact: Artifact) -> Sequence[ListedTensor]:
+        return listed(artifact)
+
     def read(self, artifact: Artifact) -> dict[Address, TensorView]:
         return read_weights(artifact.path.parent)
 
     def run(self, artifact: Artifact, *, threads: int) -> Runner:
-        read_weights(artifact.path.parent)  # a damaged folder is refused here, in a sentence
+        folder = artifact.path.parent
+        with suppress(NotJudged):
+            read_weights(folder)  # a damaged folder is refused here, in a sentence
+        is_released = mlx_names(load_config(folder).family).is_released
         with needs_extra(self.extra, "running an MLX artifact"):
             from .runner import MlxRunner
 
-            return MlxRunner(artifact.path.parent)
+            return MlxRunner(folder, own_class=not is_released)
 
     def missing(self) -> str | None:
         absent = [name for name in ("mlx", "mlx_lm") if importlib.util.find_spec(name) is None]
@@ -144,21 +180,28 @@ def _tensor_plans(
 
 def _columns(each: _Stored, importance: ImportanceMatrix | None) -> Float32 | None:
     """Importance [experts, columns] of a matrix stored in groups, if there is any."""
-    if importance is None or not isinstance(each.choice.encoding, GroupEncoding):
+    if importance is None or not each.choice.encoding.weighs_columns:
         return None
-    return importance.of_weight((each.weight.role, each.weight.layer), each.weight.shape)
+    return importance.of_weight(each.weight.address, each.weight.shape)
 
 
-def _quantization(quant: str, stored: list[_Stored]) -> dict[str, Any]:
+def _weighed_notes(importance: ImportanceMatrix | None, stored: list[_Stored]) -> tuple[str, ...]:
+    if importance is None:
+        return ()
+    weighing = [each for each in stored if each.choice.encoding.weighs_columns]
+    shapes = {each.weight.address: each.weight.shape for each in weighing}
+    return (_WEIGHED, *importance.notes(shapes, [each.name for each in weighing if _columns(each, importance) is None]))
+
+
+def _quantization(quant: MlxQuant, stored: list[_Stored]) -> dict[str, Any]:
     """The config's `quantization`: what holds for most modules, then those that differ, and every router."""
-    matrices = matrix_encoding(quant)
-    if matrices is None:
+    if quant.matrices is None:
         return {}
-    common = _settings(get_encoding(matrices))
+    common = _settings(get_encoding(quant.matrices + "_bf16"))
     settings: dict[str, Any] = dict(common)
     for each in stored:
         own = _settings(each.choice.encoding)
-        if own and (own != common or each.weight.role is Role.ROUTER):
+        if own and (own != common or each.weight.role.trait is Trait.ROUTER):
             settings[module_path(each.name)] = own
     return settings
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -28,12 +28,25 @@ class GraphBuilder:
         self._constants: dict[tuple[str, tuple[int, ...], bytes], str] = {}
         self._inline: list[Any] = []
         self._used: dict[str, int] = {}
+        self._functions: dict[str, tuple[Hashable, Any]] = {}
         self._scope: str = outer._scope if outer else ""
 
     @property
     def inline(self) -> list[Any]:
         """Constants stored inside the graph file."""
         return self._root._inline
+
+    @property
+    def functions(self) -> list[Any]:
+        """The functions that the graph defines."""
+        return [function for _, function in self._root._functions.values()]
+
+    def defines(self, name: str, sizes: Hashable, make: Callable[[], Any]) -> bool:
+        """Whether the graph's function of this name is one for these sizes: the first who asks has it made."""
+        known = self._root._functions
+        if name not in known:
+            known[name] = (sizes, make())
+        return known[name][0] == sizes
 
     @property
     def is_half(self) -> bool:

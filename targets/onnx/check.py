@@ -7,13 +7,16 @@ fit, shapes can be inferred without contradiction, and the CPU has a kernel.
 
 from __future__ import annotations
 
+import bisect
 import math
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ...convert.errors import Faults, InputError
-from ...convert.plans import FilePlan
+from ...graph.errors import Faults, InputError
+from ..plans import FilePlan
 from .builder import MICROSOFT
 from .store import Initializer
 
@@ -42,7 +45,7 @@ def check_nodes(serialised: bytes) -> None:
 def _check_products(graph: Any) -> None:
     """The parts of each packed product against its sizes, which ONNX Runtime looks at only when it runs."""
     dims = {i.name: list(i.dims) for i in graph.initializer}
-    for node in _nodes(graph):
+    for node in nodes_of(graph):
         if (node.domain, node.op_type) != (MICROSOFT, "MatMulNBits"):
             continue
         k, n, bits, block = ({a.name: a.i for a in node.attribute}[name] for name in ("K", "N", "bits", "block_size"))
@@ -53,20 +56,25 @@ def _check_products(graph: Any) -> None:
             raise ValueError(f"{node.name} of {n} x {k} has parts {found}: expected {expected}")
 
 
-def _nodes(graph: Any) -> Iterator[Any]:
-    """All nodes, those of branches included."""
+def graphs_in(graph: Any) -> Iterator[Any]:
+    """A graph, and those inside its nodes: the branches of conditions."""
+    yield graph
     for node in graph.node:
-        yield node
         for attribute in node.attribute:
             if attribute.HasField("g"):
-                yield from _nodes(attribute.g)
+                yield from graphs_in(attribute.g)
+
+
+def nodes_of(graph: Any) -> Iterator[Any]:
+    """All nodes, those of branches included."""
+    return (node for each in graphs_in(graph) for node in each.node)
 
 
 def check_locations(path: Path, files: Iterable[Path]) -> None:
     """Raises InputError if a graph reads weights from a file that is not one of these."""
     own = {file.name for file in files if file.parent == path.parent}
     faults = Faults()
-    for initializer in _load(path).graph.initializer:
+    for initializer in load_graph(path).graph.initializer:
         for entry in initializer.external_data:
             if entry.key == "location" and entry.value not in own:
                 faults.add(
@@ -75,12 +83,41 @@ def check_locations(path: Path, files: Iterable[Path]) -> None:
     faults.raise_if_any(str(path))
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a part of a tensor lies. Units: bytes."""
+
+    tensor: str
+    path: str
+    offset: int
+    nbytes: int
+
+
+def check_places(path: Path, places: Iterable[Place]) -> None:
+    """Raises InputError unless each of these lies within what an initializer of the graph reads."""
+    ranges: dict[str, list[tuple[int, int]]] = defaultdict(list)
+    for initializer in load_graph(path).graph.initializer:
+        fields = {entry.key: entry.value for entry in initializer.external_data}
+        if fields:
+            start = int(fields.get("offset", 0))
+            ranges[fields["location"]].append((start, start + int(fields["length"])))
+    for found in ranges.values():
+        found.sort()
+    faults = Faults()
+    for place in places:
+        stop, known = place.offset + place.nbytes, ranges[PurePosixPath(place.path).name]
+        before = bisect.bisect_right(known, (place.offset, math.inf)) - 1
+        if before < 0 or known[before][1] < stop:
+            faults.add(f"no initializer reads '{place.tensor}' from {place.path}, bytes {place.offset} to {stop}")
+    faults.raise_if_any(str(path))
+
+
 def check_stored(path: Path, folder: Path, planned: Iterable[Initializer], files: Sequence[FilePlan]) -> None:
     """Raises InputError unless the initializers of a file are the planned ones, whole and in place.
 
     `files` are the data files, relative to `folder`.
     """
-    stored = {i.name: i for i in _load(path).graph.initializer}
+    stored = {i.name: i for i in load_graph(path).graph.initializer}
     faults = Faults()
     for initializer in planned:
         expected, found = initializer.to_proto(), stored.get(initializer.name)
@@ -96,13 +133,32 @@ def check_stored(path: Path, folder: Path, planned: Iterable[Initializer], files
     faults.raise_if_any(str(path))
 
 
-def _load(path: Path) -> Any:
+def load_graph(path: Path) -> Any:
+    """A graph without its data. Raises: InputError for a file that is none."""
     import onnx
 
     try:
-        return onnx.load(path, load_external_data=False)
+        proto = onnx.load(path, load_external_data=False)
     except Exception as error:  # protobuf raises its own kinds
         raise InputError(f"{path}: not an ONNX file: {error}") from None
+    bad = next((name for name in _names(proto.graph) if not isinstance(name, str)), None)
+    if bad is not None:  # protobuf gives what is no UTF-8 as bytes
+        raise InputError(f"{path}: not an ONNX file: the name {bad!r:.60} is not text")
+    return proto
+
+
+def _names(graph: Any) -> Iterator[Any]:
+    """Every name in a graph and in the graphs inside its nodes."""
+    for each in graphs_in(graph):
+        for value in (*each.input, *each.output, *each.value_info):
+            yield value.name
+            yield from (axis.dim_param for axis in value.type.tensor_type.shape.dim)
+        for initializer in each.initializer:
+            yield initializer.name
+            yield from (text for entry in initializer.external_data for text in (entry.key, entry.value))
+        for node in each.node:
+            yield from (node.name, node.op_type, node.domain, *node.input, *node.output)
+            yield from (attribute.name for attribute in node.attribute)
 
 
 def _describe(proto: Any) -> str:

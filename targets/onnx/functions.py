@@ -1,7 +1,8 @@
 """Operators younger than the oldest runtime we serve, each with the function that such a runtime runs instead.
 
 A graph may define a function under the name of an operator. A runtime that knows the operator takes its own kernel,
-one that does not takes the function's nodes: one file is as fast as each runtime can be, and none refuses it.
+one that does not takes the function's nodes: one file is as fast as each runtime can be, and none refuses it. A name
+has one function, that of the first block that asks: blocks of other sizes have its nodes in their place.
 Source: ONNX IR, model-local functions; ONNX Runtime contrib operators, com.microsoft.
 """
 
@@ -12,14 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from ...convert.model.config import ModelConfig, Operator
+from ...graph.blocks import Norm
 from .builder import MICROSOFT, OPSETS, GraphBuilder
 
 _CONV = "CausalConvWithState"  # from ONNX Runtime 1.25.1 on
 _NORM = "BranchwiseRMSNorm"  # from ONNX Runtime 1.31 on
 
 
-def causal_conv(b: GraphBuilder, x: str, kernel: str, config: ModelConfig, *, past: str, present: str) -> str:
+def causal_conv(b: GraphBuilder, x: str, kernel: str, *, width: int, n_channels: int, past: str, present: str) -> str:
     """Each channel's sum of taps times its last inputs, causal. S new inputs, H channels, K taps.
 
     Shapes: x and the result [B, H, S]; kernel [H, 1, K]; past and present [B, H, K].
@@ -27,30 +28,19 @@ def causal_conv(b: GraphBuilder, x: str, kernel: str, config: ModelConfig, *, pa
     its nodes are written out: the CPU has the operator in float32 only, and would take new inputs unrounded but past
     ones rounded, so that a prompt in chunks would not be the whole prompt.
     """
-    zeros = b.constant(np.zeros((config.hidden_size, 1, 1)), b.float_dtype)
+    zeros = b.constant(np.zeros((n_channels, 1, 1)), b.float_dtype)
     taps = b.op("Concat", zeros, kernel, axis=2)
-    if b.is_half:
-        return _convolve(b, x, taps, past, config.conv_width, present=present)
+    if b.is_half or not b.defines(_CONV, width, lambda: _conv(width, b.float_type)):
+        return _convolve(b, x, taps, past, width, present=present)
     return b.ops(_CONV, x, taps, "", past, outputs=(None, present), domain=MICROSOFT)[0]
 
 
-def norm_heads(b: GraphBuilder, config: ModelConfig, x: str, gains: str) -> str:
-    """The root-mean-square norm of each head of queries and keys, laid side by side.
-
-    Shapes: x and the result [B, S, n * head_dim]; gains [n, head_dim], n = n_heads + n_kv_heads.
-    """
-    n = config.n_heads + config.n_kv_heads
-    return b.op(_NORM, x, gains, domain=MICROSOFT, num_branches=n, epsilon=config.norm_eps)
-
-
-def functions(config: ModelConfig, b: GraphBuilder) -> list[Any]:
-    """The functions that the graph of a model calls."""
-    made = []
-    if Operator.SHORT_CONV in config.operators and not b.is_half:
-        made.append(_conv(config.conv_width, b.float_type))
-    if Operator.ATTENTION in config.operators:
-        made.append(_norm(config, b.float_type))
-    return made
+def norm_heads(b: GraphBuilder, x: str, gains: str, *, n_heads: int, head_dim: int, norm: Norm) -> str:
+    """The norm of each of the heads that lie side by side. Shapes: x and the result [B, S, n_heads * head_dim]; gains [n_heads, head_dim]."""
+    sizes = (n_heads, head_dim, norm.eps)
+    if not b.defines(_NORM, sizes, lambda: _norm(b.float_type, *sizes)):
+        return _norm_apart(b, x, gains, *sizes)
+    return b.op(_NORM, x, gains, domain=MICROSOFT, num_branches=n_heads, epsilon=norm.eps)
 
 
 def _conv(width: int, float_type: int) -> Any:
@@ -73,15 +63,21 @@ def _convolve(
     return total
 
 
-def _norm(config: ModelConfig, float_type: int) -> Any:
-    """The gains are multiplied by themselves: WebGPU's norm takes one gain for all heads."""
-    b, n = GraphBuilder(float_type), config.n_heads + config.n_kv_heads
-    heads = b.reshape("X", 0, 0, n, config.head_dim)
-    ones = b.constant(np.ones(config.head_dim), b.float_dtype)
-    normed = b.op("SimplifiedLayerNormalization", heads, ones, axis=-1, epsilon=config.norm_eps, stash_type=1)
-    scaled = b.op("Mul", normed, "scale")
-    b.op("Reshape", scaled, b.ints(0, 0, n * config.head_dim), output="Y")
+def _norm(float_type: int, n_heads: int, head_dim: int, eps: float) -> Any:
+    b = GraphBuilder(float_type)
+    _norm_apart(b, "X", "scale", n_heads, head_dim, eps, output="Y")
     return _function(b, _NORM, ["X", "scale"], ["Y"], attributes=["num_branches", "epsilon"])
+
+
+def _norm_apart(
+    b: GraphBuilder, x: str, gains: str, n_heads: int, head_dim: int, eps: float, *, output: str | None = None
+) -> str:
+    """The gains are multiplied by themselves: WebGPU's norm takes one gain for all heads."""
+    heads = b.reshape(x, 0, 0, n_heads, head_dim)
+    ones = b.constant(np.ones(head_dim), b.float_dtype)
+    normed = b.op("SimplifiedLayerNormalization", heads, ones, axis=-1, epsilon=eps, stash_type=1)
+    scaled = b.op("Mul", normed, gains)
+    return b.op("Reshape", scaled, b.ints(0, 0, n_heads * head_dim), output=output)
 
 
 def _function(

@@ -1,15 +1,19 @@
 """`genai_config.json`: how onnxruntime-genai runs a folder whose names are those of Transformers.js.
 
-It knows LFM2's caches by pattern, and feeds `num_logits_to_keep` where a graph has it.
+It knows caches by pattern, all of one length, and feeds `num_logits_to_keep` where a graph has it.
 Source: onnxruntime-genai 0.18, `src/config.cpp`, and the builder's own files.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
-from ...convert.model.graph import WeightGraph
+from ...graph.blocks import Attention, ShortConv
+from ...graph.graph import WeightGraph
+from ...graph.source.stops import as_ids
+from .names import known_names
 
 GENAI_CONFIG = "genai_config.json"
 
@@ -17,7 +21,14 @@ GENAI_CONFIG = "genai_config.json"
 _PREFERENCE = ("q4", "q4_mixed", "q8", "fp32", "q4f16", "fp16")
 # With a cache that past and present share, memory is taken for `max_length` tokens at once.
 _MAX_LENGTH = 4096
-_SEARCH = ("do_sample", "temperature", "top_k", "top_p", "repetition_penalty")
+# Settings of sampling -> the range that genai takes; it refuses the folder for a null or a value beyond it.
+_SEARCH = {
+    "do_sample": (False, True),
+    "temperature": (0, math.inf),
+    "top_k": (0, math.inf),
+    "top_p": (0, 1),
+    "repetition_penalty": (0, math.inf),
+}
 
 
 def preferred(quants: Iterable[str]) -> str:
@@ -27,23 +38,24 @@ def preferred(quants: Iterable[str]) -> str:
 
 def genai_config(graph: WeightGraph, main_file: str) -> dict[str, Any]:
     """The config for a graph file, its path relative to the folder."""
-    config = graph.config
-    eos = config.eos_token_ids
+    config, known = graph.config, known_names(graph.config)
+    generation, stops = graph.assets.generation_config, graph.stops
     ids = {
-        "bos_token_id": config.bos_token_id,
-        "eos_token_id": eos[0] if len(eos) == 1 else list(eos) or None,
-        "pad_token_id": next((i for i in (config.pad_token_id, *eos) if i is not None), None),
+        "bos_token_id": _first(config.bos_token_id, generation.get("bos_token_id")),
+        **stops.field,
+        "pad_token_id": _first(config.pad_token_id, generation.get("pad_token_id"), stops.main),
     }
+    conv, attention = config.first(ShortConv), config.first(Attention)
     decoder = {
         "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
         "filename": main_file,
-        "head_size": config.head_dim,
+        "head_size": attention and attention.head_dim,
         "hidden_size": config.hidden_size,
-        "num_attention_heads": config.n_heads,
+        "num_attention_heads": attention and attention.n_heads,
         "num_hidden_layers": config.n_layers,
-        "num_key_value_heads": config.n_kv_heads,
-        "layer_types": [operator.value for operator in config.operators],
-        "conv_cache_size": config.conv_width,
+        "num_key_value_heads": attention and attention.n_kv_heads,
+        "layer_types": known["layer_types"],
+        "conv_cache_size": conv and conv.width,
         "inputs": {
             "input_ids": "input_ids",
             "attention_mask": "attention_mask",
@@ -58,18 +70,26 @@ def genai_config(graph: WeightGraph, main_file: str) -> dict[str, Any]:
             "present_conv_names": "present_conv.%d",
         },
     }
-    generation = graph.assets.generation_config
     return {
         "model": {
-            "type": config.model_type,
+            "type": known["model_type"],
             "vocab_size": config.vocab_size,
             "context_length": config.context_length,
             **{key: value for key, value in ids.items() if value is not None},
-            "decoder": decoder,
+            "decoder": {key: value for key, value in decoder.items() if value is not None},
         },
         "search": {
             "max_length": min(config.context_length, _MAX_LENGTH),
             "past_present_share_buffer": True,
-            **{key: generation[key] for key in _SEARCH if key in generation},
+            **{key: generation[key] for key, (low, high) in _SEARCH.items() if _in(generation.get(key), low, high)},
         },
     }
+
+
+def _first(*ids: int | list[int] | None) -> int | None:
+    """The first id that is given; of a list, its first."""
+    return next((i for given in ids for i in as_ids(given)), None)
+
+
+def _in(value: float | None, low: float, high: float) -> bool:
+    return value is not None and low <= value <= high

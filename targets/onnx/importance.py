@@ -7,12 +7,12 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from ...convert.model.graph import EXPERTS, WeightGraph
-from ...convert.model.tensor import Shape
-from ...convert.plans import TensorPlan
+from ...graph.graph import WeightGraph
+from ...graph.roles import EXPERTS, Address
+from ...graph.tensor import Shape
 from ...quantize.encodings.int_block import IntBlock32
-from ..gguf.imatrix import ImportanceMatrix, read_importance
-from ..target import Address
+from ...quantize.imatrix import read_importance
+from ..plans import TensorPlan
 
 FLOAT_NOTE = "--imatrix does not apply to float quants"
 
@@ -29,6 +29,7 @@ def weighed(
     """
     importance = read_importance(path)
     shapes: dict[Address, Shape] = {(weight.role, weight.layer): weight.shape for weight in graph.weights()}
+    importance.refuse_foreign(shapes)
     found, without, n_seen = [], [], Counter[Address]()
     for tensor in tensors:
         if tensor.role is None or not isinstance(tensor.encoding, IntBlock32):
@@ -42,14 +43,5 @@ def weighed(
             columns = columns[n_seen[address]][None]
         n_seen[address] += 1
         found.append(replace(tensor, importance=columns))
-    return tuple(found), _notes(importance, without)
-
-
-def _notes(importance: ImportanceMatrix, without: list[str]) -> tuple[str, ...]:
-    notes = [f"scales and zero points are searched by the importance of columns in {importance.path.name}"]
-    if without:
-        notes.append(f"{importance.path.name} has no importance of {', '.join(without)}: all columns count the same")
-    for name, experts in importance.never_hit.items():
-        listed = ", ".join(map(str, experts))
-        notes.append(f"{importance.path.name}: no token reached experts {listed} of {name}: all columns count the same")
-    return tuple(notes)
+    note = f"scales and zero points are searched by the importance of columns in {importance.path.name}"
+    return tuple(found), (note, *importance.notes({address: shapes[address] for address in n_seen}, without))

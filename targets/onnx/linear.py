@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ...convert.model.graph import Weight
+from ...graph.graph import Layer, Weight
+from ...graph.roles import Role
 from ...quantize.encodings.int_block import IntBlock32
 from .builder import MICROSOFT, GraphBuilder
 from .store import Matrix, WeightStore
@@ -57,6 +58,20 @@ def linear(
     if together == 1:
         return outputs
     return [b.op("Concat", *outputs[:together], axis=-1), *outputs[together:]]
+
+
+def add_bias(b: GraphBuilder, store: WeightStore, layer: Layer, role: Role, x: str) -> str:
+    """x plus the layer's bias of that role, if it has one."""
+    return add_biases(b, store, layer, (role,), x)
+
+
+def add_biases(b: GraphBuilder, store: WeightStore, layer: Layer, roles: Sequence[Role], x: str) -> str:
+    """x plus the biases of these roles side by side, if the layer has them."""
+    weights = [layer.weights[role] for role in roles if role in layer.weights]
+    if not weights:
+        return x
+    names = [store.add(weight.view.name, [weight], weight.shape).parts[0] for weight in weights]
+    return b.op("Add", x, names[0] if len(names) == 1 else b.op("Concat", *names, axis=0))
 
 
 def split(b: GraphBuilder, x: str, sizes: Sequence[int]) -> list[str]:

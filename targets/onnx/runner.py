@@ -6,33 +6,40 @@ import copy
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from ...convert.errors import InputError
-from ...convert.model.dtypes import Float32
+from ...graph.dtypes import Float32
+from ...graph.errors import InputError
 from ..target import Runner
+from .inputs import IDS, LOGITS, MASK, N_LOGITS, POSITIONS, head_size, is_cache, presents, unknown_inputs
+from .stops import folder_stops
 
 _ELEMENT_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
-_FIXED_INPUTS = ("input_ids", "attention_mask", "num_logits_to_keep")
-_ROUTER = re.compile(r"^/layers\.(\d+)/feed_forward/router/TopK")
+# Ours and those of onnxruntime-genai's builder.
+_ROUTER = re.compile(r"^(?:/model)?/layers\.(\d+)/(?:feed_forward|moe)/router/TopK")
 _EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
 
 
 class OnnxRunner(Runner):
-    """One session; caches start empty and follow the session's own inputs."""
+    """One session; caches start empty and follow the session's own inputs. `folder` holds the configs beside them."""
 
-    batches: ClassVar[Sequence[str]] = ("left", "right")
+    batches: Sequence[str] = ("left", "right")
 
-    def __init__(self, path: Path, *, threads: int) -> None:
-        self._path, self._threads = path, threads
+    def __init__(self, path: Path, *, threads: int, folder: Path | None = None) -> None:
+        self._path, self._threads, self._folder = path, threads, folder or path.parent
         self._session = self._open(str(path))
         self._routers: dict[str, int] | None = None
-        self._outputs = [o.name for o in self._session.get_outputs()]
-        self._past_names = [i.name for i in self._session.get_inputs() if i.name not in _FIXED_INPUTS]
+        self._inputs = {each.name: each for each in self._session.get_inputs()}
+        self._past_names = [name for name in self._inputs if is_cache(name)]
+        self._present = presents(self._past_names, [output.name for output in self._session.get_outputs()])
+        if unknown := unknown_inputs(self._inputs):
+            raise InputError(f"{path}: takes {', '.join(unknown[:4])}, of which it is not known what to give")
+        if len(self._present) != len(self._past_names):
+            raise InputError(f"{path}: its outputs do not tell which of them its caches go on as")
         self.reset()
 
     def _open(self, model: str | bytes) -> onnxruntime.InferenceSession:
@@ -41,7 +48,7 @@ class OnnxRunner(Runner):
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
         if isinstance(model, bytes):
-            options.add_session_config_entry(_EXTERNAL_FOLDER, str(self._path.parent))
+            options.add_session_config_entry(_EXTERNAL_FOLDER, str(_data_folder(self._path)))
         try:
             return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # the runtime raises its own kinds
@@ -57,14 +64,29 @@ class OnnxRunner(Runner):
 
     def _empty(self, n_rows: int) -> dict[str, Any]:
         """Caches of `n_rows` conversations that have not begun."""
-        return {
-            cache.name: np.zeros(
-                [n_rows if d == "batch_size" else 0 if isinstance(d, str) else d for d in cache.shape],
-                _ELEMENT_TYPES[cache.type],
-            )
-            for cache in self._session.get_inputs()
-            if cache.name in self._past_names
-        }
+        found = {}
+        for name in self._past_names:
+            cache = self._inputs[name]
+            if cache.type not in _ELEMENT_TYPES:
+                raise InputError(f"{self._path}: its cache '{name}' is of {cache.type}: expected float or float16")
+            found[name] = np.zeros([n_rows, *self._sizes(name, cache.shape[1:])], _ELEMENT_TYPES[cache.type])
+        return found
+
+    def _sizes(self, name: str, shape: Sequence[int | str]) -> list[int]:
+        """All axes of an empty cache but the first: of those that have a name, all but that of a head are its length."""
+        sizes = [size if isinstance(size, int) else 0 for size in shape]
+        if len(shape) == 3 and isinstance(shape[-1], str):
+            head = head_size(self._folder)
+            if head is None:
+                raise InputError(
+                    f"{self._path}: the size '{shape[-1]}' of its cache '{name}' is told by no config beside it"
+                )
+            sizes[-1] = head
+        return sizes
+
+    def stops(self) -> dict[str, tuple[int, ...]]:
+        """Those of onnxruntime-genai, and those of Transformers.js and of transformers' own libraries."""
+        return folder_stops(self._folder)
 
     def another(self) -> OnnxRunner:
         """Caches are inputs and outputs, so that a session serves any number of conversations."""
@@ -80,8 +102,17 @@ class OnnxRunner(Runner):
         return result
 
     def _step(self, ids: NDArray[np.int64], mask: NDArray[np.int64], past: dict[str, Any]) -> tuple[Float32, Any]:
-        logits, *present = self._session.run(self._outputs, _feeds(ids, mask, past))
-        return logits.astype(np.float32, copy=False), dict(zip(self._past_names, present, strict=True))
+        logits, *present = self._session.run([LOGITS, *self._present.values()], self._feeds(ids, mask, past))
+        return logits.astype(np.float32, copy=False), dict(zip(self._present, present, strict=True))
+
+    def _feeds(self, ids: NDArray[np.int64], mask: NDArray[np.int64], past: dict[str, Any]) -> dict[str, Any]:
+        """Every input of the graph. Positions count the tokens before that are none of padding."""
+        n_tokens = ids.shape[1]
+        positions = np.maximum(mask.cumsum(axis=1) - 1, 0)[:, -n_tokens:]
+        given = {IDS: ids, MASK: mask, POSITIONS: positions}
+        if N_LOGITS in self._inputs:  # a number, or as onnxruntime-genai feeds it, a list of one; 0 keeps all
+            given[N_LOGITS] = np.zeros([1] * len(self._inputs[N_LOGITS].shape), np.int64)
+        return {name: value for name, value in given.items() if name in self._inputs} | past
 
     def batch(self, prompts: Sequence[Sequence[int]], way: str) -> list[Float32]:
         """Rows of zeros padded on the `left` or `right`; those on the left are also continued by their last token."""
@@ -102,7 +133,7 @@ class OnnxRunner(Runner):
         if not self._routers:
             return None
         ids = np.array([token_ids], np.int64)
-        chosen = self._session.run(list(self._routers), _feeds(ids, np.ones_like(ids), self._empty(1)))
+        chosen = self._session.run(list(self._routers), self._feeds(ids, np.ones_like(ids), self._empty(1)))
         return dict(zip(self._routers.values(), chosen, strict=True))
 
     def _watch_routers(self) -> dict[str, int]:
@@ -114,13 +145,45 @@ class OnnxRunner(Runner):
         if routers:
             for name in routers:
                 proto.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.INT64, None))
+            _follow_links(proto, self._path)
             del self._session  # a large model fits once
             self._session = self._open(proto.SerializeToString())
         return routers
 
 
-def _feeds(ids: NDArray[np.int64], mask: NDArray[np.int64], past: dict[str, Any]) -> dict[str, Any]:
-    return {"input_ids": ids, "attention_mask": mask, "num_logits_to_keep": np.array(0, np.int64), **past}
+class AnybodysRunner(OnnxRunner):
+    """A graph of unknown origin. One that gives the logits of its last token only is run token by token.
+
+    Graphs of onnxruntime-genai's builder, and what is made of them, read padding on the left as tokens, and their
+    writers tell users to pad on the right: only that is tried.
+    """
+
+    batches: Sequence[str] = ("right",)
+
+    def __init__(self, path: Path, *, threads: int, folder: Path | None = None) -> None:
+        super().__init__(path, threads=threads, folder=folder)
+        two = np.zeros((1, 2), np.int64)
+        self._gives_last_only = self._step(two, np.ones_like(two), self._empty(1))[0].shape[1] == 1
+        if self._gives_last_only:
+            self.batches = ()
+
+    def extend(self, token_ids: Sequence[int]) -> Float32:
+        if not self._gives_last_only:
+            return super().extend(token_ids)
+        return np.concatenate([super(AnybodysRunner, self).extend([token]) for token in token_ids])
+
+
+def _data_folder(path: Path) -> Path:
+    """Where a graph's data really lies: beside it, or where a hub cache keeps what it links to."""
+    return path.resolve().parent
+
+
+def _follow_links(proto: Any, path: Path) -> None:
+    """Gives data files the names they have in `_data_folder`: the runtime reads no link that leads out of it."""
+    for initializer in proto.graph.initializer:
+        for entry in initializer.external_data:
+            if entry.key == "location":
+                entry.value = (path.parent / entry.value).resolve().name
 
 
 def _padded(rows: Sequence[Sequence[int]], side: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from ...convert.model.graph import Weight
-from ...convert.model.tensor import TensorView
-from ...convert.plans import Fallback, FilePlan, Placement, TensorPlan
+from ...graph.graph import Weight
+from ...graph.tensor import TensorView
 from ...quantize.encoding import Encoding, get_encoding
 from ...quantize.policy import Policy
+from ..plans import Fallback, FilePlan, Placement, TensorPlan
 
 CHUNK_BYTES = (2 << 30) - (1 << 20)
 _ALIGNMENT = 64

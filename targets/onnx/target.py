@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ...convert.errors import UsageError, needs_extra
-from ...convert.model.graph import EXPERTS, Role, WeightGraph
-from ...convert.model.lfm2 import open_graph
-from ...convert.model.tensor import StackedTensor, TensorView
-from ...convert.plans import FilePlan, Plan, TensorPlan
-from ...convert.stream import Execution, write_tensors
+from ...graph.errors import InputError, UsageError, needs_extra
+from ...graph.graph import WeightGraph
+from ...graph.opening import open_graph
+from ...graph.roles import Address
+from ...graph.source.config_file import OWN_NAMES
+from ...graph.tensor import TensorView
 from ...quantize.policies.onnx import FLOATS, POLICIES
 from ...quantize.policy import Policy
-from ..encoded import EncodedTensor, StoredPart
-from ..target import Address, Artifact, Runner, Target
-from .check import check_locations, check_nodes, check_stored
-from .fused import MINIMUM_RUNTIME, EveryOther, Interleaved
-from .half import HalfCounter, count_scales
+from ..options import imatrix_option, option
+from ..plans import FilePlan, Plan, TensorPlan
+from ..stream import Execution, prepare_file, write_tensors
+from ..target import Artifact, ListedTensor, Runner, Target
+from .caches import kept_positions
+from .check import check_locations, check_nodes, check_stored, load_graph
+from .half_precision import HalfCounter, count_scales
 from .importance import FLOAT_NOTE, weighed
-from .model import build_graph
+from .model import PRODUCER, build_graph
 from .package import shared_files
+from .qmoe import MINIMUM_RUNTIME
+from .reader import read_listed, read_planned
 from .store import Initializer
 
 # Transformers.js finds a variant by this stem, or by `model_file_name` "model_mixed" and dtype "q4".
@@ -37,8 +41,10 @@ _STEMS = {
 }
 _FOLDER = "onnx"
 
-# How experts are written; see `feed_forward` and `fused`.
+# How experts are written; see `mixture` and `qmoe`.
 MOE_FORMS = ("unrolled", "qmoe")
+# What caches of sliding windows hold; see `caches`.
+CACHES = ("window", "whole")
 
 
 def main_file(quant: str) -> str:
@@ -58,7 +64,8 @@ class _Details:
 class OnnxTarget(Target):
     """ONNX with explicit caches, weights in external data files.
 
-    `onnx_moe` is one of `MOE_FORMS`; `imatrix` is a file of importance that integer blocks are weighed by.
+    `onnx_moe` is one of `MOE_FORMS`, `onnx_caches` of `CACHES`; `imatrix` is a file of importance that integer blocks
+    are weighed by.
     """
 
     name = "onnx"
@@ -67,19 +74,24 @@ class OnnxTarget(Target):
     policies = POLICIES
     default_quant = "q4f16"
 
-    onnx_moe: str = "unrolled"
-    imatrix: str | None = field(default=None, metadata={"is_file": True})
+    onnx_moe: str = option(
+        MOE_FORMS[0], help="experts, for any runtime or for ONNX Runtime 1.31 on the CPU", choices=MOE_FORMS
+    )
+    onnx_caches: str = option(
+        CACHES[0], help="caches of sliding windows, of their size or whole for onnxruntime-genai", choices=CACHES
+    )
+    imatrix: str | None = imatrix_option()
 
     def plan(self, graph: WeightGraph, quant: str) -> Plan:
         policy = self.policy(quant)
-        if self.onnx_moe not in MOE_FORMS:
-            raise UsageError(f"--onnx-moe is '{self.onnx_moe}': expected one of {', '.join(MOE_FORMS)}")
         is_fused = self.onnx_moe == "qmoe"
-        if is_fused and graph.config.moe is None:
+        if is_fused and not graph.config.is_mixture:
             raise UsageError("--onnx-moe qmoe: a dense model has no experts")
         path = main_file(policy.name)
         with needs_extra(self.extra, "the onnx target"):
-            built = build_graph(graph, policy, path + "_data", fused_experts=is_fused)
+            built = build_graph(
+                graph, policy, path + "_data", fused_experts=is_fused, whole_caches=self.onnx_caches == "whole"
+            )
         serialised = built.proto.SerializeToString(deterministic=True)
         store = built.store
         tensors, notes = self._weigh(store.tensors, graph, policy)
@@ -92,7 +104,7 @@ class OnnxTarget(Target):
             tensors=tensors,
             tensor_bytes=sum(file.nbytes for file in store.files()),
             fallbacks=tuple(store.fallbacks),
-            notes=(*_notes(graph, is_fused=is_fused), *notes),
+            notes=(*self._notes(graph), *notes),
             details=_Details(serialised, tuple(store.initializers)),
         )
 
@@ -110,11 +122,9 @@ class OnnxTarget(Target):
             check_nodes(plan.details.graph)
         else:
             run.note("the graph was not checked: onnxruntime is not installed")
-        (folder / _FOLDER).mkdir(exist_ok=True)
-        (folder / plan.main_file).write_bytes(plan.details.graph)
+        prepare_file(folder / plan.main_file, header=plan.details.graph, n_bytes=len(plan.details.graph))
         for file in plan.files[1:]:
-            with (folder / file.path).open("wb") as data:
-                os.truncate(data.fileno(), file.nbytes)
+            prepare_file(folder / file.path, header=b"", n_bytes=file.nbytes)
         counter = HalfCounter()
         write_tensors(counter.watch(plan.tensors), folder, run)
         check_stored(folder / plan.main_file, folder, plan.details.initializers, plan.files[1:])
@@ -123,44 +133,87 @@ class OnnxTarget(Target):
         if scales := count_scales(plan.tensors, folder):
             run.note(scales)
 
+    def _notes(self, graph: WeightGraph) -> tuple[str, ...]:
+        """What a reader of the manifest must know of runtimes."""
+        found, names = [], graph.config.family.onnx
+        if self.onnx_moe == "qmoe":
+            found.append(f"experts are QMoE nodes: needs ONNX Runtime {MINIMUM_RUNTIME} or later, on the CPU")
+        elif graph.config.is_mixture:
+            found.append("experts are unrolled into conditionals: runs on ONNX Runtime 1.24 and later")
+        if names is not None:
+            found.append(
+                f"config.json says model_type '{names.model_type}', which Transformers.js knows and whose caches are the "
+                f"same; '{OWN_NAMES}' there has the model's own"
+            )
+        if not self._has_equal_caches(graph):
+            found.append(
+                "caches of sliding windows do not grow beyond them; onnxruntime-genai cannot have that: there is no "
+                "genai_config.json for it, which --onnx-caches whole writes"
+            )
+        return tuple(found)
+
+    def _has_equal_caches(self, graph: WeightGraph) -> bool:
+        """Whether all caches hold all positions, as onnxruntime-genai has them."""
+        return not any(kept_positions(graph.config, is_whole=self.onnx_caches == "whole").values())
+
     def shared_files(self, graph: WeightGraph, artifacts: Iterable[Plan | Artifact]) -> dict[str, bytes]:
         artifacts = list(artifacts)
         main_files = {artifact.quant: _main_file(artifact) for artifact in artifacts}
         n_chunks = {_main_file(artifact).rpartition("/")[2]: len(artifact.files) - 1 for artifact in artifacts}
-        return shared_files(graph, main_files, n_chunks)
+        configured = {a.quant: self if isinstance(a, Plan) else configured_as(a) for a in artifacts}
+        genai = [quant for quant, target in configured.items() if target._has_equal_caches(graph)]
+        return shared_files(graph, main_files, n_chunks, genai=genai)
 
     def check_files(self, artifact: Artifact) -> None:
         if self.missing() is None:
             check_locations(artifact.path, artifact.files)
 
+    def recognise(self, path: Path) -> Sequence[Artifact]:
+        from .recognise import recognise
+
+        return recognise(path, extra=self.extra)
+
+    def listed(self, artifact: Artifact) -> Sequence[ListedTensor]:
+        from .recognise import listed
+
+        return listed(artifact)
+
     def read(self, artifact: Artifact) -> dict[Address, TensorView]:
-        graph = open_graph(artifact.folder, weights=False)
-        # the file of importance says nothing of where bytes lie, and may be gone
-        target = replace(OnnxTarget().with_options(artifact.options), imatrix=None)
-        plan = target.plan(graph, artifact.quant)
-        check_stored(artifact.path, artifact.folder, plan.details.initializers, plan.files[1:])
-        found: dict[Address, list[TensorView]] = {}
-        for tensor in plan.tensors:
-            if tensor.role is None:
-                continue
-            parts = tuple(StoredPart(artifact.folder / p.path, p.offset) for p in tensor.placements)
-            view = EncodedTensor(tensor.name, tensor.shape, tensor.encoding, parts)
-            if isinstance(tensor.view, Interleaved):
-                found[Role.EXPERT_GATE, tensor.layer] = [EveryOther(view, second=False)]
-                found[Role.EXPERT_UP, tensor.layer] = [EveryOther(view, second=True)]
-            else:
-                found.setdefault((tensor.role, tensor.layer), []).append(view)
-        return {address: _whole(address[0], views) for address, views in found.items()}
+        if artifact.is_recognised:
+            return read_recognised(artifact)
+        found = read_listed(artifact)
+        if found is None:
+            graph = open_graph(artifact.folder, weights=False)
+            found = read_planned(artifact, configured_as(artifact).plan(graph, artifact.quant))
+        return found
 
     def run(self, artifact: Artifact, *, threads: int) -> Runner:
         with needs_extra(self.extra, "running an ONNX artifact"):
-            from .runner import OnnxRunner
+            from .runner import AnybodysRunner, OnnxRunner
 
-            return OnnxRunner(artifact.path, threads=threads)
+            runner = OnnxRunner if not artifact.is_recognised else AnybodysRunner
+            return runner(artifact.path, threads=threads, folder=artifact.folder)
 
     def missing(self) -> str | None:
         absent = [name for name in ("onnx", "onnxruntime") if importlib.util.find_spec(name) is None]
         return f'pip install "lfm-convert[{self.extra}]"' if absent else None
+
+
+def read_recognised(artifact: Artifact) -> dict[Address, TensorView]:
+    """The decoded weights of a graph without a manifest, which may be one of ours whose manifest was lost.
+
+    Raises: as `read_foreign`.
+    """
+    proto = load_graph(artifact.path)
+    quant = next((quant for quant, stem in _STEMS.items() if artifact.path.name == f"{stem}.onnx"), "")
+    for form in MOE_FORMS if proto.producer_name == PRODUCER else ():
+        own = replace(artifact, entry={"options": {"onnx_moe": form}})
+        with suppress(UsageError, InputError):
+            graph = open_graph(artifact.folder, weights=False)
+            return read_planned(own, configured_as(own).plan(graph, quant))
+    from .foreign import read_foreign
+
+    return read_foreign(artifact.path, proto)
 
 
 def _main_file(artifact: Plan | Artifact) -> str:
@@ -169,18 +222,9 @@ def _main_file(artifact: Plan | Artifact) -> str:
     return artifact.path.relative_to(artifact.folder).as_posix()
 
 
-def _whole(role: Role, views: list[TensorView]) -> TensorView:
-    """A weight as the graph has it: experts that were stored one by one are stacked."""
-    return StackedTensor(views[0].name, views) if role in EXPERTS and len(views[0].shape) == 2 else views[0]
-
-
-def _notes(graph: WeightGraph, *, is_fused: bool) -> tuple[str, ...]:
-    """Which form the experts have, and the runtime it needs."""
-    if graph.config.moe is None:
-        return ()
-    if is_fused:
-        return (f"experts are QMoE nodes: needs ONNX Runtime {MINIMUM_RUNTIME} or later, on the CPU",)
-    return ("experts are unrolled into conditionals: runs on ONNX Runtime 1.24 and later",)
+def configured_as(artifact: Artifact) -> OnnxTarget:
+    """The target as it was when it wrote an artifact, apart from the file of importance, which may be gone."""
+    return replace(OnnxTarget().with_options(artifact.options), imatrix=None)
 
 
 TARGET = OnnxTarget()

@@ -26,7 +26,7 @@ def _json(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict:
 
 
 def test_plan_json(tiny_moe: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    found = _json(capsys, "plan", tiny_moe, "--target", "onnx", "--quant", "q4f16", "--json")
+    (found,) = _json(capsys, "plan", tiny_moe, "--target", "onnx", "--quant", "q4f16", "--json")["plans"]
     assert {
         "target",
         "quant",
@@ -43,8 +43,8 @@ def test_plan_json(tiny_moe: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_convert_and_validate_json(tiny_moe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
-    made = _json(capsys, tiny_moe, "--target", "onnx", "--quant", "fp32", "--out", out, "--json")
-    assert made["artifacts"][0]["path"] == str(out / "onnx" / "model.onnx")
+    made = _json(capsys, tiny_moe, "--target", "onnx", "--quant", "fp32", "--out", out, "--json", "-")
+    assert (made["folder"], made["artifacts"][0]["path"]) == (str(out), "onnx/model.onnx")
     found = _json(capsys, "validate", out, "--reference", tiny_moe, "--json", "-")
     (row,) = found["artifacts"]
     assert (row["verdict"], row["target"], row["quant"], row["budgets"]) == ("pass", "onnx", "fp32", [])
@@ -77,7 +77,16 @@ def test_swapped_weights_fail_the_gate(target: str, quant: str, tiny_moe: Path, 
     edit_tensors(swapped / "model.safetensors", swap)
     out = tmp_path / "out"
     assert main([str(swapped), "--target", target, "--quant", quant, "--out", str(out), "--no-validate"]) == 0
-    assert main(["validate", str(out), "--reference", str(tiny_moe), "--json", str(tmp_path / "r.json")]) == 3
+    validate = [
+        "validate",
+        str(out),
+        "--reference",
+        str(tiny_moe),
+        "--other-reference",
+        "--json",
+        str(tmp_path / "r.json"),
+    ]
+    assert main(validate) == 3
     (row,) = json.loads((tmp_path / "r.json").read_text())["artifacts"]
     assert row["verdict"] == "fail"
     assert row["metrics"]["max_abs_logit"] > 0.1
@@ -132,7 +141,7 @@ def test_signals_leave_nothing(number: signal.Signals, code: int, tmp_path: Path
     heard = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     process = subprocess.Popen([str(part) for part in command], stderr=subprocess.PIPE, text=True, preexec_fn=heard)
     deadline = time.monotonic() + 30
-    while not (tmp_path / ".out.lfm-partial").exists() and time.monotonic() < deadline:
+    while not (tmp_path / "out" / ".lfm-partial").exists() and time.monotonic() < deadline:
         time.sleep(0.005)
     process.send_signal(number)
     _, stderr = process.communicate(timeout=30)

@@ -1,8 +1,9 @@
-"""Every client on every variant of both bundled models: are the greedy tokens the same?
+"""Every client on every variant of a model of each family: are the greedy tokens the same?
 
     make clients            # or: python tests/clients/table.py [--browser] [--only NAME]
 
-A client gets a folder that lfm-convert wrote and a request: three conversations and their ids, the variants and how
+Models are the bundled ones; for a client that takes heads to fill the hidden size a random one, where the bundled one's
+do not. A client gets a folder that lfm-convert wrote, with caches of the kind it can have, and a request: three conversations and their ids, the variants and how
 each is asked for. It prints a JSON line a variant, with the new ids of each conversation or an error; to those of
 Transformers.js it is an error if a prompt's logits are not the same each time, to the bit. fp32 is compared with the
 checkpoint run by itself, another variant with what onnxruntime here generates from it.
@@ -23,11 +24,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lfm_convert.convert import bundled, convert
-from lfm_convert.convert.model.chat import render_chats
-from lfm_convert.convert.model.forward import Forward
-from lfm_convert.convert.model.lfm2 import open_graph
+from lfm_convert.graph.opening import open_graph
+from lfm_convert.graph.reference.forward import Forward
+from lfm_convert.graph.source.chat import render_chats
 
 HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+
+from support.checkpoints import lfm3_config, make_checkpoint  # noqa: E402
+
 INSTALLED = HERE.parents[1] / ".clients"
 
 # Quant -> graph file, and how Transformers.js is asked for it.
@@ -39,6 +44,7 @@ VARIANTS = {
     "q4_mixed": {"file": "model_mixed_q4.onnx", "dtype": "q4", "model_file_name": "model_mixed"},
     "q4f16": {"file": "model_q4f16.onnx", "dtype": "q4f16"},
 }
+MODELS = ("dense", "moe", "lfm3")
 CONVERSATIONS = (
     ({"role": "user", "content": "What is the capital of France?"},),
     ({"role": "user", "content": "Tell me about the sea."},),
@@ -49,12 +55,17 @@ MAX_NEW_TOKENS = 24
 
 @dataclass(frozen=True)
 class Client:
-    """`command` is completed by the request's path; `folder` must be installed; `has_half`: float16 is expected to run."""
+    """`command` is completed by the request's path; `folder` must be installed; `has_half`: float16 is expected to run.
+
+    `caches` are those of sliding windows that it can have; `has_free_heads`: heads need not fill the hidden size.
+    """
 
     name: str
     folder: str | None
     command: tuple[str, ...]
     has_half: bool = True
+    caches: str = "window"
+    has_free_heads: bool = True
 
     def run(self, request: dict) -> dict[str, list[list[int]] | str]:
         """New ids of each variant, or the error."""
@@ -67,12 +78,12 @@ class Client:
         return {variant: found.get(variant, done.stderr[-200:] or "no answer") for variant in request["variants"]}
 
 
-def _python(name: str, script: str) -> Client:
-    return Client(name, name, (str(INSTALLED / name / "bin" / "python"), str(HERE / script)))
+def _python(name: str, script: str, **options: str) -> Client:
+    return Client(name, name, (str(INSTALLED / name / "bin" / "python"), str(HERE / script)), **options)
 
 
-def _node(name: str) -> Client:
-    return Client(name, name, ("node", str(HERE / "transformersjs.mjs"), str(INSTALLED / name)))
+def _node(name: str, **options: bool) -> Client:
+    return Client(name, name, ("node", str(HERE / "transformersjs.mjs"), str(INSTALLED / name)), **options)
 
 
 def _browser(device: str) -> Client:
@@ -87,9 +98,9 @@ CLIENTS = (
     HOME,
     _python("ort-1.30.0", "ort_loop.py"),
     _python("ort-1.24.3", "ort_loop.py"),
-    _python("genai-0.18.0", "genai_loop.py"),
+    _python("genai-0.18.0", "genai_loop.py", caches="whole"),
     _node("tfjs-4.3.1"),
-    _node("tfjs-4.0.1"),
+    _node("tfjs-4.0.1", has_free_heads=False),
 )
 BROWSERS = (_browser("wasm"), _browser("webgpu"))
 
@@ -102,21 +113,22 @@ def main() -> int:
     clients = [c for c in (*CLIENTS, *(BROWSERS if arguments.browser else ())) if (arguments.only or "") in c.name]
     good = True
     print("| client | model | " + " | ".join(VARIANTS) + " |\n|" + "---|" * (len(VARIANTS) + 2))
-    for kind in ("dense", "moe"):
+    for kind in MODELS:
         with tempfile.TemporaryDirectory() as scratch:
-            request, expected = _prepare(kind, Path(scratch) / "model")
+            needed = {(client.caches, client.has_free_heads) for client in clients}
+            prepared = {each: _prepare(kind, Path(scratch), *each) for each in needed}
             for client in clients:
-                good &= _row(client, kind, request, expected)
+                good &= _row(client, kind, *prepared[client.caches, client.has_free_heads])
     return 0 if good else 1
 
 
-def _prepare(kind: str, folder: Path) -> tuple[dict, dict[str, list[list[int]]]]:
+def _prepare(kind: str, scratch: Path, caches: str, has_free_heads: bool) -> tuple[dict, dict[str, list[list[int]]]]:
     """A converted model, the request about it, and the tokens each variant should give."""
-    graph = open_graph(bundled.path(kind))
-    convert(graph, target="onnx", quant="all", out=folder, validate_after=False)
-    texts = render_chats(
-        graph.assets.chat_template, CONVERSATIONS, bos_token=graph.assets.tokenizer_config["bos_token"]
-    )
+    scratch = Path(tempfile.mkdtemp(dir=scratch))
+    is_random, folder = kind == "lfm3" and not has_free_heads, scratch / "model"
+    graph = open_graph(_random(scratch / "checkpoint") if is_random else bundled.path(kind))
+    convert(graph, target="onnx", quant="all", out=folder, options={"onnx_caches": caches}, validate_after=False)
+    texts = render_chats(graph.assets.chat_template, CONVERSATIONS, special_tokens=graph.assets.special_tokens)
     prompts = [list(graph.tokenizer.encode(text, special=False)) for text in texts]
     request = {
         "folder": str(folder),
@@ -125,9 +137,14 @@ def _prepare(kind: str, folder: Path) -> tuple[dict, dict[str, list[list[int]]]]
         "max_new_tokens": MAX_NEW_TOKENS,
         "variants": VARIANTS,
     }
-    forward, stop = Forward(graph), graph.config.eos_token_ids
+    forward, stop = Forward(graph), graph.stop_ids
     reference = [list(forward.generate(p, max_new_tokens=MAX_NEW_TOKENS, stop=stop)) for p in prompts]
     return request, {**HOME.run(request), "fp32": reference}
+
+
+def _random(folder: Path) -> Path:
+    """Heads that fill the hidden size, as those of LFM3-1.7B."""
+    return make_checkpoint(folder, lfm3_config(head_dim=32), dtype="float32")
 
 
 def _row(client: Client, kind: str, request: dict, expected: dict[str, list[list[int]]]) -> bool:

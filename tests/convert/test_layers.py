@@ -10,31 +10,24 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-SUB_PACKAGES = ("convert", "quantize", "targets", "validate")
+SUB_PACKAGES = ("graph", "quantize", "targets", "validate", "convert")
 HEAVY = ("torch", "onnx", "onnxruntime", "mlx", "coremltools", "transformers")
 
 # A module has the rank of its longest prefix, and imports modules of its own rank or a lower one.
 RANKS = {
-    "convert.errors": 0,
-    "convert.units": 0,
-    "convert.progress": 0,
-    "convert.hub": 1,
-    "convert.model": 1,
-    "quantize": 2,
-    "convert.plans": 3,
-    "convert.stream": 3,
-    "convert.files": 3,
-    "convert.manifest": 3,
+    "graph": 2,
+    **dict.fromkeys(("graph.errors", "graph.units", "graph.text", "graph.progress", "graph.json_text"), 0),
+    **dict.fromkeys(("graph.dtypes", "graph.files", "graph.streams", "graph.tensor"), 1),
+    "quantize": 3,
     "targets": 4,
     "validate": 5,
-    "convert.pipeline": 6,
-    "convert.recipe": 6,
-    "convert.bundled": 1,
-    "convert.bundled.making": 8,  # not in the wheel
-    "convert.source": 6,
-    "convert.cli": 7,
-    "convert._root": 8,
-    "convert._optimum": 8,
+    **dict.fromkeys(("convert.destination", "convert.manifest"), 6),
+    **dict.fromkeys(("convert.artifacts", "convert.ownership", "convert.bundled"), 7),
+    **dict.fromkeys(("convert.pipeline", "convert.provenance", "convert.source", "convert.writing"), 8),
+    "convert.cli": 9,
+    "convert._root": 10,
+    "convert._optimum": 10,
+    "convert.bundled.making": 10,  # not in the wheel
 }
 
 
@@ -102,10 +95,10 @@ def test_the_package_of_everything_imports_nothing() -> None:
 @pytest.mark.parametrize(
     ("module", "line", "expected"),
     [
-        ("convert.model.a", "from ..errors import X", "convert.errors.X"),
-        ("convert.model.a", "from ...quantize.policy import P", "quantize.policy.P"),
-        ("convert.model.a", "from ... import targets", "targets"),
-        ("convert.model.a", "def f():\n    from lfm_convert.validate import parity", "validate.parity"),
+        ("graph.source.a", "from ..errors import X", "graph.errors.X"),
+        ("graph.source.a", "from ...quantize.policy import P", "quantize.policy.P"),
+        ("graph.source.a", "from ... import targets", "targets"),
+        ("graph.source.a", "def f():\n    from lfm_convert.validate import parity", "validate.parity"),
         ("targets.gguf.a", "import lfm_convert.convert.cli.main", "convert.cli.main"),
     ],
 )
@@ -116,7 +109,7 @@ def test_imports_are_seen(module: str, line: str, expected: str, tmp_path: Path)
 
 
 def test_the_core_pulls_no_heavy_library() -> None:
-    core = [name for name in MODULES if rank(name) in (0, 1) and not name.endswith("chat_child")]
+    core = [name for name in MODULES if rank(name) in (0, 1, 2) and not name.endswith("chat_child")]
     lines = [f"import lfm_convert.{name}" for name in ["convert", *core]]
     lines += ["import sys", f"print(sorted(set(sys.modules) & {set(HEAVY)!r}))"]
     assert run_python(lines) == "[]"

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = ("convert/", "quantize/", "targets/", "validate/")
+PACKAGES = ("graph/", "quantize/", "targets/", "validate/", "convert/")
 WITHOUT_EXTRAS = """
 import sys
 for name in ("onnx", "onnxruntime", "xllamacpp", "mlx", "torch", "transformers"):

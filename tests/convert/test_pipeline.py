@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 from lfm_convert.convert import convert, plan, validate
-from lfm_convert.convert.errors import InputError, UsageError
 from lfm_convert.convert.pipeline import find_artifacts
+from lfm_convert.graph.errors import InputError, UsageError
 from support.checkpoints import make_checkpoint, moe_config
 
 

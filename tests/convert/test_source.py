@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 from lfm_convert.convert import bundled
-from lfm_convert.convert.errors import InputError, UsageError
 from lfm_convert.convert.source import find_model
+from lfm_convert.graph.errors import InputError, UsageError
 from support.hub import environment, serve
 
 REPO = "LiquidAI/LFM2-Local"
@@ -46,7 +46,7 @@ def test_malformed_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tex
 def test_unknown_places(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such folder"):
         find_model(str(tmp_path / "nothing"))
-    with pytest.raises(UsageError, match="no bundled model 'big': expected moe or dense"):
+    with pytest.raises(UsageError, match="no bundled model 'big': expected moe or dense or lfm3"):
         find_model("bundled:big")
     (tmp_path / "x.gguf").touch()
     with pytest.raises(InputError, match="is a file"):

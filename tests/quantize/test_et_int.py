@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from lfm_convert.convert.errors import InputError
+from lfm_convert.graph.errors import InputError
 from lfm_convert.quantize.encoding import get_encoding
 
 NAMES = ("et_int4_g32", "et_int4_g64", "et_int4_g128", "et_int8", "et_embed4_g32", "et_embed8")

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from lfm_convert.convert.model.tensor import ArrayTensor
-from lfm_convert.convert.plans import Placement, TensorPlan
-from lfm_convert.convert.stream import Execution, write_tensors
+from lfm_convert.graph.tensor import ArrayTensor
 from lfm_convert.quantize.encoding import get_encoding
 from lfm_convert.targets.executorch.fused import HEADER
+from lfm_convert.targets.plans import Placement, TensorPlan
+from lfm_convert.targets.stream import Execution, write_tensors
 
 TILES = get_encoding("et_tiles4_g32")
 

@@ -10,10 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from lfm_convert.convert.errors import InputError
-from lfm_convert.convert.model.dtypes import Float32
-from lfm_convert.quantize.encoding import get_encoding
-from lfm_convert.targets.gguf.header import TYPE_IDS
+from lfm_convert.graph.dtypes import Float32
+from lfm_convert.graph.errors import InputError
+from lfm_convert.quantize.encoding import get_encoding, ggml_types
 
 BLOCK_BYTES = {
     "Q4_0": 18, "Q4_1": 20, "Q5_0": 22, "Q5_1": 24, "Q8_0": 34, "Q6_K": 210, "Q5_K": 176, "Q4_K": 144, "Q3_K": 110,
@@ -223,6 +222,6 @@ def _ggml_encode(name: str, rows: Float32, importance: Float32 | None) -> np.nda
     quantize.restype = ctypes.c_size_t
     quantize.argtypes = (ctypes.c_int, *[ctypes.c_void_p] * 2, *[ctypes.c_int64] * 3, ctypes.c_void_p)
     weights = None if importance is None else importance.ctypes.data
-    size = quantize(TYPE_IDS[name], rows.ctypes.data, out.ctypes.data, 0, *rows.shape, weights)
+    size = quantize(ggml_types()[name], rows.ctypes.data, out.ctypes.data, 0, *rows.shape, weights)
     assert size == out.nbytes
     return out

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from lfm_convert.convert.model.dtypes import Float32
-from lfm_convert.quantize.encoding import get_encoding
-from lfm_convert.quantize.encodings._blocks import BlockEncoding, refined, stored_type
+from lfm_convert.graph.dtypes import Float32
+from lfm_convert.graph.errors import UsageError
+from lfm_convert.quantize.encoding import encoding_names, get_encoding
+from support.refusals import refused
 
 NAMES = (
     "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q6_K", "Q5_K", "Q4_K", "Q3_K", "Q2_K", "IQ4_NL", "IQ4_XS", "MXFP4",
@@ -28,10 +29,9 @@ LEFT = {
 def block_errors(name: str, rows: Float32, importance: Float32 | None) -> tuple[np.ndarray, np.ndarray]:
     """The weighted squared error of every block, exact and refined; the format's reader decodes both."""
     exact = get_encoding(name)
-    assert isinstance(exact, BlockEncoding)
     weights = np.ones(rows.shape[1]) if importance is None else importance.astype(np.float64)
     found = []
-    for encoding in (exact, refined(exact)):
+    for encoding in (exact, exact.refined()):
         off = exact.decode(*encoding.encode(rows, importance)).astype(np.float64) - rows
         found.append((off**2 * weights).reshape(-1, exact.block).sum(axis=1))
     return found[0], found[1]
@@ -95,16 +95,37 @@ def test_much_of_the_error_of_weights_goes(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_rows_are_independent(name: str) -> None:
     rows = np.random.default_rng(0).standard_normal((70, 256)).astype(np.float32)
-    encoding = refined(get_encoding(name))
+    encoding = get_encoding(name).refined()
     apart = np.concatenate([encoding.encode(part)[0] for part in (rows[:1], rows[1:40], rows[40:])])
     assert np.array_equal(encoding.encode(rows)[0], apart)
 
 
 def test_names_say_what_is_stored() -> None:
     q4, f16 = get_encoding("Q4_K"), get_encoding("F16")
-    assert (refined(q4).name, stored_type(refined(q4)), stored_type(q4)) == ("Q4_K_refined", "Q4_K", "Q4_K")
-    assert refined(f16) is f16 and stored_type(f16) == "F16"
-    assert refined(q4).parts(512) == q4.parts(512)
+    refined = q4.refined()
+    assert (refined.name, refined.stored_name, q4.stored_name) == ("Q4_K_refined", "Q4_K", "Q4_K")
+    assert (q4.is_refined, refined.is_refined, refined.refined() is refined) == (False, True, True)
+    assert f16.refined() is f16 and f16.stored_name == "F16"
+    assert refined.parts(512) == q4.parts(512)
+
+
+def test_a_refined_encoding_has_a_name_but_no_entry() -> None:
+    assert not any(name.endswith("_refined") for name in encoding_names())
+    assert get_encoding("Q4_K_refined").is_refined
+    assert get_encoding("affine4_g64_bf16_refined").is_refined
+    for name in ("F16_refined", "Q4_K_refined_refined", "Q9_refined"):
+        with refused("unknown encoding", name, error=UsageError):
+            get_encoding(name)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_encodings_say_whether_columns_are_weighed(name: str) -> None:
+    """With importance and without, other bytes: of an exact encoder that says so, and of every refined one."""
+    rows = np.random.default_rng(3).standard_normal((4, 256)).astype(np.float32)
+    importance = np.linspace(0, 4, 256, dtype=np.float32)
+    for encoding in (get_encoding(name), get_encoding(name).refined()):
+        plain, weighed = (encoding.encode(rows, each)[0] for each in (None, importance))
+        assert (plain != weighed).any() == encoding.weighs_columns
 
 
 @pytest.mark.peers
@@ -113,7 +134,7 @@ def test_values_are_ggufs(name: str) -> None:
     """What another reader of the format makes of refined bytes."""
     gguf: Any = pytest.importorskip("gguf")
     rows = (np.random.default_rng(5).standard_normal((8, 512)) * 0.02).astype(np.float32)
-    encoding = refined(get_encoding(name))
+    encoding = get_encoding(name).refined()
     (stored,) = encoding.encode(rows)
     theirs = gguf.quants.dequantize(stored, gguf.GGMLQuantizationType[name])
     assert np.array_equal(encoding.decode(stored), theirs)

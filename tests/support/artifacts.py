@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lfm_convert.convert.model.graph import WeightGraph
-from lfm_convert.convert.stream import Execution
+from lfm_convert.graph.graph import WeightGraph
+from lfm_convert.targets.stream import Execution
 from lfm_convert.targets.target import Artifact, Target, get_target
 
 # By how much a file may miss its plan: a program's bytes are not known before it is lowered.
@@ -21,6 +21,7 @@ def write_artifact(
     folder.mkdir(parents=True, exist_ok=True)
     chosen.write(plan, graph, folder, run or Execution(jobs=2))
     for name, data in chosen.shared_files(graph, [plan]).items():
+        (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(data)
     files = tuple(folder / file.path for file in plan.files)
     for file in plan.files:

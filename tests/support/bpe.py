@@ -1,6 +1,6 @@
 """A small byte-level BPE tokenizer with LFM2's special tokens at LFM2's ids and LFM2's pre-tokenizer.
 
-Source: the public LFM2 tokenizer files, see `facts/family.md` E3.
+Source: the public LFM2 tokenizer files.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Random LFM2 checkpoints of any shape, written without torch and streamed, so that billions of weights need little memory.
+"""Random LFM2 and LFM3 checkpoints of any shape, written without torch and streamed, so that billions of weights need little memory.
 
     make_checkpoint(folder, moe_config(num_experts=16), shards=2)
     python tests/support/checkpoints.py --kind moe-1.2b OUT
@@ -26,10 +26,10 @@ if not __package__:  # run as a script
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from support.bpe import MAX_TOKENS, write_tokenizer
-from support.configs import PRESETS, Config, dense_25_config, dense_config, moe_config, preset
+from support.configs import PRESETS, Config, dense_25_config, dense_config, lfm3_config, moe_config, preset
 from support.safetensors_files import Declared, bfloat16_bytes, write_declared
 
-__all__ = ["dense_25_config", "dense_config", "make_checkpoint", "moe_config", "preset"]
+__all__ = ["dense_25_config", "dense_config", "lfm3_config", "make_checkpoint", "moe_config", "preset"]
 
 _CHUNK = 1 << 20
 _DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
@@ -83,10 +83,14 @@ def _tensors(config: Config, fused_experts: bool) -> dict[str, _Random]:
     if not config.get("tie_word_embeddings", config.get("tie_embedding", True)):
         tensors["lm_head.weight"] = _Random((vocab, hidden), 2 / math.sqrt(hidden))
     for layer in range(config["num_hidden_layers"]):
-        operator = _attention(config) if _is_attention(config, layer) else _conv(config)
+        is_lfm3 = config["model_type"] == "lfm3"
+        attention = _gated_attention if is_lfm3 else _attention
+        operator = attention(config) if _is_attention(config, layer) else _conv(config)
         is_moe = config["model_type"] == "lfm2_moe" and layer >= config["num_dense_layers"]
         feed_forward = _experts(config) if is_moe else _dense(config)
         named = {"operator_norm.weight": _gain(hidden), "ffn_norm.weight": _gain(hidden), **operator, **feed_forward}
+        if is_lfm3 and config.get("use_sandwich_norm", True):
+            named |= {"post_operator_norm.weight": _gain(hidden), "post_ffn_norm.weight": _gain(hidden)}
         prefix = f"model.layers.{layer}."
         named = {prefix + name: random for name, random in named.items()}
         tensors |= _fuse(config, prefix, named) if is_moe and fused_experts else named
@@ -127,6 +131,21 @@ def _attention(config: Config) -> dict[str, _Random]:
     }
 
 
+def _gated_attention(config: Config) -> dict[str, _Random]:
+    """LFM3's: other names, and a gate a head."""
+    names = {"out_proj": "o_proj", "q_layernorm": "q_norm", "k_layernorm": "k_norm"}
+    tensors = {}
+    for name, random in _attention(config).items():
+        scope, part, kind = name.split(".")
+        tensors[f"{scope}.{names.get(part, part)}.{kind}"] = random
+    if config.get("attention_bias", False):
+        shapes = {name: random.shape for name, random in tensors.items() if name.endswith("_proj.weight")}
+        tensors |= {name.replace(".weight", ".bias"): _Random(shape[:1], 0.1) for name, shape in shapes.items()}
+    if config.get("use_attention_gate", True):
+        tensors["self_attn.gate_proj.weight"] = _matrix(config["num_attention_heads"], config["hidden_size"])
+    return tensors
+
+
 def _dense(config: Config) -> dict[str, _Random]:
     hidden, ffn = config["hidden_size"], _ffn_size(config)
     return {
@@ -163,13 +182,13 @@ def _fuse(config: Config, prefix: str, tensors: dict[str, _Random]) -> dict[str,
 
 def _is_attention(config: Config, layer: int) -> bool:
     if "layer_types" in config:
-        return config["layer_types"][layer] == "full_attention"
+        return config["layer_types"][layer] != "conv"
     return layer in config["full_attn_idxs"]
 
 
 def _ffn_size(config: Config) -> int:
     size = config.get("block_ff_dim") or config["intermediate_size"]
-    if config["model_type"] == "lfm2_moe" or not config.get("block_auto_adjust_ff_dim", True):
+    if config["model_type"] != "lfm2" or not config.get("block_auto_adjust_ff_dim", True):
         return size
     multiple = config.get("block_multiple_of", 256)
     size = int(config.get("block_ffn_dim_multiplier", 1.0) * int(2 * size / 3))
@@ -220,7 +239,7 @@ def _write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Writes a random LFM2 checkpoint.")
+    parser = argparse.ArgumentParser(description="Writes a random checkpoint.")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--kind", choices=PRESETS, default="tiny-dense")
     parser.add_argument("--dtype", choices=_DTYPES, default="bfloat16")

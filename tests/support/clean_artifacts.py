@@ -10,10 +10,11 @@ from pathlib import Path
 
 import numpy as np
 from lfm_convert.convert import bundled
-from lfm_convert.convert.model.dtypes import DType, to_bfloat16, widen
-from lfm_convert.convert.model.graph import Role, WeightGraph
-from lfm_convert.convert.model.lfm2 import open_graph
-from lfm_convert.convert.model.tensor import ArrayTensor
+from lfm_convert.graph.dtypes import DType, to_bfloat16, widen
+from lfm_convert.graph.graph import WeightGraph
+from lfm_convert.graph.opening import open_graph
+from lfm_convert.graph.roles import Role
+from lfm_convert.graph.tensor import ArrayTensor
 from lfm_convert.validate.parity import validate
 from lfm_convert.validate.results import Verdict
 

@@ -1,7 +1,7 @@
 """Config dicts of random checkpoints, spelled as the published `config.json` files spell them.
 
 Overrides replace fields of the finished dict; an override of None removes the field.
-Source: the configs of LFM2-350M … LFM2-24B-A2B and LFM2.5, see `facts/family.md` E2.
+Source: the configs of LFM2-350M … LFM2-24B-A2B and LFM2.5.
 """
 
 from __future__ import annotations
@@ -84,6 +84,34 @@ def moe_config(
     return _override(config, overrides)
 
 
+def lfm3_config(*, hidden_size: int = 128, num_hidden_layers: int = 6, **overrides: Any) -> Config:
+    """An LFM3 config as LFM3-1.7B is published, which leaves out what is its class's default.
+
+    Layers: conv conv full conv sliding conv …; heads that do not fill the hidden size; a window of 16.
+    """
+    config = {
+        "architectures": ["Lfm3ForCausalLM"],
+        "head_dim": 48,
+        "intermediate_size": 200,
+        "layer_types": [
+            "full_attention" if i % 4 == 2 else "sliding_attention" if i % 4 == 0 and i > 0 else "conv"
+            for i in range(num_hidden_layers)
+        ],
+        "model_type": "lfm3",
+        "sliding_window": 16,
+        "tie_word_embeddings": True,
+        **_common(hidden_size, num_hidden_layers),
+        "conv_L_cache": 7,
+        "dtype": "bfloat16",
+        "max_position_embeddings": 262144,
+        "rope_parameters": {
+            "full_attention": {"partial_rotary_factor": 0.5, "rope_theta": 1e6, "rope_type": "default"},
+            "sliding_attention": {"rope_theta": 10000.0, "rope_type": "default"},
+        },
+    }
+    return _override(config, {"rope_theta": None, "torch_dtype": None, **overrides})
+
+
 def preset(kind: str) -> Config:
     """The config of a published shape, or of the peer benchmark's `moe-1.2b`. Raises: KeyError."""
     make, fields = PRESETS[kind]
@@ -93,6 +121,7 @@ def preset(kind: str) -> Config:
 PRESETS = {
     "tiny-dense": (dense_config, {}),
     "tiny-moe": (moe_config, {}),
+    "tiny-lfm3": (lfm3_config, {}),
     "dense-230m": (dense_25_config, {
         "hidden_size": 1024, "num_hidden_layers": 14, "attention": (2, 4, 6, 8, 10, 12),
         "num_attention_heads": 16, "num_key_value_heads": 8, "intermediate_size": 2560, "vocab_size": 65536,
@@ -113,6 +142,10 @@ PRESETS = {
         "hidden_size": 2048, "num_hidden_layers": 30, "attention": _ATTENTION_30,
         "num_attention_heads": 32, "num_key_value_heads": 8, "intermediate_size": 10752, "vocab_size": 128000,
         "rope_parameters": {"rope_theta": 1e7, "rope_type": "default"},
+    }),
+    "lfm3-1.7b": (lfm3_config, {
+        "hidden_size": 2048, "num_hidden_layers": 24, "num_attention_heads": 16, "num_key_value_heads": 4,
+        "head_dim": 128, "intermediate_size": 7680, "sliding_window": 256, "vocab_size": 128000,
     }),
     "moe-1.2b": (moe_config, {
         "hidden_size": 1024, "num_hidden_layers": 16, "attention": _ATTENTION_16,

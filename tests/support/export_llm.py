@@ -11,7 +11,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from lfm_convert.convert.model.config import load_config
+from lfm_convert.graph.blocks import Attention, Dense
+from lfm_convert.graph.source.config_file import load_config
 
 _MODULE = "executorch.extension.llm.export.export_llm"
 _CONVERT = (
@@ -43,19 +44,21 @@ def export_llm_command(
 def _params(checkpoint: Path) -> dict[str, object]:
     """The config as upstream's `config/lfm2_350m_config.json` spells it."""
     config = load_config(checkpoint)
+    attention, dense = config.first(Attention), config.first(Dense)
+    assert attention is not None and attention.rope is not None and dense is not None
     return {
         "dim": config.hidden_size,
         "ffn_dim_multiplier": 1,
-        "hidden_dim": config.ffn_size,
-        "n_heads": config.n_heads,
-        "n_kv_heads": config.n_kv_heads,
+        "hidden_dim": dense.size,
+        "n_heads": attention.n_heads,
+        "n_kv_heads": attention.n_kv_heads,
         "n_layers": config.n_layers,
         "norm_eps": config.norm_eps,
-        "rope_theta": config.rope_theta,
+        "rope_theta": attention.rope.theta,
         "vocab_size": config.vocab_size,
         "use_scaled_rope": False,
         "use_hf_rope": True,
         "use_qk_norm": True,
         "qk_norm_before_rope": True,
-        "layer_types": [operator.value for operator in config.operators],
+        "layer_types": config.family.hub_fields(config)["layer_types"],
     }

@@ -18,12 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from lfm_convert.convert.errors import BackendError
-from lfm_convert.convert.model.forward import Forward, State
-from lfm_convert.convert.model.graph import Layer, Role, WeightGraph
-from lfm_convert.convert.model.lfm2 import open_graph
-from lfm_convert.convert.model.tensor import ArrayTensor, TensorView
-from lfm_convert.targets.target import Address, Artifact, Runner, Target
+from lfm_convert.graph.errors import BackendError, UsageError
+from lfm_convert.graph.graph import Layer, WeightGraph
+from lfm_convert.graph.opening import open_graph
+from lfm_convert.graph.reference.forward import Forward, State
+from lfm_convert.graph.roles import Address, Role
+from lfm_convert.graph.tensor import ArrayTensor, TensorView
+from lfm_convert.targets.target import Artifact, Runner, Target
 
 from support.planted import BUGS
 
@@ -52,7 +53,7 @@ class FakeRunner(Runner):
     logits of every call after so many; `wide`: so many ids too many; `keep_state`: reset does nothing;
     `forget_conv`: the convolutions start anew at every call; `crash_at`, `hang_at`: the call it happens in;
     `shared_state`: a second conversation goes on in the first; `padding_counts`: padded tokens are read as tokens;
-    `alone`: it holds one conversation, takes one sequence, and shows no experts; `template`: of its chats.
+    `alone`: it holds one conversation, takes one sequence, and shows no experts; `template`: of its chats; `stops`: ids by reader.
     """
 
     batches = ("left",)
@@ -111,8 +112,11 @@ class FakeRunner(Runner):
         self._forward.prefill([token_ids])
         return {layer: routing.experts for layer, routing in self._forward.routings.items()} or None
 
-    def template(self) -> str | None:
-        return self._fault.get("template")
+    def templates(self) -> Mapping[str, str]:
+        return {"default": self._fault["template"]} if "template" in self._fault else {}
+
+    def stops(self) -> Mapping[str, Sequence[int]]:
+        return self._fault.get("stops", {})
 
     def _break(self) -> None:
         if self._calls == self._fault.get("crash_at"):
@@ -144,7 +148,7 @@ class FakeTarget(Target):
         return None
 
     def plan(self, graph: WeightGraph, quant: str) -> Any:
-        raise NotImplementedError
+        raise UsageError("the fake target plans nothing")
 
     def write(self, *arguments: Any) -> None:
         raise NotImplementedError
@@ -173,4 +177,4 @@ def swap_weights(graph: WeightGraph) -> WeightGraph:
         Role.FFN_GATE: replace(gate, view=ArrayTensor(gate.view.name, up.view.read())),
         Role.FFN_UP: replace(up, view=ArrayTensor(up.view.name, gate.view.read())),
     }
-    return replace(graph, layers=(Layer(0, first.operator, first.is_moe, swapped), *graph.layers[1:]))
+    return replace(graph, layers=(Layer(0, first.branches, swapped), *graph.layers[1:]))

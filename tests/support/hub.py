@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -67,4 +68,5 @@ def serve(folder: Path, repo: str) -> Iterator[str]:
 
 def environment(home: Path, endpoint: str) -> dict[str, str]:
     """What a process needs to use that hub, with a cache of its own."""
-    return {"HF_HOME": str(home), "HF_ENDPOINT": endpoint, "PATH": "/usr/bin:/bin", "HF_HUB_DISABLE_XET": "1"}
+    kept = {name: os.environ[name] for name in ("PYTHONPATH",) if name in os.environ}
+    return kept | {"HF_HOME": str(home), "HF_ENDPOINT": endpoint, "PATH": "/usr/bin:/bin", "HF_HUB_DISABLE_XET": "1"}

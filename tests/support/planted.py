@@ -8,12 +8,16 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
-from lfm_convert.convert.model.forward import Forward, Routing, State
-from lfm_convert.convert.model.graph import Layer, Role, WeightGraph
-from lfm_convert.convert.model.tensor import ArrayTensor, TensorView
+from lfm_convert.graph.blocks import Attention, Branch, Mixture, Norm, Rope, ShortConv
+from lfm_convert.graph.graph import Layer, Weight, WeightGraph
+from lfm_convert.graph.reference.forward import Forward, Routing, State
+from lfm_convert.graph.roles import Role
+from lfm_convert.graph.rotary import default_rope
+from lfm_convert.graph.tensor import ArrayTensor, TensorView
+from lfm_convert.quantize.encoding import get_encoding
+from lfm_convert.targets.encoded import EncodedTensor
 
 Store = Callable[[WeightGraph], WeightGraph]
 
@@ -46,70 +50,84 @@ def _swap_experts(graph: WeightGraph) -> WeightGraph:
     return _changed(graph, {(Role.EXPERT_DOWN, 2): down})
 
 
-def _two_bits(values: np.ndarray, levels: int = 1) -> np.ndarray:
-    """Symmetric rounding in blocks of 32, to 2 * levels + 1 values."""
+class StoredAs(EncodedTensor):
+    """Values as an encoding of ours stores them, without a file; `change` is what goes wrong with what it decodes to."""
+
+    def __init__(
+        self, values: np.ndarray, encoding: str, change: Callable[[np.ndarray], np.ndarray] = lambda decoded: decoded
+    ) -> None:
+        super().__init__("planted", values.shape, get_encoding(encoding), ())
+        rows = np.ascontiguousarray(values.reshape(-1, values.shape[-1]))
+        padded = np.pad(rows, ((0, -len(rows) % self.encoding.tile_rows), (0, 0)))
+        self._values = change(self.encoding.decode(*self.encoding.encode(padded))[: len(rows)])
+
+    def _rows(self, start: int, stop: int) -> np.ndarray:
+        return self._values[start:stop].copy()
+
+
+def _two_bits(values: np.ndarray) -> np.ndarray:
+    """Symmetric rounding in blocks of 32, to -1, 0 and 1."""
     blocks = values.reshape(-1, 32)
-    scale = np.abs(blocks).max(axis=1, keepdims=True) / levels
+    scale = np.abs(blocks).max(axis=1, keepdims=True)
     return (np.rint(blocks / scale) * scale).reshape(values.shape).astype(np.float32)
 
 
 def _four_bits(graph: WeightGraph) -> WeightGraph:
     wide = [w for w in graph.weights() if w.view.n_rows > 1 and w.role not in (Role.CONV_KERNEL, Role.ROUTER)]
-    return _changed(graph, {(w.role, w.layer): _two_bits(w.view.read(), levels=7) for w in wide})
+    return graph.with_weights({(w.role, w.layer): StoredAs(w.view.read(), "Q4_0") for w in wide})
 
 
 def _one_at_two_bits(graph: WeightGraph) -> WeightGraph:
-    return _changed(_four_bits(graph), {(Role.ATTN_OUT, 1): _two_bits(graph.layers[1][Role.ATTN_OUT].read())})
+    coarse = _two_bits(graph.layers[1][Role.ATTN_OUT].read())
+    return _four_bits(graph).with_weights({(Role.ATTN_OUT, 1): StoredAs(coarse, "Q4_0")})
 
 
-class _Routed(Forward):
-    def _normed(self, weights: np.ndarray) -> np.ndarray:
-        return weights / (weights.sum(axis=1, keepdims=True) + 1e-6) * self.config.moe.routed_scaling_factor
-
-
-class _Softmax(_Routed):
-    def route(self, layer: Layer, x: np.ndarray) -> Routing:
+class _Softmax(Forward):
+    def route(self, block: Mixture, layer: Layer, x: np.ndarray) -> Routing:
         logits = x @ layer[Role.ROUTER].read().T
         p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-        experts = np.argsort(-(p + layer[Role.EXPERT_BIAS].read()), axis=1)[:, : self.config.moe.top_k]
-        weights = np.take_along_axis(p, experts, axis=1)
-        return Routing(experts, self._normed(weights))
+        return _weighed(block, p + layer[Role.EXPERT_BIAS].read(), p)
 
 
-class _BiasInWeights(_Routed):
-    def route(self, layer: Layer, x: np.ndarray) -> Routing:
+class _BiasInWeights(Forward):
+    def route(self, block: Mixture, layer: Layer, x: np.ndarray) -> Routing:
         biased = 1 / (1 + np.exp(-(x @ layer[Role.ROUTER].read().T))) + layer[Role.EXPERT_BIAS].read()
-        experts = np.argsort(-biased, axis=1)[:, : self.config.moe.top_k]
-        weights = np.take_along_axis(biased, experts, axis=1)
-        return Routing(experts, self._normed(weights))
+        return _weighed(block, biased, biased)
+
+
+def _weighed(block: Mixture, ranked: np.ndarray, scores: np.ndarray) -> Routing:
+    experts = np.argsort(-ranked, axis=1)[:, : block.top_k]
+    weights = np.take_along_axis(scores, experts, axis=1)
+    return Routing(experts, weights / (weights.sum(axis=1, keepdims=True) + 1e-6) * block.scaling)
 
 
 class _NoScaling(Forward):
-    def route(self, layer: Layer, x: np.ndarray) -> Routing:
-        right = super().route(layer, x)
-        return Routing(right.experts, right.weights / np.float32(self.config.moe.routed_scaling_factor))
+    def route(self, block: Mixture, layer: Layer, x: np.ndarray) -> Routing:
+        right = super().route(block, layer, x)
+        return Routing(right.experts, right.weights / np.float32(block.scaling))
 
 
 class _TapsReversed(Forward):
-    def _load(self, view: TensorView, start: int, stop: int) -> np.ndarray:
-        values = super()._load(view, start, stop)
-        return values[:, ::-1] if view.n_cols == self.config.conv_width else values
+    def load(self, view: TensorView, start: int, stop: int) -> np.ndarray:
+        values = super().load(view, start, stop)
+        conv = self.graph.config.first(ShortConv)
+        return values[:, ::-1] if conv and view.n_cols == conv.width else values
 
 
 class _Interleaved(Forward):
-    def _rotate(self, x: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
+    def rotate(self, x: np.ndarray, cos: np.ndarray, sin: np.ndarray, rope: Rope) -> np.ndarray:
         pairs = x[..., 0::2] + 1j * x[..., 1::2]
         turned = pairs * (cos + 1j * sin)
         return np.stack([turned.real, turned.imag], axis=-1).reshape(x.shape).astype(np.float32)
 
 
 class _NoHeadNorm(Forward):
-    def _head_norm(self, x: np.ndarray, gain: TensorView) -> np.ndarray:
+    def head_norm(self, x: np.ndarray, gain: Weight, norm: Norm) -> np.ndarray:
         return x
 
 
 class _NoFinalNorm(Forward):
-    def _finish(self, hidden: np.ndarray) -> np.ndarray:
+    def finish(self, hidden: np.ndarray) -> np.ndarray:
         return hidden
 
 
@@ -122,8 +140,19 @@ class _StaleConv(Forward):
         return super().extend(state, tokens)
 
 
-def _with_config(**changes: Any) -> Callable[[WeightGraph], Forward]:
-    return lambda graph: Forward(replace(graph, config=replace(graph.config, **changes)))
+class _OtherEps(Forward):
+    def norm(self, x: np.ndarray, gain: Weight, norm: Norm) -> np.ndarray:
+        return super().norm(x, gain, Norm(1e-6))
+
+
+def _other_theta(graph: WeightGraph) -> Forward:
+    def turned(branch: Branch) -> Branch:
+        block = branch.block
+        is_attention = isinstance(block, Attention)
+        return replace(branch, block=replace(block, rope=default_rope(1e4, block.head_dim))) if is_attention else branch
+
+    layers = tuple(replace(layer, branches=tuple(map(turned, layer.branches))) for layer in graph.layers)
+    return Forward(replace(graph, layers=layers))
 
 
 def _without_a_merge(graph: WeightGraph, text: str) -> list[int]:
@@ -144,10 +173,10 @@ BUGS: dict[str, Bug] = {
     "w1 and w3 swapped": Bug(store=_swap_w1_w3),
     "conv taps reversed when stored": Bug(store=_reverse_taps),
     "conv taps reversed when run": Bug(forward=_TapsReversed),
-    "rope theta 1e4": Bug(forward=_with_config(rope_theta=1e4)),
+    "rope theta 1e4": Bug(forward=_other_theta),
     "rope interleaved": Bug(forward=_Interleaved),
     "QK norm missing": Bug(forward=_NoHeadNorm),
-    "wrong eps": Bug(forward=_with_config(norm_eps=1e-6)),
+    "wrong eps": Bug(forward=_OtherEps),
     "stale conv state": Bug(forward=_StaleConv),
     "final norm skipped": Bug(forward=_NoFinalNorm),
     "experts swapped": Bug(store=_swap_experts),

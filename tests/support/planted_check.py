@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from lfm_convert.convert.model.graph import WeightGraph
+from lfm_convert.graph.graph import WeightGraph
 from lfm_convert.validate.gates import Part
 from lfm_convert.validate.parity import validate
 from lfm_convert.validate.prompts import Prompt

@@ -17,9 +17,10 @@ from typing import Any
 
 import numpy as np
 from lfm_convert.convert import bundled
-from lfm_convert.convert.model.graph import Role, WeightGraph
-from lfm_convert.convert.model.lfm2 import open_graph
-from lfm_convert.convert.model.tensor import ArrayTensor
+from lfm_convert.graph.graph import WeightGraph
+from lfm_convert.graph.opening import open_graph
+from lfm_convert.graph.roles import Role
+from lfm_convert.graph.tensor import ArrayTensor
 from lfm_convert.targets.target import Artifact, Target, get_target
 from lfm_convert.validate.gates import Part
 from lfm_convert.validate.jobs import FIND_TARGET
@@ -78,7 +79,9 @@ def plant(planted: Planted, graph: WeightGraph, folder: Path) -> Artifact:
     if planted.edit is not None:
         planted.edit(artifact)
     os.environ[_BUG] = planted.runtime
-    os.environ["PYTHONPATH"] = str(Path(__file__).parents[1])
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    )
     return artifact
 
 
@@ -372,9 +375,7 @@ _FOUR = {"gguf": "Q4_0", "onnx": "q4", "mlx": "4bit", "executorch": "8da4w"}
 _THETA = config(rope_parameters={"rope_theta": 1e4, "rope_type": "default"})
 
 
-def _run(
-    bug: str, target: str, where: str, *, quant: str = "", gate: str = "execution_kld_median", **how: Any
-) -> Planted:
+def _run(bug: str, target: str, where: str, *, quant: str = "", gate: str = "execution_kld_p50", **how: Any) -> Planted:
     return Planted(
         bug=bug, target=target, quant=quant or _FLOAT[target], part=Part.EXECUTION, gate=gate, where=where, **how
     )
@@ -382,7 +383,7 @@ def _run(
 
 def _stored(bug: str, target: str, where: str, arrays: Any) -> Planted:
     return Planted(
-        bug=bug, target=target, quant=_FOUR[target], part=Part.WEIGHTS, gate="weight_rms", where=where,
+        bug=bug, target=target, quant=_FOUR[target], part=Part.WEIGHTS, gate="stored_row", where=where,
         mistake=weights(arrays),
     )  # fmt: skip
 

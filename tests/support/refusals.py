@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from lfm_convert.convert.errors import InputError, LfmConvertError
+from lfm_convert.graph.errors import InputError, LfmConvertError
 
 
 @contextmanager

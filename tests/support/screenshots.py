@@ -2,7 +2,7 @@
 
     python tests/support/screenshots.py REPORT.html FOLDER
 
-Takes the page on a wide and on a narrow window, light and dark, with Chromium's headless shell.
+Takes the page at three widths, light and dark, with Chromium's headless shell.
 """
 
 from __future__ import annotations
@@ -11,16 +11,14 @@ import argparse
 import shutil
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
 BROWSERS = ("chromium-headless-shell", "chromium", "google-chrome")
-# Name, width and height of the window in pixels, and Chromium's number of the colour scheme.
-VIEWS = (
-    ("report-wide", 1440, 1500, 1),
-    ("report-dark", 1440, 1500, 0),
-    ("report-narrow", 390, 1500, 1),
-    ("report-narrow-dark", 390, 1500, 0),
-)
+# Width and height of the window in pixels; a narrow page is longer.
+WINDOWS = ((400, 2400), (800, 2200), (1400, 2200))
+# What Chromium's number of a colour scheme adds to a name.
+SCHEMES = {1: "", 0: "-dark"}
 
 
 def main() -> None:
@@ -31,14 +29,15 @@ def main() -> None:
     browser = next(filter(None, map(shutil.which, BROWSERS)), None)
     if browser is None:
         sys.exit("no browser: apt-get install --no-install-recommends chromium-headless-shell")
-    for name, width, height, scheme in VIEWS:
+    for (width, height), (scheme, suffix) in product(WINDOWS, SCHEMES.items()):
+        picture = options.folder / f"report-{width}{suffix}.webp"
         command = [
             browser, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
-            f"--screenshot={options.folder / name}.png", f"--window-size={width},{height}",
+            f"--screenshot={picture}", f"--window-size={width},{height}",
             f"--blink-settings=preferredColorScheme={scheme}", options.report.resolve().as_uri(),
         ]  # fmt: skip
         subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
-        print(options.folder / f"{name}.png")
+        print(f"{picture}: {picture.stat().st_size / 1000:.0f} kB")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ def fake_runtime(monkeypatch: pytest.MonkeyPatch) -> str:
     """Lets worker processes import the fake target; the value is what `find_target` takes."""
     from support.fake_target import FIND_TARGET
 
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]), prepend=os.pathsep)
     monkeypatch.setenv("OPENBLAS_NUM_THREADS", "1")  # tiny matrices: more threads only wait for each other
     return FIND_TARGET
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 from lfm_convert.convert.cli.main import main
-from lfm_convert.convert.errors import BudgetError, InputError
-from lfm_convert.convert.model.graph import WeightGraph
 from lfm_convert.convert.pipeline import plan
+from lfm_convert.graph.errors import BudgetError, InputError
+from lfm_convert.graph.graph import WeightGraph
 from lfm_convert.validate.budgets import Budgets, DeviceClass, load_devices
 from lfm_convert.validate.memory import run_bytes
 

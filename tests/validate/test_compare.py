@@ -3,8 +3,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from lfm_convert.convert.errors import InputError, UsageError
-from lfm_convert.convert.model.graph import WeightGraph
+from lfm_convert.graph.errors import InputError, UsageError
+from lfm_convert.graph.graph import WeightGraph
 from lfm_convert.validate.compare import compare_results, mcnemar
 from lfm_convert.validate.parity import validate
 from lfm_convert.validate.prompts import Prompt

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from lfm_convert.convert import bundled
-from lfm_convert.convert.model.lfm2 import open_graph
+from lfm_convert.graph.opening import open_graph
 from lfm_convert.targets.target import get_target
 from lfm_convert.validate.parity import validate
 from lfm_convert.validate.suites import choose_prompts

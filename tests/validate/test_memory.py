@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from lfm_convert.convert.model.config import parse_config
+from lfm_convert.graph.source.config_file import parse_config
 from lfm_convert.validate.memory import cache_bytes, run_bytes
 
 

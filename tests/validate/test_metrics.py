@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from lfm_convert.convert.errors import InputError
+from lfm_convert.graph.errors import InputError
 from lfm_convert.validate import metrics
 from lfm_convert.validate.metrics import position_kld, score_prompt, summarize
 from lfm_convert.validate.prompts import EncodedPrompt

@@ -5,11 +5,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
-from lfm_convert.convert.errors import BackendError
-from lfm_convert.convert.model.graph import WeightGraph
+from lfm_convert.graph.errors import BackendError
+from lfm_convert.graph.graph import WeightGraph
 from lfm_convert.targets.target import get_target
 from support.clean_artifacts import clean_failures
 from support.planted_check import check_planted
@@ -30,7 +31,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> WeightGraph:
 def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """What planting writes into the environment of workers ends with the test."""
     for name in ("LFM_PLANTED_BUG", "PYTHONPATH"):
-        monkeypatch.setenv(name, "")
+        monkeypatch.setenv(name, os.environ.get(name, ""))
     monkeypatch.setenv("OPENBLAS_NUM_THREADS", "1")
 
 

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lfm_convert.convert.errors import InputError, UsageError
-from lfm_convert.convert.model.assets import Assets
-from lfm_convert.convert.model.graph import WeightGraph
+from lfm_convert.graph.errors import InputError, UsageError
+from lfm_convert.graph.graph import WeightGraph
+from lfm_convert.graph.source.assets import Assets
 from lfm_convert.validate.prompts import EncodedPrompt, Prompt, encode_prompts, load_prompts
 
 LANGUAGES = {"en", "ar", "zh", "fr", "de", "ja", "ko", "es"}

@@ -7,14 +7,13 @@ from pathlib import Path
 
 import pytest
 from lfm_convert.convert import bundled
-from lfm_convert.convert.model.chat import render_chats
-from lfm_convert.convert.model.forward import Forward
-from lfm_convert.convert.model.graph import WeightGraph
-from lfm_convert.convert.model.lfm2 import open_graph
+from lfm_convert.graph.graph import WeightGraph
+from lfm_convert.graph.opening import open_graph
+from lfm_convert.graph.reference.forward import Forward
+from lfm_convert.graph.source.chat import render_chats
 from lfm_convert.targets.target import get_target
 from lfm_convert.validate.experts import agreement, routed
 from lfm_convert.validate.probes import check_cache
-from lfm_convert.validate.prompts import bos_token
 from lfm_convert.validate.suites import choose_prompts
 from support.artifacts import write_artifact
 
@@ -56,15 +55,16 @@ def test_llama_cpp_writes_chats_as_the_checkpoint_does(tmp_path: Path) -> None:
     pytest.importorskip("xllamacpp")
     graph = open_graph(bundled.path("dense"))
     artifact = write_artifact(graph, "gguf", "Q4_0", tmp_path)
-    template, bos = graph.assets.chat_template, bos_token(graph.assets)
+    template, special = graph.assets.chat_template, graph.assets.special_tokens
+    bos = special["bos_token"]
     assert template is not None
     prompts = [p for p in choose_prompts(None) if p.messages]
     with closing(get_target("gguf").run(artifact, threads=1)) as runner:
-        assert runner.template() == template
+        assert runner.templates() == {"default": template}
         plain = [p.messages for p in prompts if not p.tools]
-        rendered = render_chats(template, plain, bos_token=bos)
+        rendered = render_chats(template, plain, special_tokens=special)
         assert runner.render(plain, ()) == [text.removeprefix(bos) for text in rendered]
         offered = next(p for p in prompts if p.tools and "type" in p.tools[0])
-        (text,) = render_chats(template, [offered.messages], bos_token=bos, tools=offered.tools)
+        (text,) = render_chats(template, [offered.messages], special_tokens=special, tools=offered.tools)
         assert runner.render([offered.messages], offered.tools) == [text.removeprefix(bos)]
         assert runner.render(plain[:1], [{"name": "bare"}]) is None  # not what the server's API takes

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 from lfm_convert.convert import bundled
-from lfm_convert.convert.errors import InputError, UsageError
-from lfm_convert.convert.model.lfm2 import open_graph
+from lfm_convert.graph.errors import InputError, UsageError
+from lfm_convert.graph.opening import open_graph
 from lfm_convert.validate.metrics import score_prompt, summarize
 from lfm_convert.validate.probes import LONG_CHUNKS
 from lfm_convert.validate.prompts import EncodedPrompt, encode_prompts, load_prompts
@@ -29,11 +29,11 @@ def test_the_standard_suite_covers_what_it_says(encoded: tuple[EncodedPrompt, ..
 
 
 def test_stored_ids_are_what_the_tokenizer_gives(encoded: tuple[EncodedPrompt, ...]) -> None:
-    check_stored_ids(encoded, GRAPH.tokenizer)
+    check_stored_ids(encoded, load_prompts(), GRAPH.tokenizer, GRAPH.assets)
     drifted = (EncodedPrompt("en-harbour", (1, 2, 3), text="x"),)
     with pytest.raises(InputError, match="'en-harbour'"):
-        check_stored_ids(drifted, GRAPH.tokenizer)
-    check_stored_ids(drifted, None)  # another tokenizer: nothing is stored for it
+        check_stored_ids(drifted, load_prompts(), GRAPH.tokenizer, GRAPH.assets)
+    check_stored_ids(drifted, load_prompts(), None, GRAPH.assets)  # another tokenizer: nothing is stored for it
 
 
 def test_smoke_is_a_small_part_with_every_language() -> None:

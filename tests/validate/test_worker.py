@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from lfm_convert.convert.errors import DiskError
+from lfm_convert.graph.errors import DiskError
 from lfm_convert.validate import isolate, worker
-from lfm_convert.validate.jobs import Job, Outcome, Status, load_job, load_outcome, take_logits
+from lfm_convert.validate.jobs import Job, Outcome, Status, load_job, load_outcome
 from lfm_convert.validate.probes import CacheCheck, Probe
 from lfm_convert.validate.prompts import Chat
+from lfm_convert.validate.stored_logits import save_logits, take_logits
 from support.fake_target import FIND_TARGET, make_artifact
 
 IDS = tuple(range(20, 40))
@@ -32,7 +33,7 @@ def _job(folder: Path, checkpoint: Path, **fault: Any) -> Job:
         stop=(7,),
         texts=("a",),
         chats=(Chat(({"role": "user", "content": "a"},)), Chat(({"role": "user", "content": "b"},), ({"name": "t"},))),
-        bos="<|startoftext|>",
+        special_tokens={"bos_token": "<|startoftext|>", "eos_token": "<|im_end|>"},
         expert_prompts=(0,),
     )
 
@@ -68,9 +69,10 @@ def test_work_publishes_logits_and_probes(tmp_path: Path, tiny_dense: Path) -> N
     outcome = worker.work(job, tmp_path)
     assert outcome.status is Status.DONE and outcome.backend == "fake 1.0"
     assert len(outcome.greedy) == 1 and len(outcome.greedy[0]) == 3
-    logits = take_logits(tmp_path, 1)
-    assert logits is not None and logits.shape == (20, 512) and logits.dtype == np.float32
-    assert take_logits(tmp_path, 1) is None
+    logits = take_logits(tmp_path, 1, vocab_size=512)
+    assert logits is not None and logits.shape == (20, 512) and logits[3:5].shape == (2, 512)
+    logits.drop()
+    assert take_logits(tmp_path, 1, vocab_size=512) is None
 
 
 def test_a_full_disk_is_no_verdict(tmp_path: Path, tiny_dense: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,3 +92,17 @@ def test_the_parent_raises_for_a_full_disk(
         isolate.run_job(
             _job(tmp_path, tiny_dense, absent=True), tmp_path, time_limit_s=30, on_logits=lambda index, logits: None
         )
+
+
+def test_published_logits_may_be_taken_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever waits for them removes the file before the writer looks again."""
+    replace_file = Path.replace
+
+    def taken(self: Path, target: Path) -> Path:
+        found = replace_file(self, target)
+        found.unlink()
+        return found
+
+    monkeypatch.setattr(Path, "replace", taken)
+    save_logits(tmp_path, 0, np.zeros((2, 3), np.float32))
+    assert list(tmp_path.iterdir()) == []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -22,14 +22,31 @@ _BATCH = 16
 @torch.no_grad()
 def held_out_loss(model: PreTrainedModel, documents: Documents, *, max_rows: int | None = None) -> dict[str, float]:
     """Return the mean loss in nats per token for each kind, and for their `mixture`."""
-    losses = {}
+    return _by_kind(lambda rows: model(input_ids=rows, labels=rows).loss.item(), documents, max_rows=max_rows)
+
+
+@torch.no_grad()
+def divergence(model: PreTrainedModel, other: PreTrainedModel, documents: Documents) -> dict[str, float]:
+    """Return the mean Kullback-Leibler divergence of `other` from `model` in nats per token, as `held_out_loss`."""
+
+    def of(rows: torch.Tensor) -> float:
+        theirs, ours = (each(input_ids=rows).logits.log_softmax(-1) for each in (other, model))
+        return nn.functional.kl_div(theirs, ours, log_target=True, reduction="none").sum(-1).mean().item()
+
+    return _by_kind(of, documents)
+
+
+def _by_kind(
+    mean: Callable[[torch.Tensor], float], documents: Documents, *, max_rows: int | None = None
+) -> dict[str, float]:
+    """Return what `mean` gives over all rows of each kind, a batch at a time, and over their `mixture`."""
+    means = {}
     for kind in MIXTURE:
         rows = in_order(documents, kind)[:max_rows]
         batches = [rows[start : start + _BATCH] for start in range(0, len(rows), _BATCH)]
-        total = sum(model(input_ids=batch, labels=batch).loss.item() * len(batch) for batch in batches)
-        losses[kind] = total / len(rows)
-    losses["mixture"] = sum(share * losses[kind] for kind, share in MIXTURE.items())
-    return losses
+        means[kind] = sum(mean(batch) * len(batch) for batch in batches) / len(rows)
+    means["mixture"] = sum(share * means[kind] for kind, share in MIXTURE.items())
+    return means
 
 
 @torch.no_grad()

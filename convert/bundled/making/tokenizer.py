@@ -82,8 +82,8 @@ def render(messages: Sequence[Message], *, tools: Sequence[dict[str, Any]] = ())
     return _template().render(messages=messages, tools=tools, bos_token=SPECIAL_TOKENS[BOS])
 
 
-def train(texts: Iterable[str]) -> Tokenizer:
-    """Train the tokenizer on `texts`, from which special tokens are cut out first.
+def train(texts: Iterable[str], *, vocab_size: int = VOCAB_SIZE) -> Tokenizer:
+    """Train a tokenizer on `texts`, from which special tokens are cut out first.
 
     Raises:
         ValueError: the texts hold too few distinct pairs to fill the vocabulary.
@@ -99,14 +99,14 @@ def train(texts: Iterable[str]) -> Tokenizer:
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCAB_SIZE,
+        vocab_size=vocab_size,
         special_tokens=[AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     tokenizer.train_from_iterator((_without_special_tokens(text) for text in texts), trainer)
-    if tokenizer.get_vocab_size() != VOCAB_SIZE:
-        raise ValueError(f"The corpus gave {tokenizer.get_vocab_size()} tokens where {VOCAB_SIZE} are needed.")
+    if tokenizer.get_vocab_size() != vocab_size:
+        raise ValueError(f"The corpus gave {tokenizer.get_vocab_size()} tokens where {vocab_size} are needed.")
     bos = SPECIAL_TOKENS[BOS]
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, BOS)]

@@ -1,4 +1,4 @@
-"""Trains one of the two bundled models on a CPU core and writes it as a checkpoint folder.
+"""Trains one of the bundled models on a CPU core and writes it as a checkpoint folder.
 
     python -m lfm_convert.convert.bundled.making.train moe --out convert/bundled/moe --steps 2000
 
@@ -40,9 +40,9 @@ def main(arguments: list[str] | None = None) -> None:
     fit(model, sampler, held_out, steps=options.steps)
 
     options.out.mkdir(parents=True, exist_ok=True)
-    checkpoint.write(model, options.out)
+    checkpoint.write(model, options.out, name=options.name)
     tokenizer.write(bpe, options.out)
-    facts = _facts(checkpoint.load(options.out), bpe, held_out)
+    facts = _facts(options.out, bpe, held_out)
     facts |= {"steps": options.steps, "seed": options.seed, "n_tokens": options.steps * N_ROWS * rows.ROW_LENGTH}
     checkpoint.write_card(options.out, name=options.name, facts=facts)
     checkpoint.publish_modes(options.out)
@@ -106,8 +106,9 @@ def _train_tokenizer(texts: corpus.Texts) -> Tokenizer:
     return tokenizer.train([*chats, *texts.prose, *texts.code])
 
 
-def _facts(model: PreTrainedModel, bpe: Tokenizer, held_out: rows.Documents) -> dict[str, object]:
+def _facts(folder: Path, bpe: Tokenizer, held_out: rows.Documents) -> dict[str, object]:
     """Measure the written model for its card."""
+    model = checkpoint.load(folder)
     with measure.counted_loads(model) as loads:
         losses = measure.held_out_loss(model, held_out)
     return {
@@ -116,12 +117,19 @@ def _facts(model: PreTrainedModel, bpe: Tokenizer, held_out: rows.Documents) -> 
         "n_parameters": sum(parameter.numel() for parameter in model.parameters()),
         "shares": [(load / load.sum()).tolist() for load in loads],
         "biases": [block.expert_bias.tolist() for block in measure.sparse_blocks(model)],
+        "full_rotation": _full_rotation(folder, model, held_out) if model.config.model_type == "lfm3" else None,
     }
+
+
+def _full_rotation(folder: Path, model: PreTrainedModel, held_out: rows.Documents) -> dict[str, dict[str, float]]:
+    """Measure LFM3 with every pair of the full attention layers turned, and how far that is from `model`."""
+    other = checkpoint.load(folder, full_rotation=True)
+    return {"loss": measure.held_out_loss(other, held_out), "divergence": measure.divergence(model, other, held_out)}
 
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("name", choices=sorted(checkpoint.TITLES), help="which of the two models")
+    parser.add_argument("name", choices=sorted(checkpoint.ARCHITECTURES), help="which of the models")
     parser.add_argument("--out", type=Path, required=True, help="folder of the checkpoint, made where missing")
     parser.add_argument("--steps", type=int, default=2000, help=f"optimizer steps of {N_ROWS} rows")
     parser.add_argument("--seed", type=int, default=0, help="of the corpus, the weights and the order of the rows")

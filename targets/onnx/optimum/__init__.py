@@ -1,12 +1,12 @@
 """`ORTModelForCausalLM`: an ONNX folder under Hugging Face's `generate`, `pipeline` and streamers.
 
 from lfm_convert.targets.onnx.optimum import ORTModelForCausalLM
-model = ORTModelForCausalLM.from_pretrained("LFM2-350M-ONNX", quant="q4")
+model = ORTModelForCausalLM.from_pretrained("path/to/MODEL-ONNX", quant="q4")
 """
 
 from __future__ import annotations
 
-from ....convert.errors import needs_extra
+from ....graph.errors import needs_extra
 
 with needs_extra("optimum", "ORTModelForCausalLM"):
     from .causal_lm import ORTModelForCausalLM

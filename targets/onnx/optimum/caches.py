@@ -1,9 +1,9 @@
 """Between the graph's cache inputs and outputs and transformers' `DynamicCache`.
 
-A `DynamicCache` of an LFM2 config has one entry a layer: keys and values [batch, kv_heads, length, head_dim] of an
-attention layer, and the last `conv_L_cache` inputs [batch, hidden, width] of a conv layer. These are the graph's own
-states, so a cache that transformers' model filled is continued here, and the other way round.
-Source: transformers 5.23, `cache_utils.py` and `models/lfm2/modeling_lfm2.py`.
+A `DynamicCache` has one entry a layer: keys and values [batch, kv_heads, length, head_dim] of attention, of a sliding
+window the last ones only, and the last `conv_L_cache` inputs [batch, hidden, width] of a convolution. These are the
+graph's own states, so a cache that transformers' model filled is continued here, and the other way round.
+Source: transformers 5.23, `cache_utils.py` and the models' `modeling_*.py`.
 """
 
 from __future__ import annotations
@@ -14,24 +14,36 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, LinearAttentionLayer
+from transformers.cache_utils import (
+    Cache,
+    DynamicCache,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    LinearAttentionLayer,
+)
 
-from ....convert.errors import InputError, UsageError
+from ....graph.errors import InputError, UsageError
+from ..signature import WINDOW_LENGTH
 
 _PAST = re.compile(r"past_(?:conv\.(\d+)|key_values\.(\d+)\.(key|value))")
 FIXED_INPUTS = ("input_ids", "attention_mask", "num_logits_to_keep")
+_FULL, _SLIDING = "full_attention", "sliding_attention"
 _DTYPES = {"tensor(float)": torch.float32, "tensor(float16)": torch.float16}
 
 
 @dataclass(frozen=True)
 class State:
-    """One cache input of the graph: which layer's, and its shape without the batch; a length that grows is 0."""
+    """One cache input of the graph: which layer's, and its shape without the batch; a length that grows is 0.
+
+    `kind` is the class of the layer's entry in a `DynamicCache`.
+    """
 
     name: str
     layer: int
     part: str
     shape: tuple[int, ...]
     dtype: torch.dtype
+    kind: type
 
     def read(self, cache: Cache | None, batch_size: int) -> torch.Tensor:
         """What the graph is fed: the layer's state, or the empty one."""
@@ -64,7 +76,10 @@ def states(inputs: Sequence[Any], where: str) -> tuple[State, ...]:
             )
         layer, part = int(match[1] or match[2]), match[3] or "conv"
         shape = tuple(0 if isinstance(size, str) else size for size in entry.shape[1:])
-        found.append(State(entry.name, layer, part, shape, _DTYPES[entry.type]))
+        kind: type = LinearAttentionLayer if part == "conv" else DynamicLayer
+        if WINDOW_LENGTH in entry.shape:
+            kind = DynamicSlidingWindowLayer
+        found.append(State(entry.name, layer, part, shape, _DTYPES[entry.type], kind))
     if not found:
         raise InputError(f"{where}: has no cache inputs: not a text generation graph of lfm-convert")
     return tuple(found)
@@ -80,10 +95,19 @@ def check(cache: Cache, states: Sequence[State]) -> None:
         if state.layer >= len(cache.layers):
             raise UsageError(f"past_key_values has no layer {state.layer}: {expected}")
         layer = cache.layers[state.layer]
-        if type(layer) is not (LinearAttentionLayer if state.part == "conv" else DynamicLayer):
+        if type(layer) is not state.kind:
             raise UsageError(f"layer {state.layer} of past_key_values is a {type(layer).__name__}: {expected}")
         if getattr(layer, "record_past", False):
-            raise UsageError("past_key_values records its past: conv states of a graph cannot be rolled back")
+            raise UsageError("past_key_values records its past: a graph's states cannot be rolled back")
+
+
+def keep_whole(config: Any, states: Sequence[State]) -> None:
+    """Makes a config say of the layers whose caches are whole that they attend to all, so that its caches are too."""
+    kinds = {state.layer: state.kind for state in states}
+    names = getattr(config, "layer_types", None) or []
+    whole = {i for i, name in enumerate(names) if name == _SLIDING and kinds.get(i) is DynamicLayer}
+    if whole:
+        config.layer_types = [_FULL if i in whole else name for i, name in enumerate(names)]
 
 
 def empty(config: Any) -> DynamicCache:
@@ -91,8 +115,8 @@ def empty(config: Any) -> DynamicCache:
     return DynamicCache(config=config)
 
 
-def store(cache: Cache, states: Sequence[State], present: Sequence[torch.Tensor]) -> None:
-    """Puts the graph's new states into the cache; they replace the old ones."""
+def store(cache: Cache, states: Sequence[State], present: Sequence[torch.Tensor], *, n_new: int) -> None:
+    """Puts the graph's states after `n_new` tokens into the cache; they replace the old ones."""
     new: dict[int, dict[str, torch.Tensor]] = {}
     for state, tensor in zip(states, present, strict=True):
         new.setdefault(state.layer, {})[state.part] = tensor
@@ -103,5 +127,7 @@ def store(cache: Cache, states: Sequence[State], present: Sequence[torch.Tensor]
             continue
         if not layer.is_initialized:
             layer.lazy_initialization(parts["key"], parts["value"])
-        # The graph returns the whole length, so that nothing is joined here.
+        # The graph returns all that a layer keeps, so that nothing is joined here.
         layer.keys, layer.values = parts["key"], parts["value"]
+        if isinstance(layer, DynamicSlidingWindowLayer):
+            layer.cumulative_length += n_new

@@ -18,20 +18,20 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Gen
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from ....convert.errors import InputError, UsageError
+from ....graph.errors import InputError, UsageError
 from . import caches
-from .folder import data_files, locate
+from .folder import data_files, locate, own_config
 
 _CPU = "CPUExecutionProvider"
 
 
 class ORTModelForCausalLM(OptimizedModel, GenerationMixin):  # type: ignore[misc]
-    """ONNX Runtime behind `generate`; `past_key_values` is a `DynamicCache` with conv and attention states."""
+    """ONNX Runtime behind `generate`; `past_key_values` is a `DynamicCache` of the graph's states."""
 
     model_type = "lfm-convert-onnx"
     main_input_name = "input_ids"
     input_modalities = "text"
-    # The graph keeps conv states of the last tokens only: assisted generation could not take tokens back.
+    # The graph keeps states of the last tokens only: assisted generation could not take tokens back.
     _is_stateful = True
     # A pipeline moves a model to the first GPU it sees, unless the model says that it has its place.
     hf_device_map: ClassVar[dict[str, torch.device]] = {"": torch.device("cpu")}
@@ -49,6 +49,7 @@ class ORTModelForCausalLM(OptimizedModel, GenerationMixin):  # type: ignore[misc
         self.path = path
         self.generation_config = generation_config or GenerationConfig.from_model_config(config)
         self._states = caches.states(session.get_inputs(), str(path))
+        caches.keep_whole(config, self._states)
         self._keeps_logits = "num_logits_to_keep" in {i.name for i in session.get_inputs()}
         self._outputs = [o.name for o in session.get_outputs()]
 
@@ -91,7 +92,7 @@ class ORTModelForCausalLM(OptimizedModel, GenerationMixin):  # type: ignore[misc
         chosen = list(providers) if providers else [provider or _CPU]
         session = _open(path, chosen, provider_options, session_options)
         generation = GenerationConfig.from_pretrained(folder) if (folder / "generation_config.json").is_file() else None
-        return cls(session, config or AutoConfig.from_pretrained(folder), path=path, generation_config=generation)
+        return cls(session, config or own_config(folder), path=path, generation_config=generation)
 
     @property
     def device(self) -> torch.device:
@@ -147,7 +148,7 @@ class ORTModelForCausalLM(OptimizedModel, GenerationMixin):  # type: ignore[misc
         wanted = self._outputs if past_key_values is not None else self._outputs[:1]
         logits, *present = (torch.from_numpy(array) for array in self.model.run(wanted, feeds))
         if past_key_values is not None:
-            caches.store(past_key_values, self._states, present)
+            caches.store(past_key_values, self._states, present, n_new=input_ids.shape[1])
         if not self._keeps_logits:
             logits = logits[:, -logits_to_keep:]
         output = CausalLMOutputWithPast(logits=logits, past_key_values=past_key_values)

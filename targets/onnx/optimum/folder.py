@@ -7,10 +7,13 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import onnx
+from transformers import AutoConfig
 
-from ....convert.errors import InputError
-from ....convert.hub import HUB_ID, fetch, list_files
-from ....convert.model.config import CONFIG_FILE
+from ....graph.config import CONFIG_FILE
+from ....graph.errors import InputError
+from ....graph.json_text import read_object
+from ....graph.source.config_file import OWN_NAMES, with_own_names
+from ....graph.source.hub import HUB_ID, fetch, list_files
 from ..genai import preferred
 from ..target import TARGET, main_file
 
@@ -43,10 +46,18 @@ def locate(
         name = choose(names, str(model), quant=quant, file_name=file_name, subfolder=subfolder)
         folder = fetch(str(model), [*_SHARED_FILES, name, f"{name}_data*"], **reach, **hub)
     else:
-        raise InputError(f"{model}: no such folder, and not a hub id like org/LFM2-350M-ONNX")
+        raise InputError(f"{model}: no such folder, and not a hub id like org/model-ONNX")
     if not (folder / CONFIG_FILE).is_file():
         raise InputError(f"{folder}: has no {CONFIG_FILE}")
     return folder, folder / name
+
+
+def own_config(folder: Path) -> Any:
+    """The config of the model's own class, where the folder's has the names of one that Transformers.js knows."""
+    values = read_object(folder / CONFIG_FILE)
+    if OWN_NAMES not in values:
+        return AutoConfig.from_pretrained(folder)
+    return AutoConfig.for_model(**with_own_names(values))
 
 
 def choose(

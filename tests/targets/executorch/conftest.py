@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 from lfm_convert.convert import bundled
-from lfm_convert.convert.model.graph import WeightGraph
-from lfm_convert.convert.model.lfm2 import open_graph
-from lfm_convert.convert.stream import Execution
+from lfm_convert.graph.graph import WeightGraph
+from lfm_convert.graph.opening import open_graph
+from lfm_convert.targets.stream import Execution
 from lfm_convert.targets.target import Artifact, Target, get_target
 
 CONTEXT = 1024
@@ -19,12 +19,12 @@ CONTEXT = 1024
 
 @dataclass(frozen=True)
 class Exported:
-    """An artifact, what it was made from, and the target configured as it was."""
+    """An artifact, what it was made from, the target configured as it was, and what the plan said of each file."""
 
     graph: WeightGraph
     target: Target
     artifact: Artifact
-    predicted_bytes: int
+    predicted_bytes: list[int]
 
     def decoded(self) -> WeightGraph:
         """The graph with the artifact's weights."""
@@ -42,7 +42,7 @@ def export(graph: WeightGraph, quant: str, folder: Path, **options: Any) -> Expo
     path = folder / plan.main_file
     files = tuple(folder / file.path for file in plan.files)
     artifact = Artifact(path, folder, target.name, plan.quant, plan.class_name, files)
-    return Exported(graph, target, artifact, plan.total_bytes)
+    return Exported(graph, target, artifact, [file.nbytes for file in plan.files])
 
 
 @pytest.fixture(scope="session")

@@ -6,10 +6,11 @@ import importlib.util
 from pathlib import Path
 
 import pytest
-from lfm_convert.convert.errors import BackendError, UsageError
-from lfm_convert.convert.model.graph import WeightGraph
-from lfm_convert.convert.stream import Execution
+from lfm_convert.graph.blocks import Attention
+from lfm_convert.graph.errors import BackendError, UsageError
+from lfm_convert.graph.graph import WeightGraph
 from lfm_convert.targets.executorch.backends import BACKENDS
+from lfm_convert.targets.stream import Execution
 from lfm_convert.targets.target import Artifact, get_target
 
 TARGET = get_target("executorch")
@@ -32,7 +33,7 @@ def test_every_region_is_lowered(backend: str, quant: str, dense_graph: WeightGr
         each for each in read_program(tmp_path / plan.main_file).content.execution_plan if each.name == "forward"
     )
     config = dense_graph.config
-    n_attention = len(config.attention_layers)
+    n_attention = len(config.of_kind(Attention))
     # conv_in, conv_out, dense; attention_in, rotate, attention_out, dense; head
     n_regions = 3 * (config.n_layers - n_attention) + 4 * n_attention + 1
     assert [delegate.id for delegate in method.delegates] == [IDS[backend]] * n_regions

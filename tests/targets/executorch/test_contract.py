@@ -3,34 +3,31 @@
 from __future__ import annotations
 
 import json
-import math
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from lfm_convert.convert.errors import InputError, UsageError
-from lfm_convert.convert.model.graph import Role, WeightGraph
-from lfm_convert.convert.model.lfm2 import open_graph
-from lfm_convert.convert.stream import Execution
-from lfm_convert.quantize.policies.executorch import MATRICES
+from lfm_convert.convert.cli.main import main
+from lfm_convert.graph.blocks import Attention, Rope, ShortConv
+from lfm_convert.graph.errors import InputError, UsageError
+from lfm_convert.graph.graph import WeightGraph
+from lfm_convert.graph.opening import open_graph
+from lfm_convert.graph.roles import Role
+from lfm_convert.quantize.policies.executorch import GRAMMAR
+from lfm_convert.targets.stream import Execution
 from lfm_convert.targets.target import Artifact, get_target
-from support.checkpoints import dense_config, make_checkpoint
+from support.checkpoints import make_checkpoint
 from support.memory import peak_bytes
+from support.refusals import refused
 
-from .conftest import CONTEXT, Exported, export
+from .conftest import CONTEXT, Exported
 
 TARGET = get_target("executorch")
-
-
-@pytest.mark.parametrize(("kind", "quant"), [("dense", "fp32"), ("moe", "8da4w")])
-def test_size_is_predicted(kind: str, quant: str, exported: Callable[..., Exported]) -> None:
-    found = exported(kind, quant)
-    assert found.predicted_bytes == pytest.approx(found.artifact.size_bytes, rel=0.01)
-    assert not list(found.artifact.folder.glob("*.weights"))
 
 
 def test_methods_an_app_asks_for(exported: Callable[..., Exported]) -> None:
@@ -65,36 +62,62 @@ def test_plan_needs_no_torch(name: str, n_bytes: float, published_configs: Path,
     assert int(printed) == pytest.approx(n_bytes, rel=0.02)
 
 
-@pytest.mark.parametrize("context", [1, 4097])
+@pytest.mark.parametrize(
+    ("kind", "change", "sentence"),
+    [
+        (ShortConv, {"is_causal": False}, r"no centred short convolution \(layer 0\): its state would"),
+        (Attention, {"is_causal": False}, r"no attention that sees later tokens \(layer 1\)"),
+        (Attention, {"rope": Rope(theta=1e4, inverse_frequencies=(1.0,), pairs_neighbours=True)}, "neighbouring pairs"),
+    ],
+)
+def test_blocks_without_an_emitter(kind: type, change: dict[str, Any], sentence: str, dense_graph: WeightGraph) -> None:
+    layers = tuple(
+        tuple(replace(b, block=replace(b.block, **change)) if isinstance(b.block, kind) else b for b in branches)
+        for branches in dense_graph.config.layers
+    )
+    graph = replace(dense_graph, config=replace(dense_graph.config, layers=layers))
+    with pytest.raises(UsageError, match=f"executorch has .*{sentence}"):
+        TARGET.plan(graph, "fp32")
+
+
+def test_a_branch_without_a_norm(dense_graph: WeightGraph) -> None:
+    first, *rest = dense_graph.config.layers
+    layers = tuple(replace(branch, norm=None) for branch in first), *rest
+    graph = replace(dense_graph, config=replace(dense_graph.config, layers=layers))
+    with pytest.raises(UsageError, match=r"no short convolution without a norm before it \(layer 0\)"):
+        TARGET.plan(graph, "fp32")
+
+
+@pytest.mark.parametrize("context", [-1, 0, 1, 4097])
 def test_context_beyond_the_model(dense_graph: WeightGraph, context: int) -> None:
     graph = replace(dense_graph, config=replace(dense_graph.config, context_length=4096))
-    with pytest.raises(UsageError, match=rf"--context {context}: expected 2 to 4096"):
+    with refused(f"--context {context}: expected 2 to 4096, the model's own length", error=UsageError):
         TARGET.with_options({"context": context}).plan(graph, "fp32")
+    for least_or_most in (2, 4096):
+        assert (
+            f"context {least_or_most};" in TARGET.with_options({"context": least_or_most}).plan(graph, "fp32").notes[0]
+        )
 
 
-def test_rows_that_groups_do_not_divide(tmp_path: Path) -> None:
-    config = dense_config(hidden_size=144, num_attention_heads=4, num_key_value_heads=2)
-    plan = TARGET.plan(open_graph(make_checkpoint(tmp_path, config)), "8da4w")
-    assert {f.used for f in plan.fallbacks} == {"et_int8", "et_embed8"}
-    with pytest.raises(UsageError, match="rows of 144 are not a multiple of the block of 32"):
-        plan.refuse_fallbacks()
-
-
-def test_smaller_groups_where_larger_do_not_divide(tmp_path: Path) -> None:
-    """Rows of 192 come in groups of 64, those of 256 as asked."""
-    graph = open_graph(make_checkpoint(tmp_path, dense_config(hidden_size=192, num_attention_heads=4)))
-    plan = TARGET.plan(graph, "8da4w-g128")
-    used = {tensor.shape[-1]: tensor.encoding.name for tensor in plan.tensors if tensor.role in MATRICES}
-    assert used == {192: "et_int4_g64", 256: "et_int4_g128"}
-    assert {(f.wanted, f.used) for f in plan.fallbacks} == {("et_int4_g128", "et_int4_g64")}
-    with pytest.raises(UsageError, match=r"as et_int4_g64 instead of et_int4_g128 .rows of 192 are not a multiple"):
-        plan.refuse_fallbacks()
-
-
-@pytest.mark.parametrize(("quant", "bits"), [("8da4w", 4.5), ("8da4w-g64", 4.25), ("8da4w-g128-emb8", 4.125)])
-def test_bits_of_a_weight(quant: str, bits: float, dense_graph: WeightGraph) -> None:
-    matrices = [tensor for tensor in TARGET.plan(dense_graph, quant).tensors if tensor.role in MATRICES]
-    assert {8 * tensor.nbytes / math.prod(tensor.shape) for tensor in matrices} == {bits}
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--context", "0"], "--context 0: expected 2 to 262144, the model's own length"),
+        (["--context", "262145"], "--context 262145: expected 2 to 262144, the model's own length"),
+        (["--quant", "8da4w-g48"], f"unknown quant '8da4w-g48' for target executorch: expected {GRAMMAR}"),
+        (["--et-moe", "moe_ffn"], "--et-moe moe_ffn: a dense model has no experts"),
+        (["--external-weights", "--et-backend", "vulkan"], "--external-weights: Vulkan keeps its weights inside the program"),
+        (["--refine"], "target executorch has no option --refine"),
+    ],
+)  # fmt: skip
+def test_requests_that_cannot_be_served(
+    arguments: list[str], sentence: str, published_configs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of LFM3-1.7B: exit code 2 and one sentence, from the config alone."""
+    (tmp_path / "config.json").write_bytes((published_configs / "lfm3-1.7b.json").read_bytes())
+    assert main(["plan", str(tmp_path), "--target", "executorch", *arguments]) == 2
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err.splitlines()[-1]) == ("", f"lfm-convert: {sentence}")
 
 
 def test_quantized_weights_come_back(exported: Callable[..., Exported]) -> None:
@@ -106,17 +129,6 @@ def test_quantized_weights_come_back(exported: Callable[..., Exported]) -> None:
         expected = tensor.encoding.decode(*tensor.encoding.encode(rows))
         read = weights[tensor.role, tensor.layer].read()
         np.testing.assert_array_equal(read.reshape(expected.shape), expected, err_msg=tensor.name)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["lfm2-350m", "lfm2-1.2b", "lfm2.5-2.6b"])
-def test_size_of_real_widths(name: str, published_configs: Path, tmp_path: Path) -> None:
-    """Two layers of every dense width: what the plan says, from the config alone, is the size within 1 %."""
-    config = json.loads((published_configs / f"{name}.json").read_bytes())
-    config = {key: value for key, value in config.items() if key != "layer_types"}
-    graph = open_graph(make_checkpoint(tmp_path / name, {**config, "num_hidden_layers": 2, "full_attn_idxs": [1]}))
-    found = export(graph, "8da4w", tmp_path / "out")
-    assert found.predicted_bytes == pytest.approx(found.artifact.size_bytes, rel=0.01)
 
 
 @pytest.mark.slow

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from lfm_convert.convert.errors import BackendError, InputError, UsageError
-from lfm_convert.convert.model.dtypes import Float32
-from lfm_convert.convert.model.forward import Forward
-from lfm_convert.convert.model.graph import EXPERTS, WeightGraph
-from lfm_convert.convert.model.lfm2 import open_graph
-from lfm_convert.convert.model.tensor import TensorView
-from lfm_convert.convert.stream import Execution
+from lfm_convert.graph.dtypes import Float32
+from lfm_convert.graph.errors import BackendError, InputError, UsageError
+from lfm_convert.graph.graph import Weight, WeightGraph
+from lfm_convert.graph.opening import open_graph
+from lfm_convert.graph.reference.forward import Forward
+from lfm_convert.graph.roles import EXPERTS
+from lfm_convert.targets.stream import Execution
 from lfm_convert.targets.target import get_target
 from support.checkpoints import make_checkpoint, moe_config
 from support.prompts import PROMPT
@@ -36,9 +36,9 @@ OPTIONS = [
 class _FloatExperts(Int8Activations):
     """On x86 the operator multiplies the experts' weights by float32 activations."""
 
-    def _expert(self, x: Float32, stack: TensorView, expert: int) -> Float32:
-        n_rows = stack.shape[1]
-        return Forward._linear(self, x, stack, start=expert * n_rows, count=n_rows)
+    def linear(self, x: Float32, weight: Weight, bias: Weight | None = None, *, expert: int | None = None) -> Float32:
+        base = Int8Activations if expert is None else Forward
+        return base.linear(self, x, weight, bias, expert=expert)
 
 
 @pytest.mark.peers

@@ -9,15 +9,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from lfm_convert.convert.model.dtypes import Float32
-from lfm_convert.convert.model.forward import Forward
-from lfm_convert.convert.model.graph import Role, WeightGraph
-from lfm_convert.convert.model.lfm2 import open_graph
-from lfm_convert.convert.model.tensor import TensorView
+from lfm_convert.graph.graph import WeightGraph
+from lfm_convert.graph.opening import open_graph
+from lfm_convert.graph.reference.forward import Forward
+from lfm_convert.graph.roles import Role
 from support.checkpoints import dense_config, make_checkpoint, moe_config
 from support.prompts import PROMPT
 
 from .conftest import Exported, export
+from .int8_forward import Int8Activations
 
 pytestmark = pytest.mark.peers
 
@@ -79,39 +79,6 @@ def test_chunks_give_what_the_whole_gives(kind: str, quant: str, exported: Calla
     chunks = [runner.extend(PROMPT[low:high]) for low, high in itertools.pairwise(bounds)]
     # int8 activations turn a difference in the last bit into one of a step, now and then
     np.testing.assert_allclose(np.concatenate(chunks), whole, atol=1e-4 if quant == "fp32" else 0.5)
-
-
-class Int8Activations(Forward):
-    """The graph's forward with XNNPACK's arithmetic in quantized linear layers, each row of inputs by itself.
-
-    A code one step off changes every later one, so the last bit counts: the zero point is added after rounding, the
-    scale is the inverse of its stored inverse, and codes are summed as the integers they are (in float64, exactly).
-    Source: XNNPACK `xnn_f32_qd8_asymmetric_quantization_params`, `xnn_f32_qs8_vcvt`, `xnn_qd8_f32_qb4w_gemm`.
-    """
-
-    def _linear(
-        self, x: Float32, view: TensorView, bias: TensorView | None = None, *, start: int = 0, count: int = -1
-    ) -> Float32:
-        if view is self.router:
-            return super()._linear(x, view, bias, start=start, count=count)
-        assert bias is None, "no bundled checkpoint has one"
-        one, lowest, highest = np.float32([1, -128, 127])
-        low, high = (np.minimum(x.min(axis=1, keepdims=True), 0), np.maximum(x.max(axis=1, keepdims=True), 0))
-        scale = np.float32(255) / (high - low)
-        from_low, from_high = lowest - low * scale, highest - high * scale
-        zero = np.where(low * scale + high * scale - one > 0, from_low, from_high)
-        zero = np.rint(np.clip(zero, lowest, highest))
-        step = one / scale
-        codes = np.clip(np.rint(x * (one / step)), lowest - zero, highest - zero)
-        rows = self._load(view, start, start + count if count >= 0 else view.n_rows)
-        sums = codes.astype(np.float64) @ rows.T.astype(np.float64)
-        return np.asarray(sums.astype(np.float32) * step, np.float32)
-
-    def route(self, layer: Any, x: Float32) -> Any:
-        self.router = layer[Role.ROUTER]
-        return super().route(layer, x)
-
-    router: TensorView | None = None
 
 
 @pytest.mark.parametrize(("kind", "quant"), QUANTIZED)

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lfm_convert.convert.model.graph import WeightGraph
-from lfm_convert.convert.model.lfm2 import open_graph
-from lfm_convert.convert.stream import Execution
+from lfm_convert.graph.graph import WeightGraph
+from lfm_convert.graph.opening import open_graph
 from lfm_convert.targets.gguf.target import TARGET
+from lfm_convert.targets.stream import Execution
 from lfm_convert.targets.target import Artifact
 from support.checkpoints import make_checkpoint
 

@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lfm_convert.convert.model.graph import WeightGraph
-from lfm_convert.convert.model.lfm2 import open_graph
-from lfm_convert.quantize.policies.gguf import FLOATS
-from lfm_convert.targets.gguf.metadata import FILE_TYPES
+from lfm_convert.graph.graph import WeightGraph
+from lfm_convert.graph.opening import open_graph
+from lfm_convert.quantize.policies.gguf import FILE_TYPES, FLOATS
 from lfm_convert.targets.gguf.target import TARGET
 from support.configs import preset
 

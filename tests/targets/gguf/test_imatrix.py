@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 from lfm_convert.convert.cli.main import main
-from lfm_convert.convert.model.forward import Forward
-from lfm_convert.convert.model.graph import Role, WeightGraph
+from lfm_convert.graph.graph import WeightGraph
+from lfm_convert.graph.reference.forward import Forward
+from lfm_convert.graph.roles import Role
 from lfm_convert.quantize.calibration import Use, calibrate
-from lfm_convert.targets.gguf.imatrix import read_importance, write_importance
+from lfm_convert.quantize.imatrix import importance_bytes, read_importance
 from lfm_convert.targets.gguf.target import TARGET
 from support.prompts import PROMPT
 from support.refusals import refused
@@ -23,7 +24,7 @@ UP = "blk.0.ffn_up.weight"
 
 
 def write(path: Path, **uses: Use) -> Path:
-    write_importance(path, uses, datasets=("a.txt", "b.txt"), n_chunks=2, chunk_size=512)
+    path.write_bytes(importance_bytes(uses, datasets=("a.txt", "b.txt"), n_chunks=2, chunk_size=512))
     return path
 
 

@@ -10,14 +10,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from lfm_convert.convert.errors import UsageError
-from lfm_convert.convert.model.graph import Role, WeightGraph
-from lfm_convert.targets.gguf.header import ValueType
+from lfm_convert.graph.errors import UsageError
+from lfm_convert.graph.graph import WeightGraph
+from lfm_convert.graph.roles import Address, Role
+from lfm_convert.quantize.gguf_file.header import ValueType
+from lfm_convert.quantize.gguf_file.reader import read_gguf
+from lfm_convert.quantize.gguf_file.tensor_names import tensor_address, tensor_name
 from lfm_convert.targets.gguf.metadata import metadata
-from lfm_convert.targets.gguf.names import tensor_address, tensor_name
-from lfm_convert.targets.gguf.reader import read_gguf
+from lfm_convert.targets.gguf.stored import Stored, stored_tensors
 from lfm_convert.targets.gguf.target import TARGET
-from lfm_convert.targets.gguf.weights import stored_weights
 from support.artifacts import write_artifact
 from support.checkpoints import dense_25_config, dense_config, moe_config
 from support.refusals import refused
@@ -71,11 +72,18 @@ def test_a_plan_from_a_config_says_that_there_is_no_vocabulary(published: Callab
     assert "no tokenizer.json" in plan.notes[0]
 
 
+def test_every_role_has_a_name() -> None:
+    assert len({tensor_name((role, 3)) for role in Role}) == len(Role)
+
+
 def test_names_are_each_others_inverse(moe_graph: WeightGraph) -> None:
+    family = moe_graph.config.family
     for weight in moe_graph.weights():
-        assert tensor_address(tensor_name((weight.role, weight.layer))) == (weight.role, weight.layer)
-    for name in ("blk.1.nothing.weight", "blk.01.attn_q.weight", "blk.1.output.weight", "attn_q.weight", ""):
-        assert tensor_address(name) is None
+        assert tensor_address(tensor_name(weight.address, family), family) == weight.address
+    for name in (
+        "blk.1.nothing.weight", "blk.01.attn_q.weight", "blk.1.output.weight", "attn_q.weight", "output_norm.weight", "",
+    ):  # fmt: skip
+        assert tensor_address(name, family) is None
 
 
 def test_float_files_are_in_the_converters_order(make_graph: Any) -> None:
@@ -127,22 +135,13 @@ def test_rows_that_do_not_fit_fall_back_and_are_named(make_graph: Any) -> None:
         plan.refuse_fallbacks()
 
 
-def test_what_llama_cpp_cannot_express_is_refused(moe_graph: WeightGraph) -> None:
-    config = moe_graph.config
-    assert config.moe is not None
-    for changes, word in (
-        ({"moe": replace(config.moe, norm_topk_prob=False)}, "norm_topk_prob"),
-        ({"conv_bias": True}, "conv_bias"),
-        ({"head_dim": 48}, "4 heads of 48"),
-    ):
-        graph = replace(moe_graph, config=replace(config, **changes))
-        with refused("llama.cpp has no representation", word, error=UsageError):
-            TARGET.plan(graph, "F16")
+def by_address(graph: WeightGraph) -> dict[Address, Stored]:
+    return {(tensor.role, tensor.layer): tensor for tensor in stored_tensors(graph) if tensor.role is not None}
 
 
 def test_the_scaling_factor_goes_into_the_down_projections(make_graph: Any) -> None:
     graph = make_graph(moe_config(routed_scaling_factor=2.5))
-    stored = stored_weights(graph)
+    stored = by_address(graph)
     down, up = (Role.EXPERT_DOWN, 1), (Role.EXPERT_UP, 1)
     assert np.array_equal(stored[down].view.read(), graph.layers[1][Role.EXPERT_DOWN].read() * np.float32(2.5))
     assert np.array_equal(stored[up].view.read(), graph.layers[1][Role.EXPERT_UP].read())
@@ -158,14 +157,14 @@ def test_the_scaling_factor_is_taken_out_again(make_graph: Any, tmp_path: Path) 
 
 def test_missing_expert_biases_are_stored_as_zeros(make_graph: Any) -> None:
     graph = make_graph(moe_config(use_expert_bias=False))
-    stored = stored_weights(graph)
+    stored = by_address(graph)
     for layer in (1, 2, 3):
         assert not stored[Role.EXPERT_BIAS, layer].view.read().any()
     assert (Role.EXPERT_BIAS, 0) not in stored
 
 
 def test_metadata_of_a_mixture(moe_graph: WeightGraph) -> None:
-    pairs = metadata(moe_graph, stored_weights(moe_graph).values(), "BF16", quantized=False)
+    pairs = metadata(moe_graph, stored_tensors(moe_graph), "BF16", quantized=False)
     assert [pair.key for pair in pairs] == [
         "general.architecture", "general.type", "general.name", "general.size_label",
         "lfm2moe.block_count", "lfm2moe.context_length", "lfm2moe.embedding_length", "lfm2moe.feed_forward_length",
@@ -186,7 +185,7 @@ def test_metadata_of_a_mixture(moe_graph: WeightGraph) -> None:
 
 
 def test_the_quantizer_appends_version_and_file_type(dense_graph: WeightGraph) -> None:
-    weights = stored_weights(dense_graph).values()
+    weights = stored_tensors(dense_graph)
     before = metadata(dense_graph, weights, "F32", quantized=False)
     after = metadata(dense_graph, weights, "Q4_0", quantized=True)
     moved = ["general.quantization_version", "general.file_type"]
@@ -196,7 +195,7 @@ def test_the_quantizer_appends_version_and_file_type(dense_graph: WeightGraph) -
 @pytest.mark.parametrize(("name", "label"), [("lfm2-1.2b", "1.2B"), ("lfm2.5-8b-a1b", "32x959M")])
 def test_size_labels(published: Callable[[str], WeightGraph], name: str, label: str) -> None:
     graph = published(name)
-    pairs = metadata(graph, stored_weights(graph).values(), "F16", quantized=False)
+    pairs = metadata(graph, stored_tensors(graph), "F16", quantized=False)
     assert next(pair.value for pair in pairs if pair.key == "general.size_label") == label
 
 
@@ -252,12 +251,12 @@ def test_a_card_that_says_nothing_is_no_fault(dense_graph: WeightGraph, card: st
 
 
 def general(graph: WeightGraph) -> dict[str, Any]:
-    pairs = metadata(graph, stored_weights(graph).values(), "F32", quantized=False)
+    pairs = metadata(graph, stored_tensors(graph), "F32", quantized=False)
     return {pair.key: pair.value for pair in pairs if pair.key.startswith("general.")}
 
 
 def test_the_license_travels_beside_the_file(dense_graph: WeightGraph) -> None:
-    licensed = replace(dense_graph, assets=replace(dense_graph.assets, license="LFM 1.0"))
+    licensed = replace(dense_graph, assets=replace(dense_graph.assets, license=b"LFM 1.0"))
     assert TARGET.shared_files(licensed, []) == {"LICENSE": b"LFM 1.0"}
     assert TARGET.shared_files(dense_graph, []) == {}
 

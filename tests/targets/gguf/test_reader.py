@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lfm_convert.convert.cli.main import main
-from lfm_convert.convert.errors import InputError
-from lfm_convert.convert.model.graph import Role, Weight, WeightGraph
-from lfm_convert.convert.model.tensor import ArrayTensor
-from lfm_convert.convert.stream import Execution
-from lfm_convert.targets.gguf.header import (
+from lfm_convert.graph.errors import InputError
+from lfm_convert.graph.graph import Weight, WeightGraph
+from lfm_convert.graph.roles import Role
+from lfm_convert.graph.tensor import ArrayTensor
+from lfm_convert.quantize.gguf_file.header import (
     ALIGNMENT,
     TensorInfo,
     ValueType,
@@ -29,10 +29,11 @@ from lfm_convert.targets.gguf.header import (
     strings,
     uint32,
 )
+from lfm_convert.quantize.gguf_file.reader import read_gguf
 from lfm_convert.targets.gguf.metadata import metadata
-from lfm_convert.targets.gguf.reader import read_gguf
+from lfm_convert.targets.gguf.stored import stored_tensors
 from lfm_convert.targets.gguf.target import TARGET
-from lfm_convert.targets.gguf.weights import stored_weights
+from lfm_convert.targets.stream import Execution
 from lfm_convert.targets.target import Artifact
 from support.refusals import refused
 
@@ -82,7 +83,7 @@ def test_a_value_beyond_its_type_is_refused(pair: Any) -> None:
 def test_a_written_file_reads_back(moe_graph: WeightGraph, write_quant: Any) -> None:
     artifact = write_quant(moe_graph, "F32")
     found = TARGET.read(artifact)
-    assert found.keys() == stored_weights(moe_graph).keys()
+    assert found.keys() == {(stored.role, stored.layer) for stored in stored_tensors(moe_graph)}
     for weight in moe_graph.weights():
         view = found[weight.role, weight.layer]
         assert view.shape == weight.shape
@@ -121,7 +122,7 @@ def test_gguf_py_reads_it(moe_graph: WeightGraph, write_quant: Any) -> None:
     gguf = pytest.importorskip("gguf")
     artifact = write_quant(moe_graph, "Q8_0")
     reader = gguf.GGUFReader(artifact.path)
-    pairs = metadata(moe_graph, stored_weights(moe_graph).values(), "Q8_0", quantized=True)
+    pairs = metadata(moe_graph, stored_tensors(moe_graph), "Q8_0", quantized=True)
     assert [key for key in reader.fields if not key.startswith("GGUF.")] == [pair.key for pair in pairs]
     for pair in pairs:
         value = reader.fields[pair.key].contents()
@@ -209,7 +210,7 @@ def test_impossible_alignments_types_and_repeated_keys_are_refused(tmp_path: Pat
 
 def test_a_tensor_of_another_model_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path, header_bytes([], [TensorInfo("mm.0.weight", (8,), "F32", 0)]) + bytes(32))
-    with refused("mm.0.weight", "not part of an LFM2 model"):
+    with refused("mm.0.weight", "is not part of a model of architecture"):
         TARGET.read(Artifact(path, tmp_path, "gguf", "F32", "f32", (path,)))
 
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from lfm_convert.convert.model.graph import WeightGraph
+from lfm_convert.graph.graph import WeightGraph
 from support.artifacts import write_artifact
 
 pytestmark = pytest.mark.peers

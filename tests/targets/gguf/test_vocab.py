@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from lfm_convert.convert.model.graph import WeightGraph
-from lfm_convert.convert.model.tokenizer import Tokenizer
-from lfm_convert.targets.gguf.vocab import _PRE_TOKENIZERS, TokenType, vocabulary
+from lfm_convert.graph.graph import WeightGraph
+from lfm_convert.graph.source.tokenizer import Tokenizer
+from lfm_convert.targets.gguf.pre_tokenizers import PRE_TOKENIZERS
+from lfm_convert.targets.gguf.vocab import TokenType, vocabulary
 from support.refusals import refused
 
 
@@ -96,7 +97,7 @@ def test_both_spellings_of_the_expression_cut_alike(text: str) -> None:
     from tokenizers import Regex
     from tokenizers.pre_tokenizers import Split
 
-    first, second = (Split(Regex(pattern), "isolated").pre_tokenize_str(text) for pattern in _PRE_TOKENIZERS)
+    first, second = (Split(Regex(pattern), "isolated").pre_tokenize_str(text) for pattern in PRE_TOKENIZERS)
     assert first == second
 
 
@@ -140,6 +141,15 @@ def test_framing(dense_graph: WeightGraph, tmp_path: Path, name: str) -> None:
     processor, expected = FRAMINGS[name]
     found = pairs(edited(dense_graph, tmp_path, post_processor=processor))
     assert {kind: found.get(f"ggml.add_{kind}_token") for kind in expected} == expected
+
+
+def test_a_tokenizer_that_adds_nothing_says_so(dense_graph: WeightGraph, tmp_path: Path) -> None:
+    """llama.cpp's own default for this pre-tokenizer is to begin every text with BOS."""
+    silent = {key: v for key, v in dense_graph.assets.tokenizer_config.items() if not key.startswith("add_")}
+    graph = edited(dense_graph, tmp_path, post_processor=None)
+    found = pairs(replace(graph, assets=replace(graph.assets, tokenizer_config=silent)))
+    assert found["ggml.add_bos_token"] is False
+    assert graph.tokenizer is not None and graph.tokenizer.encode("a") == graph.tokenizer.encode("a", special=False)
 
 
 @pytest.mark.peers

@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from lfm_convert.convert.cli.main import main
-from lfm_convert.convert.errors import UsageError
-from lfm_convert.convert.model.graph import Role, WeightGraph
-from lfm_convert.targets.gguf.imatrix import read_importance
+from lfm_convert.graph.errors import UsageError
+from lfm_convert.graph.graph import WeightGraph
+from lfm_convert.graph.roles import Role
+from lfm_convert.quantize.imatrix import read_importance
 from lfm_convert.targets.target import get_target
 from support.artifacts import write_artifact
 

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 from lfm_convert.convert import bundled
-from lfm_convert.convert.errors import BackendError
-from lfm_convert.convert.model.forward import Forward
-from lfm_convert.convert.model.graph import Role, WeightGraph
-from lfm_convert.convert.model.lfm2 import open_graph
+from lfm_convert.graph.errors import BackendError
+from lfm_convert.graph.graph import WeightGraph
+from lfm_convert.graph.opening import open_graph
+from lfm_convert.graph.reference.forward import Forward
+from lfm_convert.graph.roles import Role
 from lfm_convert.targets.target import Artifact, Runner, get_target
 from support.artifacts import write_artifact
 from support.checkpoints import dense_25_config, dense_config, make_checkpoint, moe_config
@@ -62,7 +63,7 @@ def test_every_variant(name: str, tmp_path: Path) -> None:
     assert_parity(graph, write_artifact(graph, "mlx", "8bit", tmp_path / "out"))
 
 
-@pytest.mark.parametrize("quant", [policy.name for policy in get_target("mlx").policies])
+@pytest.mark.parametrize("quant", [*(policy.name for policy in get_target("mlx").policies), "2bit-g32", "6bit-g128-e4"])
 @pytest.mark.parametrize("kind", ["dense", "moe"])
 def test_every_quant(kind: str, quant: str, tmp_path: Path) -> None:
     graph = open_graph(bundled.path(kind))

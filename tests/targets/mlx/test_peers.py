@@ -10,13 +10,13 @@ import mlx.core as mx
 import mlx_lm
 import pytest
 from lfm_convert.convert import bundled
-from lfm_convert.convert.model.lfm2 import open_graph
+from lfm_convert.graph.opening import open_graph
 from support.artifacts import write_artifact
 from support.checkpoints import dense_config, make_checkpoint, moe_config
 
 pytestmark = pytest.mark.peers
 
-BITS = (8, 6, 5, 4, 3)
+BITS = (8, 6, 5, 4, 3, 2)
 QUANTS: dict[str, dict[str, Any]] = {
     **{f"{bits}bit": {"q_bits": bits, "q_group_size": 64} for bits in BITS},
     **{f"{bits}bit-g{group}": {"q_bits": bits, "q_group_size": group} for bits in BITS for group in (32, 128)},
@@ -52,7 +52,9 @@ def test_tensors_are_those_of_mlx_lm(checkpoints: dict[str, Path], checkpoint: s
     assert_equal(tmp_path / "theirs", artifact.path.parent)
 
 
-@pytest.mark.parametrize("quant", ["mixed_4_8", "4bit-e6", "mxfp4-e8"])
+@pytest.mark.parametrize(
+    "quant", ["mixed_4_8", "4bit-e6", "mxfp4-e8", "4bit-g32-e6", "nvfp4-e6", "mxfp8-e5", "8bit-g128-e4"]
+)
 @pytest.mark.parametrize("checkpoint", ["bundled-dense", "bundled-moe"])
 def test_mixed_tensors_are_those_of_mlx_lm(
     checkpoints: dict[str, Path], checkpoint: str, quant: str, tmp_path: Path

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from lfm_convert.convert.model.graph import WeightGraph
+from lfm_convert.graph.graph import WeightGraph
 from lfm_convert.targets.target import Artifact, get_target
 from support.artifacts import write_artifact
 from support.refusals import refused

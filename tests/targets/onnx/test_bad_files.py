@@ -13,8 +13,8 @@ import onnx
 import pytest
 from lfm_convert.convert import convert
 from lfm_convert.convert.cli.main import main
-from lfm_convert.convert.errors import ExitCode
-from lfm_convert.convert.model.graph import WeightGraph
+from lfm_convert.graph.errors import ExitCode
+from lfm_convert.graph.graph import WeightGraph
 from support.checkpoints import make_checkpoint, moe_config
 
 DATA, GRAPH = "onnx/model_q4.onnx_data", "onnx/model_q4.onnx"

@@ -9,9 +9,9 @@ from typing import Any
 import onnx
 import pytest
 from lfm_convert.convert import convert
-from lfm_convert.convert.errors import InputError
-from lfm_convert.convert.model.graph import WeightGraph
 from lfm_convert.convert.pipeline import find_artifacts
+from lfm_convert.graph.errors import InputError
+from lfm_convert.graph.graph import WeightGraph
 from lfm_convert.targets.onnx.check import check_nodes
 from lfm_convert.targets.target import get_target
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from clients.table import BROWSERS, CLIENTS, HERE, INSTALLED, Client
 from lfm_convert.convert import bundled, convert
-from lfm_convert.convert.model.graph import WeightGraph
+from lfm_convert.graph.graph import WeightGraph
 
 ROOT = Path(__file__).parents[3]
 NODE_MODULES = ROOT / ".clients" / "tfjs-4.3.1" / "node_modules"
@@ -50,4 +50,4 @@ def test_genai_is_pointed_at_the_best_graph_of_the_folder(dense_graph: WeightGra
         config = json.loads((tmp_path / "genai_config.json").read_text())
         assert config["model"]["decoder"]["filename"] == f"onnx/{expected}.onnx"
     assert config["model"]["decoder"]["inputs"]["past_conv_names"] == "past_conv.%d"
-    assert config["model"]["decoder"]["conv_cache_size"] == dense_graph.config.conv_width
+    assert config["model"]["decoder"]["conv_cache_size"] == 3

@@ -8,10 +8,14 @@ from pathlib import Path
 
 import onnx
 import pytest
-from lfm_convert.convert.model.graph import WeightGraph
+from lfm_convert.convert import convert
+from lfm_convert.graph.graph import WeightGraph
+from lfm_convert.graph.opening import open_graph
 from lfm_convert.targets.onnx import store
 from lfm_convert.targets.target import get_target
 from support.artifacts import write_artifact
+from support.checkpoints import lfm3_config, make_checkpoint
+from support.configs import preset
 
 FILES = {
     "fp32": "model.onnx",
@@ -36,6 +40,16 @@ def test_sizes_of_published_models(
     name: str, quant: str, at_most: float, published: Callable[[str], WeightGraph]
 ) -> None:
     assert get_target("onnx").plan(published(name), quant).total_bytes <= at_most
+
+
+@pytest.mark.parametrize(("quant", "published_bytes"), [("fp32", 7.18e9), ("fp16", 3.59e9), ("q8", 2.27e9)])
+def test_sizes_of_lfm3_beside_the_publishers(quant: str, published_bytes: float, tmp_path: Path) -> None:
+    """Those have tables of 262,144 positions for two ropes, which ours do without; their other quants mix widths."""
+    (tmp_path / "config.json").write_text(json.dumps(preset("lfm3-1.7b")))
+    plan = get_target("onnx").plan(open_graph(tmp_path, weights=False), quant)
+    tables = 2 * 2 * 262_144 * 64 * (2 if quant == "fp16" else 4)
+    assert abs(plan.total_bytes + tables - published_bytes) < 0.01 * published_bytes
+    assert sum(t.nbytes for t in plan.tensors if t.role is None) < 0.01 * tables
 
 
 @pytest.mark.parametrize("quant", FILES)
@@ -75,6 +89,36 @@ def test_config_serves_every_client(dense_graph: WeightGraph, tmp_path: Path) ->
     assert tokenizer_config["chat_template"] == (tmp_path / "chat_template.jinja").read_text()
 
 
+def test_config_of_a_family_that_clients_do_not_know(tmp_path: Path) -> None:
+    """Names that Transformers.js has for the same caches; the model's own beside them, and ropes by their right label."""
+    graph = open_graph(make_checkpoint(tmp_path / "checkpoint", lfm3_config()))
+    write_artifact(graph, "onnx", "q4", tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["model_type"] == "lfm2"
+    assert config["layer_types"] == ["conv", "conv", "full_attention", "conv", "full_attention", "conv"]
+    own = ["conv", "conv", "full_attention", "conv", "sliding_attention", "conv"]
+    assert config["lfm-convert"] == {"model_type": "lfm3", "layer_types": own}
+    assert config["architectures"] == ["Lfm3ForCausalLM"]
+    assert config["rope_parameters"]["full_attention"]["rope_type"] == "proportional"
+    assert (config["conv_L_cache"], config["head_dim"], config["sliding_window"]) == (7, 48, 16)
+
+
+def test_genai_gets_a_folder_whose_caches_are_of_one_length(tmp_path: Path) -> None:
+    """And is pointed at a graph that has them, whatever lies beside it."""
+    graph, out = open_graph(make_checkpoint(tmp_path / "checkpoint", lfm3_config())), tmp_path / "out"
+    for quant, caches, expected in (("q4", "window", None), ("q8", "whole", "model_quantized"), ("fp32", "window", "model_quantized")):  # fmt: skip
+        convert(graph, target="onnx", quant=quant, out=out, options={"onnx_caches": caches}, validate_after=False)
+        path = out / "genai_config.json"
+        assert path.exists() == (expected is not None)
+        if expected is not None:
+            model = json.loads(path.read_text())["model"]
+            assert (model["type"], model["decoder"]["filename"]) == ("lfm2", f"onnx/{expected}.onnx")
+            assert "sliding_attention" not in model["decoder"]["layer_types"]
+    notes = {a["quant"]: " ".join(a["notes"]) for a in json.loads((out / "lfm-convert.json").read_text())["artifacts"]}
+    assert "--onnx-caches whole" in notes["q4"] and "--onnx-caches whole" not in notes["q8"]
+    assert "model_type 'lfm2'" in notes["q8"]
+
+
 @pytest.mark.parametrize("quant", ["q8", "q4", "q4_mixed", "q4f16"])
 def test_tied_table_is_stored_once(dense_graph: WeightGraph, quant: str, tmp_path: Path) -> None:
     artifact = write_artifact(dense_graph, "onnx", quant, tmp_path)
@@ -95,6 +139,4 @@ def test_data_is_cut_below_the_limit(moe_graph: WeightGraph, tmp_path: Path, mon
 
 
 def _initializers(graph: WeightGraph) -> list[store.Initializer]:
-    from lfm_convert.targets.target import get_target
-
     return list(get_target("onnx").plan(graph, "q4").details.initializers)

@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from lfm_convert.convert.cli.main import main
-from lfm_convert.convert.errors import InputError
-from lfm_convert.convert.model.graph import EXPERTS, WeightGraph
 from lfm_convert.convert.pipeline import find_artifacts
-from lfm_convert.targets.gguf.imatrix import read_importance
+from lfm_convert.graph.errors import InputError
+from lfm_convert.graph.graph import WeightGraph
+from lfm_convert.graph.roles import EXPERTS
+from lfm_convert.quantize.imatrix import read_importance
 from lfm_convert.targets.target import Artifact, get_target
 from support.artifacts import write_artifact
 

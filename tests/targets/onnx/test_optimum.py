@@ -15,7 +15,7 @@ import onnx
 import onnxruntime
 import pytest
 from lfm_convert.convert import bundled, convert
-from lfm_convert.convert.errors import BackendError, InputError, UsageError
+from lfm_convert.graph.errors import BackendError, InputError, UsageError
 from support import hub
 from support.artifacts import write_artifact
 
@@ -353,7 +353,7 @@ def test_without_optimum_the_pip_line(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_every_conv_width(tmp_path: Path) -> None:
     """States wider than the family's are carried as they are."""
-    from lfm_convert.convert.model.lfm2 import open_graph
+    from lfm_convert.graph.opening import open_graph
     from support.checkpoints import dense_config, make_checkpoint
 
     checkpoint = make_checkpoint(tmp_path / "checkpoint", dense_config(conv_L_cache=4))

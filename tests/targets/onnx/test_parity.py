@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import pytest
-from lfm_convert.convert.model.forward import Forward
-from lfm_convert.convert.model.graph import WeightGraph
-from lfm_convert.convert.model.lfm2 import open_graph
+from lfm_convert.graph.graph import WeightGraph
+from lfm_convert.graph.opening import open_graph
+from lfm_convert.graph.reference.forward import Forward
 from lfm_convert.targets.target import get_target
 from support import card_loop
 from support.artifacts import write_artifact
@@ -50,7 +50,7 @@ def test_fp32_logits(name: str, tmp_path: Path) -> None:
 
 def test_swapped_weights_are_seen(dense_graph: WeightGraph, tmp_path: Path) -> None:
     """Negative control: the same comparison fails when w1 and w3 of one layer change places."""
-    from lfm_convert.convert.model.graph import Role
+    from lfm_convert.graph.roles import Role
 
     gate, up = (dense_graph.layers[2][role] for role in (Role.FFN_GATE, Role.FFN_UP))
     swapped = dense_graph.with_weights({(Role.FFN_GATE, 2): up, (Role.FFN_UP, 2): gate})

@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from lfm_convert.convert.errors import InputError
-from lfm_convert.convert.model.graph import WeightGraph
+from lfm_convert.convert import convert
+from lfm_convert.convert.artifacts import find_artifacts
+from lfm_convert.graph.errors import InputError
+from lfm_convert.graph.graph import WeightGraph
 from lfm_convert.targets.target import Artifact, get_target
 from support.artifacts import write_artifact
 
@@ -44,6 +46,33 @@ def test_moved_initializer(artifact: Artifact) -> None:
     next(e for e in moved.external_data if e.key == "offset").value = "64"
     artifact.path.write_bytes(model.SerializeToString())
     with pytest.raises(InputError, match=r"initializer 'model\.embed_tokens' is .*: expected"):
+        get_target("onnx").read(artifact)
+
+
+@pytest.mark.parametrize("quant", ["fp32", "q4f16"])
+def test_a_manifest_is_enough(moe_graph: WeightGraph, quant: str, tmp_path: Path) -> None:
+    """What a plan would say of the model is not asked: its config may be gone."""
+    convert(moe_graph, target="onnx", quant=quant, out=tmp_path, validate_after=False)
+    (tmp_path / "config.json").unlink()
+    (artifact,) = find_artifacts(tmp_path)
+    found = get_target("onnx").read(artifact)
+    planned = get_target("onnx").read(write_artifact(moe_graph, "onnx", quant, tmp_path / "again"))
+    assert set(found) == set(planned)
+    for address, view in planned.items():
+        np.testing.assert_array_equal(found[address].read(), view.read())
+
+
+def test_a_graph_that_reads_elsewhere(moe_graph: WeightGraph, tmp_path: Path) -> None:
+    convert(moe_graph, target="onnx", quant="q4", out=tmp_path, validate_after=False)
+    (artifact,) = find_artifacts(tmp_path)
+    model = onnx.load(artifact.path, load_external_data=False)
+    moved = next(i for i in model.graph.initializer if i.name == "model.embed_tokens.scales")
+    place = next(e for e in moved.external_data if e.key == "offset")
+    place.value = str(int(place.value) + 64)
+    artifact.path.write_bytes(model.SerializeToString())
+    with pytest.raises(
+        InputError, match=r"no initializer reads 'model\.embed_tokens\.weight' from onnx/model_q4\.onnx_data"
+    ):
         get_target("onnx").read(artifact)
 
 

@@ -1,0 +1,45 @@
+"""Options that several commands take, listed once.
+
+A group is a function whose parameters are options and whose result is what a command does with them.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+Command = Callable[..., int]
+
+
+def grouped(**groups: Callable[..., Any]) -> Callable[[Command], Command]:
+    """Gives a command the options of a group in place of its parameter of the group's name.
+
+    The order of `--help` is that of the command's signature.
+    """
+
+    def decorate(command: Command) -> Command:
+        shown: list[inspect.Parameter] = []
+        names: dict[str, list[str]] = {}
+        for parameter in inspect.signature(command, eval_str=True).parameters.values():
+            group = groups.get(parameter.name)
+            options = [parameter]
+            if group is not None:
+                options = list(inspect.signature(group, eval_str=True).parameters.values())
+                names[parameter.name] = [option.name for option in options]
+            shown += options
+
+        @functools.wraps(command)
+        def run(**given: Any) -> int:
+            made = {
+                name: groups[name](**{option: given.pop(option) for option in options})
+                for name, options in names.items()
+            }
+            return command(**given, **made)
+
+        keyword = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in shown]
+        run.__signature__ = inspect.Signature(keyword, return_annotation=int)  # type: ignore[attr-defined]
+        return run
+
+    return decorate

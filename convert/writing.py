@@ -1,0 +1,277 @@
+"""From plans to published artifacts: one after the other, each whole before the next is begun."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from ..graph.errors import UsageError
+from ..graph.files import fits_in_memory, hash_files
+from ..graph.graph import WeightGraph
+from ..graph.progress import Progress
+from ..targets.plans import Plan
+from ..targets.stream import Execution
+from ..targets.target import Target
+from .artifacts import artifact_of
+from .destination import Destination, Staging, published_alone
+from .manifest import (
+    MANIFEST_FILE,
+    Entry,
+    Manifest,
+    describe_artifact,
+    describe_source,
+    describe_tensors,
+    library_versions,
+    load_manifest,
+    source_paths,
+    without_places,
+)
+from .ownership import Ownership
+
+Hashes = Callable[[], list[str]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Writing:
+    """One target's artifacts on their way into one destination, which is this run's alone.
+
+    `skip_existing` leaves artifacts that are there as this run would write them; `resume` does so too, and goes on with
+    one that was interrupted. `published` collects the main files of the new artifacts as they appear.
+    """
+
+    target: Target
+    graph: WeightGraph
+    plans: Sequence[Plan]
+    destination: Destination
+    run: Execution
+    progress: Progress
+    overwrite: bool = False
+    skip_existing: bool = False
+    resume: bool = False
+    published: list[Path] = field(default_factory=list)
+
+    def carry_out(self) -> None:
+        """Writes what is not there yet.
+
+        Raises: UsageError, before any weight is read, if a file of somebody else's is in the way, or artifacts that
+        stay are another checkpoint's; InputError if the source changes meanwhile.
+        """
+        names = [plan.main_file for plan in self.plans]
+        if len(set(names)) < len(names):
+            raise UsageError(f"{names[0]}: is the file of {len(names)} quants; {{ftype}} in --outfile tells them apart")
+        manifest = load_manifest(self.destination.folder)
+        with _hashed_source(self.graph, forgets=self._forgets) as hashes:
+            plans = self._left_to_write(manifest, hashes)
+            kept = _kept_artifacts(manifest, plans)
+            _refuse_other_source(self.destination.path, manifest, kept, self.graph)
+            stages = (self._shared(kept, plans[:n]) for n in range(1, len(plans) + 1))
+            self._owner(manifest).refuse_foreign(plans, stages, overwrite=self.overwrite)
+            self.destination.need({file.path: file.nbytes for plan in plans for file in plan.files})
+            for each in plans:
+                self._publish(each, hashes)
+
+    @property
+    def _forgets(self) -> bool:
+        """Whether files leave memory as soon as they are read and written: those of one artifact and of the source."""
+        n_bytes = sum(path.stat().st_size for path in source_paths(self.graph))
+        return not fits_in_memory(n_bytes + max(plan.total_bytes for plan in self.plans))
+
+    def _left_to_write(self, manifest: Manifest | None, hashes: Hashes) -> list[Plan]:
+        """The plans whose artifacts are not there. Raises: UsageError for one that is there and may not be replaced."""
+        left = []
+        for plan in self.plans:
+            path = self.destination.folder / plan.main_file
+            if self.overwrite or not path.exists():
+                left.append(plan)
+                continue
+            where = self.destination.path / plan.main_file
+            if not (self.skip_existing or self.resume):
+                raise UsageError(f"{where}: already exists; --overwrite replaces it, --skip-existing leaves it")
+            self._refuse_stale(plan, manifest, hashes)
+            self.progress.note(f"{where}: is there already and is left as it is")
+        return left
+
+    def _refuse_stale(self, plan: Plan, manifest: Manifest | None, hashes: Hashes) -> None:
+        """Raises UsageError, saying how, if the artifact that is there is not the one this run would write."""
+        entries = manifest.artifacts if manifest else ()
+        entry = next((entry for entry in entries if entry["main_file"] == plan.main_file), None)
+        where = self.destination.path / plan.main_file
+        if manifest is None or entry is None:
+            found = f"{MANIFEST_FILE} does not know it"
+        elif manifest.source["files"] != describe_source(self.graph, hashes())["files"]:
+            found = f"it was made from another checkpoint ({manifest.source['name']})"
+        elif (entry["target"], entry["quant"], entry["options"]) != _as_stored(self.target, plan):
+            found = f"it is {entry['target']} {entry['quant']} with options {entry['options'] or 'of the target'}"
+        elif entry.get("inputs", inputs := _inputs(plan, self.graph)) != inputs:
+            found = (
+                "it was made with another chat template, other settings or card beside the weights, or other importance"
+            )
+        elif without_places(entry["tensors"]) != without_places(describe_tensors(plan)):
+            found = "its tensors are stored in other encodings, as another version chose them"
+        else:
+            artifact = artifact_of(self.destination.folder, entry)
+            hashed = hash_files(artifact.files, jobs=self.run.jobs, progress=self.progress)
+            if hashed == [file["sha256"] for file in entry["files"]]:
+                return
+            found = "its files are not those that were written"
+        raise UsageError(f"{where}: already exists, and {found}; --overwrite replaces it")
+
+    def _owner(self, manifest: Manifest | None) -> Ownership:
+        return Ownership(destination=self.destination, manifest=manifest, graph=self.graph, target=self.target.name)
+
+    def _shared(self, kept: Sequence[Entry], plans: Sequence[Plan]) -> dict[str, bytes]:
+        artifacts = [artifact_of(self.destination.folder, e) for e in kept if e["target"] == self.target.name]
+        return self.target.shared_files(self.graph, [*artifacts, *plans])
+
+    def _publish(self, plan: Plan, hashes: Hashes) -> None:
+        with ExitStack() as stack:
+            work = _work(self.target, plan, self.graph)
+            staging = stack.enter_context(self.destination.stage(work=work, resume=self.resume))
+            stack.callback(self._note_if_published, plan, staging)
+            written, digests = self._write(plan, staging)
+            source = describe_source(self.graph, hashes())
+            entry = describe_artifact(
+                written, staging.folder, digests, options=self.target.options, inputs=_inputs(plan, self.graph)
+            )
+            if self.graph.checkpoint is not None:
+                self.graph.checkpoint.check_unchanged()
+            with published_alone(self.destination.folder):
+                old = load_manifest(self.destination.folder)
+                kept = self._kept(old, plan, source)
+                owner = self._owner(old)
+                wanted = self._shared(kept, [plan])
+                # Once more: writing may have taken hours, in which somebody put a file there.
+                owner.refuse_foreign([plan], [wanted], overwrite=self.overwrite)
+                shared = owner.to_write(wanted)
+                for name, data in shared.items():
+                    (staging.folder / name).parent.mkdir(parents=True, exist_ok=True)
+                    (staging.folder / name).write_bytes(data)
+                all_shared = {**((old and old.shared) or {}), **self._shared_entries(shared)}
+                new = Manifest(self.destination.folder, source, tuple(kept), shared=all_shared).with_entries([entry])
+                (staging.folder / MANIFEST_FILE).write_text(new.dumps(), encoding="utf-8")
+                staging.publish(remove=owner.obsolete(new))
+
+    def _note_if_published(self, plan: Plan, staging: Staging) -> None:
+        if staging.is_committed:
+            self.published.append(self.destination.path / plan.main_file)
+
+    def _kept(self, old: Manifest | None, plan: Plan, source: Mapping[str, Any]) -> list[Entry]:
+        """The artifacts that stay beside a new one.
+
+        Those of another checkpoint that this run has yet to replace lose their place in the manifest now.
+        Raises: UsageError if it replaces only some of them.
+        """
+        if old is None or old.source["files"] == source["files"]:
+            return _kept_artifacts(old, [plan])
+        if _kept_artifacts(old, self.plans):
+            raise _other_source(self.destination.path, old)
+        return []
+
+    def _shared_entries(self, shared: Mapping[str, bytes]) -> dict[str, Entry]:
+        return {
+            name: {
+                "path": name,
+                "bytes": len(data),
+                "sha256": hashlib.sha256(data).hexdigest(),
+                "target": self.target.name,
+            }
+            for name, data in shared.items()
+        }
+
+    def _write(self, plan: Plan, staging: Staging) -> tuple[Plan, dict[str, str]]:
+        """The plan with what only the weights could tell, and the sha256 of its files."""
+        self.progress.start(f"{self.target.name} {plan.quant}", sum(t.view.nbytes for t in plan.tensors), "bytes")
+        notes: list[str] = []
+        run = replace(
+            self.run,
+            note=notes.append,
+            journal=staging.journal,
+            progress=self.progress.advance,
+            forgets=self._forgets,
+            digests={},
+        )
+        self.target.write(plan, self.graph, staging.folder, run)
+        for note in notes:
+            self.progress.note(f"{plan.quant}: {note}")
+        paths = [staging.folder / file.path for file in plan.files if file.path not in run.digests]
+        with run.profile.stage("hash again"):
+            rest = hash_files(paths, jobs=run.jobs)
+        found = {path.relative_to(staging.folder).as_posix(): digest for path, digest in zip(paths, rest, strict=True)}
+        return replace(plan, notes=(*plan.notes, *notes)), {**run.digests, **found}
+
+
+@contextmanager
+def _hashed_source(graph: WeightGraph, *, forgets: bool) -> Iterator[Hashes]:
+    """Gives the sha256 of each of `source_paths`: of weights it is taken from what is read of them meanwhile."""
+    with ExitStack() as stack:
+        weights = graph.checkpoint.files if graph.checkpoint else ()
+        running = {file.path: stack.enter_context(file.hashed(forgets=forgets)) for file in weights}
+        paths = source_paths(graph)
+        others = [path for path in paths if path not in running]
+        known = dict(zip(others, hash_files(others, jobs=1), strict=True))
+        yield lambda: [known.get(path) or running[path].result() for path in paths]
+
+
+def _kept_artifacts(manifest: Manifest | None, plans: Sequence[Plan]) -> list[Entry]:
+    """The entries that are not replaced."""
+    new = {plan.main_file for plan in plans}
+    return [entry for entry in manifest.artifacts if entry["main_file"] not in new] if manifest else []
+
+
+def _refuse_other_source(path: Path, manifest: Manifest | None, kept: Sequence[Entry], graph: WeightGraph) -> None:
+    """What can be seen without reading weights: other files, or other sizes. Raises: UsageError."""
+    if manifest is None or not kept:
+        return
+    now = {p.relative_to(graph.folder).as_posix(): p.stat().st_size for p in source_paths(graph)}
+    if now != {file["path"]: file["bytes"] for file in manifest.source["files"]}:
+        raise _other_source(path, manifest)
+
+
+def _other_source(path: Path, manifest: Manifest) -> UsageError:
+    return UsageError(
+        f"{path}: holds artifacts of another checkpoint ({manifest.source['name']}); choose another --out"
+    )
+
+
+def _as_stored(target: Target, plan: Plan) -> tuple[str, str, object]:
+    """Target, quant and options as a manifest gives them back."""
+    return plan.target, plan.quant, json.loads(json.dumps(target.options))
+
+
+def _inputs(plan: Plan, graph: WeightGraph) -> str:
+    """sha256 of what decides an artifact beside its options and the source's hashed files."""
+    digest = hashlib.sha256()
+    for each in fields(graph.assets):
+        value = getattr(graph.assets, each.name)
+        digest.update(value if isinstance(value, bytes) else repr(value).encode())
+    _add_importance(digest, plan)
+    return digest.hexdigest()
+
+
+def _add_importance(digest: hashlib._Hash, plan: Plan) -> None:
+    for tensor in plan.tensors:
+        if tensor.importance is not None:
+            digest.update(repr((tensor.name, tensor.importance.shape)).encode())
+            digest.update(tensor.importance.tobytes())
+
+
+def _work(target: Target, plan: Plan, graph: WeightGraph) -> str:
+    """A name of the bytes to be written: of two plans with the same name every part of one is a part of the other."""
+    digest = hashlib.sha256()
+    stamps = graph.checkpoint.stamps if graph.checkpoint else ()
+    for fact in (
+        library_versions(),
+        [(str(stamp.path), stamp.size, stamp.mtime_ns, stamp.inode) for stamp in stamps],
+        _as_stored(target, plan),
+        [(file.path, file.nbytes) for file in plan.files],
+    ):
+        digest.update(repr(fact).encode())
+    for tensor in plan.tensors:
+        digest.update(repr((tensor.name, tensor.encoding.name, tensor.shape, tensor.placements)).encode())
+    _add_importance(digest, plan)
+    return digest.hexdigest()

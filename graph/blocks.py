@@ -1,0 +1,209 @@
+"""What a model is made of, as data: the reference runs these blocks, every target emits them.
+
+A layer is a list of branches of the residual stream: x + scale * post_norm(block(norm(x))). A block says which weights
+it has. Whatever a target cannot say of a block it refuses by that block's name.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from .roles import Role
+from .tensor import Shape
+
+Shapes = dict[Role, Shape]
+
+
+@dataclass(frozen=True)
+class Norm:
+    """Root-mean-square norm: x / sqrt(mean(x²) + eps), times a gain."""
+
+    eps: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rope:
+    """Rotary positions: pair i turns by position * inverse_frequencies[i] radians; zero is a pair that does not turn.
+
+    Every rope type is such a table. `theta` is the base it was made from, which formats store; `factor` multiplies
+    cosines and sines. Pairs are halves (i, i + D/2), or neighbours (2i, 2i + 1).
+    """
+
+    theta: float
+    inverse_frequencies: tuple[float, ...] = field(repr=False)
+    factor: float = 1.0
+    pairs_neighbours: bool = False
+
+    @property
+    def n_turning(self) -> int:
+        """Pairs that turn."""
+        return sum(frequency != 0 for frequency in self.inverse_frequencies)
+
+    @property
+    def is_partial(self) -> bool:
+        return self.n_turning < len(self.inverse_frequencies)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShortConv:
+    """Gated depthwise convolution: out(C * conv(B * x)), over the last `width` positions if it is causal."""
+
+    name = "short convolution"
+
+    width: int
+    is_biased: bool = False
+    is_causal: bool = True
+
+    def shapes(self, hidden: int) -> Shapes:
+        biased = self.is_biased
+        return {
+            Role.CONV_IN: (3 * hidden, hidden),
+            **({Role.CONV_IN_BIAS: (3 * hidden,)} if biased else {}),
+            Role.CONV_KERNEL: (hidden, self.width),
+            **({Role.CONV_KERNEL_BIAS: (hidden,)} if biased else {}),
+            Role.CONV_OUT: (hidden, hidden),
+            **({Role.CONV_OUT_BIAS: (hidden,)} if biased else {}),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attention:
+    """Grouped-query attention of heads of `head_dim`.
+
+    `window` is the number of positions a token sees, itself included; None for all. `qk_norm` is that of each head's
+    query and key before they turn. A gated head is multiplied by the sigmoid of its row of ATTN_GATE. `is_biased` says
+    that all four projections are.
+    """
+
+    name = "attention"
+
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    rope: Rope | None
+    window: int | None = None
+    qk_norm: Norm | None = None
+    is_gated: bool = False
+    is_biased: bool = False
+    is_causal: bool = True
+
+    @property
+    def q_size(self) -> int:
+        return self.n_heads * self.head_dim
+
+    @property
+    def kv_size(self) -> int:
+        return self.n_kv_heads * self.head_dim
+
+    @property
+    def scale(self) -> float:
+        """What scores are multiplied with before the softmax."""
+        return float(self.head_dim**-0.5)
+
+    def shapes(self, hidden: int) -> Shapes:
+        return {
+            Role.ATTN_Q: (self.q_size, hidden),
+            Role.ATTN_K: (self.kv_size, hidden),
+            Role.ATTN_V: (self.kv_size, hidden),
+            **(self._biases(hidden) if self.is_biased else {}),
+            **({Role.Q_NORM: (self.head_dim,), Role.K_NORM: (self.head_dim,)} if self.qk_norm else {}),
+            **({Role.ATTN_GATE: (self.n_heads, hidden)} if self.is_gated else {}),
+            Role.ATTN_OUT: (hidden, self.q_size),
+        }
+
+    def _biases(self, hidden: int) -> Shapes:
+        return {
+            Role.ATTN_Q_BIAS: (self.q_size,),
+            Role.ATTN_K_BIAS: (self.kv_size,),
+            Role.ATTN_V_BIAS: (self.kv_size,),
+            Role.ATTN_OUT_BIAS: (hidden,),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dense:
+    """down(silu(gate(x)) * up(x))."""
+
+    name = "dense feed-forward"
+
+    size: int
+
+    def shapes(self, hidden: int) -> Shapes:
+        return {
+            Role.FFN_GATE: (self.size, hidden),
+            Role.FFN_UP: (self.size, hidden),
+            Role.FFN_DOWN: (hidden, self.size),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mixture:
+    """A weighted sum of the `top_k` experts of a token: their scores are sigmoids of the router's outputs.
+
+    Experts are ranked with the bias and weighed without it; `is_normalised` divides the weights by their sum,
+    `scaling` multiplies them.
+    """
+
+    name = "mixture of experts"
+
+    n_experts: int
+    top_k: int
+    size: int
+    has_bias: bool = True
+    is_normalised: bool = True
+    scaling: float = 1.0
+
+    def shapes(self, hidden: int) -> Shapes:
+        n = self.n_experts
+        return {
+            Role.ROUTER: (n, hidden),
+            **({Role.EXPERT_BIAS: (n,)} if self.has_bias else {}),
+            Role.EXPERT_GATE: (n, self.size, hidden),
+            Role.EXPERT_UP: (n, self.size, hidden),
+            Role.EXPERT_DOWN: (n, hidden, self.size),
+        }
+
+
+Mixer = ShortConv | Attention
+FeedForward = Dense | Mixture
+Block = Mixer | FeedForward
+
+# The norms of a branch by what it holds: before the block, and of what it gives.
+_MIXER_NORMS = Role.OPERATOR_NORM, Role.POST_OPERATOR_NORM
+_FEED_FORWARD_NORMS = Role.FFN_NORM, Role.POST_FFN_NORM
+
+
+@dataclass(frozen=True, kw_only=True)
+class Branch:
+    """What is added to the residual stream: scale * post_norm(block(norm(x))); a norm may be missing."""
+
+    block: Block
+    norm: Norm | None
+    post_norm: Norm | None = None
+    scale: float = 1.0
+
+    @property
+    def norm_role(self) -> Role:
+        return (_MIXER_NORMS if isinstance(self.block, Mixer) else _FEED_FORWARD_NORMS)[0]
+
+    @property
+    def post_norm_role(self) -> Role:
+        return (_MIXER_NORMS if isinstance(self.block, Mixer) else _FEED_FORWARD_NORMS)[1]
+
+    @property
+    def norms(self) -> tuple[Norm, ...]:
+        """Every norm of the branch, the block's own among them."""
+        own = self.block.qk_norm if isinstance(self.block, Attention) else None
+        return tuple(norm for norm in (self.norm, own, self.post_norm) if norm)
+
+    def shapes(self, hidden: int) -> Shapes:
+        """Every weight of the branch."""
+        return {
+            **({self.norm_role: (hidden,)} if self.norm else {}),
+            **self.block.shapes(hidden),
+            **({self.post_norm_role: (hidden,)} if self.post_norm else {}),
+        }
+
+
+# One layer: its branches, in the order in which they are added.
+Branches = tuple[Branch, ...]

@@ -1,0 +1,100 @@
+"""LFM2 and LFM2.5 as mixtures of experts: after the first layers, the feed-forward is a choice among many.
+
+Source: transformers `configuration_lfm2_moe.py`, `modeling_lfm2_moe.py`; the configs of LFM2-8B-A1B and LFM2-24B-A2B.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..blocks import Branches, Dense, Mixture
+from ..config import ModelConfig
+from ..config_fields import Fields
+from ..roles import Role
+from .family import Family, GgufNames, MlxNames, Places
+from .lfm2 import (
+    ALIASES,
+    GGUF_DEMANDS,
+    GGUF_TENSORS,
+    LAYER_PLACES,
+    TOP_PLACES,
+    common_fields,
+    layer,
+    read_mixers,
+    read_norm,
+)
+from .places import Part, PerExpert, Place
+
+# As transformers holds them in memory, and writes since version 5: gate rows, then up rows, of all experts in a tensor.
+_GATE_UP, _DOWN = "feed_forward.experts.gate_up_proj", "feed_forward.experts.down_proj"
+_GATE, _UP = PerExpert("feed_forward.experts.{e}.w1.weight"), PerExpert("feed_forward.experts.{e}.w3.weight")
+_PLACES: Places = {
+    Role.ROUTER: [Place("feed_forward.gate.weight")],
+    Role.EXPERT_BIAS: [Place("feed_forward.expert_bias")],
+    Role.EXPERT_GATE: [_GATE, Part(_GATE_UP, _GATE.name, 0, 2, beside=_DOWN)],
+    Role.EXPERT_UP: [_UP, Part(_GATE_UP, _UP.name, 1, 2, beside=_DOWN)],
+    Role.EXPERT_DOWN: [PerExpert("feed_forward.experts.{e}.w2.weight"), Place(_DOWN, beside=_GATE_UP)],
+}
+
+# mlx-lm stacks the experts, and renames the matrices of the dense layers too. Source: its `lfm2_moe.py`, `sanitize`.
+_MLX_TENSORS = {
+    Role.FFN_GATE: "feed_forward.gate_proj.weight",
+    Role.FFN_UP: "feed_forward.up_proj.weight",
+    Role.FFN_DOWN: "feed_forward.down_proj.weight",
+    Role.EXPERT_GATE: "feed_forward.switch_mlp.gate_proj.weight",
+    Role.EXPERT_UP: "feed_forward.switch_mlp.up_proj.weight",
+    Role.EXPERT_DOWN: "feed_forward.switch_mlp.down_proj.weight",
+}
+
+
+def _read_layers(read: Fields) -> tuple[Branches, ...]:
+    mixers, dense, mixture = read_mixers(read), Dense(size=read.number("intermediate_size", int)), _mixture(read)
+    n_dense = read.number("num_dense_layers", int, least=0)
+    if n_dense > len(mixers):
+        read.faults.add(f"num_dense_layers {n_dense} exceeds the {len(mixers)} layers")
+    return tuple(layer(mixer, dense if i < n_dense else mixture, read) for i, mixer in enumerate(mixers))
+
+
+def _mixture(read: Fields) -> Mixture:
+    mixture = Mixture(
+        n_experts=read.number("num_experts", int),
+        top_k=read.number("num_experts_per_tok", int),
+        size=read.number("moe_intermediate_size", int),
+        has_bias=read.flag("use_expert_bias", True),
+        is_normalised=read.flag("norm_topk_prob", True),
+        scaling=read.number("routed_scaling_factor", float, 1.0, least=0),
+    )
+    if mixture.top_k > mixture.n_experts:
+        read.faults.add(f"num_experts_per_tok {mixture.top_k} exceeds num_experts {mixture.n_experts}")
+    return mixture
+
+
+def _hub_fields(config: ModelConfig) -> dict[str, Any]:
+    mixture, dense = config.shared(Mixture), config.shared(Dense)
+    own: dict[str, Any] = {} if dense is None else {"intermediate_size": dense.size}
+    if mixture is not None:
+        own |= {
+            "num_experts": mixture.n_experts,
+            "num_experts_per_tok": mixture.top_k,
+            "moe_intermediate_size": mixture.size,
+            "num_dense_layers": len(config.of_kind(Dense)),
+            "use_expert_bias": mixture.has_bias,
+            "norm_topk_prob": mixture.is_normalised,
+            "routed_scaling_factor": mixture.scaling,
+        }
+    return common_fields(config) | own
+
+
+FAMILY = Family(
+    name="LFM2-MoE",
+    model_type="lfm2_moe",
+    architecture="Lfm2MoeForCausalLM",
+    aliases=ALIASES,
+    read_layers=_read_layers,
+    read_norm=read_norm,
+    top_places=TOP_PLACES,
+    layer_places={**LAYER_PLACES, **_PLACES},
+    hub_fields=_hub_fields,
+    gguf=GgufNames(architecture="lfm2moe", tensors=GGUF_TENSORS, demands=GGUF_DEMANDS | {Role.EXPERT_BIAS}),
+    mlx=MlxNames(tensors=_MLX_TENSORS),
+)

@@ -1,0 +1,93 @@
+"""Models of these families, and near them, that are no causal language models: named for what they are.
+
+Their configs and tensors look like a language model's. Converted as one they would run, and be wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+_LANGUAGE_MODEL = "ForCausalLM"
+# Part of a class name, without case -> what such a model is. The first that fits is the answer.
+_CLASSES = (
+    ("colbert", "a retrieval model (ColBERT)"),
+    ("embedding", "an embedding model"),
+    ("bidirectional", "a bidirectional encoder"),
+    ("encoder", "a bidirectional encoder"),
+    ("formaskedlm", "a masked language model"),
+    ("forsequenceclassification", "a classifier"),
+    ("fortokenclassification", "a token classifier"),
+    ("forquestionanswering", "a question-answering model"),
+    ("rewardmodel", "a reward model"),
+    ("valuehead", "a reward model"),
+    ("audio", "an audio model"),
+    ("speech", "an audio model"),
+    ("lfm2vl", "a vision-language model"),
+    ("lfm3vl", "a vision-language model"),
+    ("imagetexttotext", "a vision-language model"),
+    ("forconditionalgeneration", "a model of text and other inputs"),
+)
+_RETRIEVAL_FILES = ("config_sentence_transformers.json", "modules.json")
+_MODEL_TYPES = {
+    "lfm3_vl": "a vision-language model",
+    "lfm3_omni": "a model of text and other inputs",
+    "lfm3_audio": "an audio model",
+    "lfm2_vl": "a vision-language model",
+    "lfm2-vl": "a vision-language model",
+    "lfm2_audio": "an audio model",
+    "lfm2_bidirectional": "a bidirectional encoder",
+    "lfm2_encoder": "a bidirectional encoder",
+    "lfm2_colbert": "a retrieval model (ColBERT)",
+    "lfm2_embedding": "an embedding model",
+}
+_BOTH_WAYS = {"is_causal": False, "use_bidirectional_attention": True}
+
+
+def other_kind(raw: Mapping[str, Any]) -> str | None:
+    """What a config describes, if that is no causal language model, with the field that says so; else None."""
+    model_type = raw.get("model_type")
+    if isinstance(model_type, str) and model_type in _MODEL_TYPES:
+        return f"{_MODEL_TYPES[model_type]} (model_type is '{model_type}')"
+    for name in _class_names(raw):
+        kind = next((kind for part, kind in _CLASSES if part in name.replace("_", "").lower()), None)
+        if kind is not None and name.isprintable():
+            return f"{kind} (architectures names {name})"
+    for key, value in _BOTH_WAYS.items():
+        if raw.get(key) is value:
+            return f"a model that attends both ways ({key} is {str(value).lower()})"
+    return _of_parts(raw)
+
+
+def retrieval_kind(raw: Mapping[str, Any], folder: Path) -> str | None:
+    """A base model in a folder of sentence-transformers or PyLate: its head is a pooling, not the vocabulary's."""
+    if any(name.endswith(_LANGUAGE_MODEL) for name in _given_names(raw)):
+        return None
+    found = next((name for name in _RETRIEVAL_FILES if (folder / name).is_file()), None)
+    return f"a retrieval model of sentence-transformers ({found} is there)" if found else None
+
+
+def _of_parts(raw: Mapping[str, Any]) -> str | None:
+    """A config without a type of its own, such as LFM2-Audio's, is known by the models nested in it."""
+    if raw.get("model_type") is not None:
+        return None
+    for key in ("lfm", "text_config"):
+        if isinstance(raw.get(key), Mapping):
+            other = "an audio model" if "codebooks" in raw or "preprocessor" in raw else "a model of several parts"
+            return f"{other} ({key} holds its language model's config)"
+    return None
+
+
+def _class_names(raw: Mapping[str, Any]) -> list[str]:
+    """The classes a config says the checkpoint was saved from; none if one of them is a causal language model."""
+    names = _given_names(raw)
+    if not names and isinstance(raw.get("auto_map"), Mapping):
+        models = {key: value for key, value in raw["auto_map"].items() if key.startswith("AutoModel")}
+        names = [value.rpartition(".")[2] for value in models.values() if isinstance(value, str)]
+    return [] if any(name.endswith(_LANGUAGE_MODEL) for name in names) else names
+
+
+def _given_names(raw: Mapping[str, Any]) -> list[str]:
+    given = raw.get("architectures")
+    return [name for name in given if isinstance(name, str)] if isinstance(given, list) else []

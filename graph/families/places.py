@@ -1,0 +1,99 @@
+"""Where checkpoints keep a weight: whole, with another axis, cut out of a larger tensor, or an expert at a time.
+
+A place gives a view of the stored tensors in the shape that the graph has; nothing is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from ..dtypes import WEIGHT_DTYPES
+from ..misfits import Misfits
+from ..tensor import ReshapedTensor, Shape, SlicedTensor, StackedTensor, TensorView
+
+
+class Shelf:
+    """The tensors of a checkpoint, and which of them some weight has taken."""
+
+    def __init__(self, tensors: Mapping[str, TensorView]) -> None:
+        self.tensors = tensors
+        self.taken: set[str] = set()
+        self.misfits = Misfits()
+
+    def take(self, name: str, shape: Shape) -> TensorView | None:
+        """The tensor of that name; None, with a misfit, if it is absent or not of this shape or any float type."""
+        tensor = self.tensors.get(name)
+        self.taken.add(name)
+        if tensor is None:
+            self.misfits.missing[name] = shape
+        elif tensor.shape != shape:
+            self.misfits.misshapen[name] = (shape, tensor.shape)
+        elif tensor.dtype not in WEIGHT_DTYPES:
+            self.misfits.mistyped[name] = tensor.dtype.value
+        else:
+            return tensor
+        return None
+
+    @property
+    def left(self) -> tuple[str, ...]:
+        """The names that nobody took."""
+        return tuple(name for name in self.tensors if name not in self.taken)
+
+
+@dataclass(frozen=True)
+class Place:
+    """A tensor of the weight's own shape. `beside` is one that lies there only if this one ought to."""
+
+    name: str
+    beside: str | None = field(default=None, kw_only=True)
+
+    def is_there(self, shelf: Shelf, prefix: str) -> bool:
+        return any(prefix + name in shelf.tensors for name in (self.name, self.beside) if name)
+
+    def take(self, shelf: Shelf, prefix: str, shape: Shape) -> TensorView | None:
+        return shelf.take(prefix + self.name, shape)
+
+
+@dataclass(frozen=True)
+class Kernel(Place):
+    """Taps [H, K] as a convolution keeps them: [H, 1, K]."""
+
+    def take(self, shelf: Shelf, prefix: str, shape: Shape) -> TensorView | None:
+        n_channels, width = shape
+        tensor = shelf.take(prefix + self.name, (n_channels, 1, width))
+        return tensor and ReshapedTensor(tensor, shape)
+
+
+@dataclass(frozen=True)
+class PerExpert(Place):
+    """A stack [E, out, in] as a tensor an expert; its number stands for "{e}" in the name."""
+
+    def is_there(self, shelf: Shelf, prefix: str) -> bool:
+        return prefix + self.name.format(e=0) in shelf.tensors
+
+    def take(self, shelf: Shelf, prefix: str, shape: Shape) -> TensorView | None:
+        names = [prefix + self.name.format(e=expert) for expert in range(shape[0])]
+        parts = [part for name in names if (part := shelf.take(name, shape[1:])) is not None]
+        return StackedTensor(prefix + _without_number(self.name), parts) if len(parts) == shape[0] else None
+
+
+@dataclass(frozen=True)
+class Part(Place):
+    """The rows of one weight in a stack [E, n_parts * out, in] that keeps several of them, one after the other.
+
+    `called` is what the part is called by itself.
+    """
+
+    called: str
+    index: int
+    n_parts: int
+
+    def take(self, shelf: Shelf, prefix: str, shape: Shape) -> TensorView | None:
+        n_stacked, n_rows, n_cols = shape
+        tensor = shelf.take(prefix + self.name, (n_stacked, self.n_parts * n_rows, n_cols))
+        return tensor and SlicedTensor(prefix + _without_number(self.called), tensor, self.index * n_rows, n_rows)
+
+
+def _without_number(name: str) -> str:
+    return name.replace("{e}.", "")

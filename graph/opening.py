@@ -1,0 +1,230 @@
+"""Opens a checkpoint as a weight graph: which weights its blocks demand, and where its family keeps them.
+
+`declare` needs a config only; `bind` accounts for every tensor of a checkpoint exactly once and reports all faults
+together.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from .config import CONFIG_FILE, ModelConfig
+from .dtypes import DType
+from .errors import Faults, InputError
+from .families import FAMILIES
+from .families.places import Shelf
+from .graph import Layer, Weight, WeightGraph
+from .roles import Role
+from .source.adapters import adapter_note, unmerged_sentence, unmerged_tensor
+from .source.assets import Assets, read_assets
+from .source.checkpoint import Checkpoint
+from .source.config_file import load_config
+from .source.quantized import configured_method, quantized_weights
+from .source.stops import clean_generation, stop_notes
+from .source.tokenizer import Tokenizer, missing_tokenizer, read_tokenizer
+from .source.weight_files import refuse_adapter_alone
+from .tensor import DeclaredTensor, Shape, TensorView
+
+# What a checkpoint's tensors are in, where only its config is at hand.
+_CONFIG_DTYPES = {"bfloat16": DType.BF16, "float16": DType.F16, "float32": DType.F32}
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One weight the config demands."""
+
+    role: Role
+    layer: int | None
+    shape: Shape
+
+
+def declare(config: ModelConfig) -> tuple[Slot, ...]:
+    """Every weight of a model with this config, in model order."""
+    table = (config.vocab_size, config.hidden_size)
+    top = {Role.EMBED: table, Role.FINAL_NORM: (config.hidden_size,), **({} if config.tied else {Role.LM_HEAD: table})}
+    slots = [Slot(role, None, shape) for role, shape in top.items()]
+    for layer, branches in enumerate(config.layers):
+        for branch in branches:
+            slots += [Slot(role, layer, shape) for role, shape in branch.shapes(config.hidden_size).items()]
+    return tuple(slots)
+
+
+def open_graph(folder: Path, *, name: str | None = None, weights: bool = True) -> WeightGraph:
+    """The weight graph of a checkpoint folder; of its config alone with `weights=False`.
+
+    Raises: InputError with all faults of the config, the files, the tensors or the tokenizer.
+    """
+    if weights or not (folder / CONFIG_FILE).is_file():
+        refuse_adapter_alone(folder)
+    config = load_config(folder)
+    checkpoint = None
+    if weights:
+        checkpoint = Checkpoint(folder)
+        config = load_config(folder, table=_table_shape(checkpoint))
+    if (note := adapter_note(folder)) is not None:
+        config = replace(config, notes=(*config.notes, note))
+    assets = read_assets(folder)
+    notes: list[str] = []
+    tokenizer = read_tokenizer(folder, config, assets, note=notes.append)
+    generation, cleaned = clean_generation(assets.generation_config, vocab_size=config.vocab_size)
+    assets = replace(assets, generation_config=generation)
+    config = replace(config, notes=(*config.notes, *cleaned, *stop_notes(config, assets, tokenizer)))
+    name = name or _model_name(folder)
+    if checkpoint is None:
+        notes = [*config.notes, *notes]
+        return _assemble(name, folder, config, partial(_declared_view, config), tokenizer, assets, None, tuple(notes))
+    if tokenizer is None:
+        notes.append(missing_tokenizer(folder))
+    config = settle_quantization(config, checkpoint)
+    config = settle_head(config, checkpoint)
+    views, dropped = bind(config, checkpoint)
+    return _assemble(
+        name, folder, config, views.__getitem__, tokenizer, assets, checkpoint,
+        (*config.notes, *checkpoint.notes, *dropped, *notes),
+    )  # fmt: skip
+
+
+def _table_shape(checkpoint: Checkpoint) -> Shape | None:
+    """The shape of the embedding, or of the head that stands for it; None if there is neither."""
+    names = (family.tensor_name(role, None) for family in FAMILIES for role in (Role.EMBED, Role.LM_HEAD))
+    found = (checkpoint.tensors.get(name) for name in names)
+    return next((tensor.shape for tensor in found if tensor is not None), None)
+
+
+def _model_name(folder: Path) -> str:
+    """The folder's name; of a hub cache `models--org--name/snapshots/<hash>`, the model's.
+
+    It goes into files as UTF-8: bytes of a folder's name that are none are replaced.
+    """
+    folder = folder.resolve()
+    if folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("models--"):
+        return folder.parent.parent.name.split("--")[-1]
+    return os.fsencode(folder.name).decode("utf-8", "replace") or "model"
+
+
+def _declared_view(config: ModelConfig, slot: Slot) -> TensorView:
+    """As checkpoints are saved: all in the config's type, but for the expert biases."""
+    dtype = _CONFIG_DTYPES.get(config.dtype, DType.BF16)
+    name = config.family.tensor_name(slot.role, slot.layer)
+    return DeclaredTensor(name, slot.shape, DType.F32 if slot.role is Role.EXPERT_BIAS else dtype)
+
+
+def _assemble(
+    name: str,
+    folder: Path,
+    config: ModelConfig,
+    view_of: Callable[[Slot], TensorView],
+    tokenizer: Tokenizer | None,
+    assets: Assets,
+    checkpoint: Checkpoint | None,
+    notes: tuple[str, ...],
+) -> WeightGraph:
+    top: dict[Role, Weight] = {}
+    layers: list[dict[Role, Weight]] = [{} for _ in range(config.n_layers)]
+    for slot in declare(config):
+        home = top if slot.layer is None else layers[slot.layer]
+        home[slot.role] = Weight(slot.role, slot.layer, view_of(slot))
+    return WeightGraph(
+        name=name,
+        folder=folder,
+        config=config,
+        top=top,
+        layers=tuple(Layer(i, config.layers[i], own) for i, own in enumerate(layers)),
+        tokenizer=tokenizer,
+        assets=assets,
+        checkpoint=checkpoint,
+        notes=notes,
+    )
+
+
+def settle_quantization(config: ModelConfig, checkpoint: Checkpoint) -> ModelConfig:
+    """The config, with a note if it speaks of quantization and the tensors are plain.
+
+    Raises: InputError for weights that a quantizer packed, or an adapter that lies among them.
+    """
+    tensor = unmerged_tensor(checkpoint.tensors)
+    if tensor is not None:
+        raise InputError(f"{checkpoint.folder}: {unmerged_sentence(tensor)}")
+    found = quantized_weights(config.raw, checkpoint.tensors)
+    if found is not None:
+        raise InputError(f"{checkpoint.folder}: {found.sentence}")
+    said = configured_method(config.raw)
+    if said is None:
+        return config
+    note = (
+        f"config.json says that the weights are quantised by {said}, but they are plain floats: they are read as such"
+    )
+    return replace(config, notes=(*config.notes, note))
+
+
+def settle_head(config: ModelConfig, checkpoint: Checkpoint) -> ModelConfig:
+    """The config with `tied` as the tensors have it: a head that differs from the embedding is kept."""
+    names = (config.family.tensor_name(role, None) for role in (Role.LM_HEAD, Role.EMBED))
+    head, embed = (checkpoint.tensors.get(name) for name in names)
+    if not config.tied or head is None or embed is None or embed.shape != (config.vocab_size, config.hidden_size):
+        return config
+    if _equal(head, embed):
+        return config
+    note = "the config ties head and embedding, but 'lm_head.weight' differs: both are kept"
+    return replace(config, tied=False, notes=(*config.notes, note))
+
+
+def bind(config: ModelConfig, checkpoint: Checkpoint) -> tuple[dict[Slot, TensorView], list[str]]:
+    """Matches every slot with a tensor and every tensor with a slot.
+
+    Returns the views by slot, and notes on what was dropped knowingly.
+    Raises: InputError listing all missing, misshapen, mistyped and unexpected tensors.
+    """
+    embed, head = (config.family.tensor_name(role, None) for role in (Role.EMBED, Role.LM_HEAD))
+    tensors: dict[str, TensorView] = dict(checkpoint.tensors)
+    is_head_only = config.tied and embed not in tensors and head in tensors
+    if is_head_only:  # of two names for one tensor, a writer kept the other
+        tensors[embed] = checkpoint.tensors[head].renamed(embed)
+        del tensors[head]
+    shelf = Shelf(tensors)
+    views = {slot: view for slot in declare(config) if (view := _take(shelf, config, slot)) is not None}
+    notes = _drop_redundant(shelf, config)
+    if is_head_only:
+        notes.append(f"of the tied pair only '{head}' is stored: it is read as the embedding too")
+    shelf.misfits.left = shelf.left
+    faults = Faults()
+    for sentence in shelf.misfits.sentences(config, checkpoint.tensors):
+        faults.add(sentence)
+    faults.raise_if_any(str(checkpoint.folder))
+    return views, notes
+
+
+def _take(shelf: Shelf, config: ModelConfig, slot: Slot) -> TensorView | None:
+    """The weight from the rarest of its places that is there; what is missing is missed in the usual one."""
+    prefix, places = config.family.places(slot.role, slot.layer)
+    place = next((place for place in reversed(places) if place.is_there(shelf, prefix)), places[0])
+    return place.take(shelf, prefix, slot.shape)
+
+
+def _drop_redundant(shelf: Shelf, config: ModelConfig) -> list[str]:
+    """Takes off what the config makes redundant: rotary buffers, and the head when it is tied."""
+    notes = []
+    for name in [name for name in shelf.left if name.endswith(tuple(config.family.derived))]:
+        shelf.taken.add(name)
+        notes.append(f"tensor '{name}' is derived from the config and not used")
+    head = config.family.tensor_name(Role.LM_HEAD, None)
+    if config.tied and head in shelf.left:
+        shelf.taken.add(head)
+        notes.append(f"tensor '{head}' equals the embedding and is not stored twice")
+    return notes
+
+
+def _equal(a: TensorView, b: TensorView) -> bool:
+    if a.shape != b.shape:
+        return False
+    step = max(1, (1 << 20) // a.n_cols)
+    return all(
+        np.array_equal(a.rows(i, min(i + step, a.n_rows)), b.rows(i, min(i + step, a.n_rows)))
+        for i in range(0, a.n_rows, step)
+    )

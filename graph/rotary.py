@@ -1,0 +1,128 @@
+"""Rotary angles, their cosines and sines, with the same bits on every machine.
+
+Powers, cosines and sines of numpy, torch and the C library differ in the last bit from one CPU to another, and
+artifacts store them. Here only operations are used that IEEE 754 defines to the last bit: + - * / and rounding.
+"""
+
+from __future__ import annotations
+
+import decimal
+from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .blocks import Rope
+from .dtypes import Float32
+
+# π/2 in two parts: products of the first, of 33 bits, with a number of turns up to 2^20 are exact.
+# Source: FreeBSD msun `e_rem_pio2.c`.
+_HALF_PI, _HALF_PI_REST = 1.57079632673412561417, 6.07710050650619224932e-11
+# Of x^3, x^5, … and x^4, x^6, … for |x| ≤ π/4, to less than one bit of float64. Source: FreeBSD msun `k_sin.c`, `k_cos.c`.
+_SIN = (
+    -1.66666666666666324348e-01, 8.33333333332248946124e-03, -1.98412698298579493134e-04,
+    2.75573137070700676789e-06, -2.50507602534068634195e-08, 1.58969099521155010221e-10,
+)  # fmt: skip
+_COS = (
+    4.16666666666666019037e-02, -1.38888888888741095749e-03, 2.48015872894767294178e-05,
+    -2.75573143513906633035e-07, 2.08757232129817482790e-09, -1.13596475577881948265e-11,
+)  # fmt: skip
+
+_AT_ONCE = 1 << 16  # angles: a range of a table is sixteen times that, and in float64 with all its temporaries 100 MB
+
+_Float64 = NDArray[np.float64]
+
+
+def default_rope(theta: float, head_dim: int) -> Rope:
+    """All pairs turn: pair i by 1 / theta^(2i / head_dim), rounded to float32 where transformers rounds."""
+    return Rope(theta=theta, inverse_frequencies=_powers(theta, head_dim))
+
+
+def proportional_rope(theta: float, head_dim: int, share: float) -> Rope:
+    """The first share of the pairs turns as in `default_rope`, the others do not turn.
+
+    Source: transformers `modeling_rope_utils.py`, `_compute_proportional_rope_parameters`.
+    """
+    n_turning = int(share * head_dim // 2)
+    turning = _powers(theta, head_dim)[:n_turning]
+    return Rope(theta=theta, inverse_frequencies=(*turning, *(0.0,) * (head_dim // 2 - n_turning)))
+
+
+@cache
+def _powers(theta: float, head_dim: int) -> tuple[float, ...]:
+    exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
+    with decimal.localcontext(prec=40):
+        base = decimal.Decimal(float(np.float32(theta)))
+        powers = [float(base ** decimal.Decimal(float(exponent))) for exponent in exponents]
+    found = np.float32(1) / np.array(powers, np.float64).astype(np.float32)
+    return tuple(found.tolist())
+
+
+def inverse_frequencies(rope: Rope) -> Float32:
+    """The table of a rope [head_dim / 2]."""
+    return np.array(rope.inverse_frequencies, np.float32)
+
+
+def frequency_factors(rope: Rope) -> Float32:
+    """What the default table of the same base is divided by [head_dim / 2]: infinity for a pair that does not turn."""
+    own = inverse_frequencies(rope)
+    with np.errstate(divide="ignore"):
+        factors: Float32 = inverse_frequencies(default_rope(rope.theta, 2 * len(own))) / own
+    return factors
+
+
+def rotary_angles(rope: Rope, start: int, stop: int) -> Float32:
+    """Angles [stop - start, head_dim / 2] of positions, in radians: products in float32, as the model computes them."""
+    return np.arange(start, stop, dtype=np.float32)[:, None] * inverse_frequencies(rope)
+
+
+def exact_angles(rope: Rope, positions: range) -> _Float64:
+    """Angles [n, head_dim / 2] of positions below 2^20, in radians, not rounded."""
+    return np.array(positions, np.float64)[:, None] * inverse_frequencies(rope).astype(np.float64)
+
+
+def cosine(angles: Float32 | _Float64) -> Float32:
+    """The float32 nearest to the cosine of each angle from 0 to 2^20."""
+    return _of_quadrant(angles, 1)
+
+
+def sine(angles: Float32 | _Float64) -> Float32:
+    """As `cosine`."""
+    return _of_quadrant(angles, 0)
+
+
+def _of_quadrant(angles: Float32 | _Float64, shift: int) -> Float32:
+    """The sine of each angle plus `shift` quarter turns."""
+    found = np.empty(angles.size, np.float32)
+    flat = angles.reshape(-1)
+    for start in range(0, flat.size, _AT_ONCE):
+        found[start : start + _AT_ONCE] = _sine_of(flat[start : start + _AT_ONCE], shift)
+    return found.reshape(angles.shape)
+
+
+def _sine_of(angles: Float32 | _Float64, shift: int) -> Float32:
+    exact = angles.astype(np.float64)
+    turns = np.rint(exact * (2 / np.pi))
+    rest = exact - turns * _HALF_PI
+    rest -= turns * _HALF_PI_REST
+    quadrant = (turns.astype(np.int64) + shift) & 3
+    values = np.where(quadrant & 1, _cos(rest), _sin(rest))
+    return np.where(quadrant & 2, -values, values).astype(np.float32)
+
+
+def _sin(x: _Float64) -> _Float64:
+    square = x * x
+    return x + x * square * _polynomial(square, _SIN)
+
+
+def _cos(x: _Float64) -> _Float64:
+    square = x * x
+    return 1 - square * 0.5 + square * square * _polynomial(square, _COS)
+
+
+def _polynomial(x: _Float64, coefficients: tuple[float, ...]) -> _Float64:
+    total = np.full_like(x, coefficients[-1])
+    for coefficient in reversed(coefficients[:-1]):
+        total *= x
+        total += coefficient
+    return total

@@ -1,0 +1,219 @@
+"""Lazy tensor handles: the only thing stages hand to each other.
+
+A handle is read in rows. A tensor of shape (..., n_cols) is seen as the matrix of its last axis:
+n_rows is the product of the leading axes, and a 1-D tensor is one row.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar
+
+import numpy as np
+
+from .dtypes import DType, Float32
+from .errors import InputError
+
+Shape = tuple[int, ...]
+
+
+class TensorView(ABC):
+    """A named tensor that yields float32 rows on demand and holds none of them.
+
+    Shapes: `rows(start, stop)` is [stop - start, n_cols]. `is_observed` says that somebody counts what is read, so that
+    rows must be read even where nothing is left to do with them.
+    """
+
+    is_observed: ClassVar[bool] = False
+
+    def __init__(self, name: str, dtype: DType, shape: Shape) -> None:
+        self.name = name
+        self.dtype = dtype
+        self.shape = shape
+
+    @property
+    def n_cols(self) -> int:
+        return self.shape[-1]
+
+    @property
+    def n_rows(self) -> int:
+        return math.prod(self.shape[:-1])
+
+    @property
+    def row_nbytes(self) -> int:
+        """Bytes of a row in the dtype the tensor is stored in."""
+        return self.n_cols * self.dtype.itemsize
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in the dtype the tensor is stored in."""
+        return math.prod(self.shape) * self.dtype.bits // 8
+
+    def rows(self, start: int, stop: int) -> Float32:
+        """Rows [start, stop) as a new float32 array.
+
+        Raises: IndexError for a range outside the tensor; InputError if the source holds NaN or
+        infinity, or yields another shape than it declared.
+        """
+        if not 0 <= start <= stop <= self.n_rows:
+            raise IndexError(f"rows {start}:{stop} of '{self.name}', which has {self.n_rows}")
+        values = self._rows(start, stop)
+        if values.shape != (stop - start, self.n_cols) or values.dtype != np.float32:
+            raise InputError(
+                f"tensor '{self.name}' yielded {values.dtype} {values.shape} for rows "
+                f"{start}:{stop}; declared float32 {(stop - start, self.n_cols)}"
+            )
+        return values
+
+    def place(self, row: int) -> tuple[str, int]:
+        """Where a row lies in the source, as file and offset, for who reads many in order; alike where it is unknown."""
+        return "", 0
+
+    def sources(self) -> Sequence[TensorView]:
+        """The tensors that it is a view of; none for one that holds or reads its rows itself."""
+        return ()
+
+    def read(self) -> Float32:
+        """The whole tensor in its own shape."""
+        return self.rows(0, self.n_rows).reshape(self.shape)
+
+    @abstractmethod
+    def _rows(self, start: int, stop: int) -> Float32: ...
+
+
+class DeclaredTensor(TensorView):
+    """A tensor known by its shape only: what a plan made from a config alone is built of."""
+
+    def __init__(self, name: str, shape: Shape, dtype: DType = DType.BF16) -> None:
+        super().__init__(name, dtype, shape)
+
+    def _rows(self, start: int, stop: int) -> Float32:
+        raise InputError(f"tensor '{self.name}' has no data: the folder holds a config and no weights")
+
+
+class ArrayTensor(TensorView):
+    """A tensor in memory."""
+
+    def __init__(self, name: str, values: Float32) -> None:
+        super().__init__(name, DType.F32, values.shape)
+        self._matrix = values.reshape(-1, values.shape[-1])
+
+    def _rows(self, start: int, stop: int) -> Float32:
+        return self._matrix[start:stop].copy()
+
+
+class ZeroTensor(TensorView):
+    """All zeros: what a format demands and a checkpoint leaves out."""
+
+    def __init__(self, name: str, shape: Shape) -> None:
+        super().__init__(name, DType.F32, shape)
+
+    def _rows(self, start: int, stop: int) -> Float32:
+        return np.zeros((stop - start, self.n_cols), np.float32)
+
+
+class StackedTensor(TensorView):
+    """Equal tensors stacked on a new first axis: [n, *shape], without holding any of them."""
+
+    def __init__(self, name: str, parts: Sequence[TensorView]) -> None:
+        dtypes = {part.dtype for part in parts}
+        dtype = dtypes.pop() if len(dtypes) == 1 else DType.F32
+        super().__init__(name, dtype, (len(parts), *parts[0].shape))
+        self._parts = tuple(parts)
+
+    def _rows(self, start: int, stop: int) -> Float32:
+        each = self._parts[0].n_rows
+        pieces = []
+        for index in range(start // each, -(-stop // each)):
+            first = index * each
+            pieces.append(self._parts[index].rows(max(start - first, 0), min(stop - first, each)))
+        if not pieces:
+            return np.empty((0, self.n_cols), np.float32)
+        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+
+    def place(self, row: int) -> tuple[str, int]:
+        index, row = divmod(row, self._parts[0].n_rows)
+        return self._parts[index].place(row)
+
+    def sources(self) -> Sequence[TensorView]:
+        return self._parts
+
+
+class SlicedTensor(TensorView):
+    """A window of the second to last axis: base[..., start:start+count, :]."""
+
+    def __init__(self, name: str, base: TensorView, start: int, count: int) -> None:
+        super().__init__(name, base.dtype, (*base.shape[:-2], count, base.shape[-1]))
+        self._base, self._start, self._count = base, start, count
+
+    def _rows(self, start: int, stop: int) -> Float32:
+        period = self._base.shape[-2]
+        pieces = [np.empty((0, self.n_cols), np.float32)]
+        for block in range(start // self._count, -(-stop // self._count)):
+            low = max(start, block * self._count) - block * self._count
+            high = min(stop - block * self._count, self._count)
+            first = block * period + self._start
+            pieces.append(self._base.rows(first + low, first + high))
+        return pieces[1] if len(pieces) == 2 else np.concatenate(pieces)
+
+    def place(self, row: int) -> tuple[str, int]:
+        block, row = divmod(row, self._count)
+        return self._base.place(block * self._base.shape[-2] + self._start + row)
+
+    def sources(self) -> Sequence[TensorView]:
+        return (self._base,)
+
+
+class WindowTensor(TensorView):
+    """A run of rows of a tensor under a shape of its own, such as one expert of a stack."""
+
+    def __init__(self, name: str, base: TensorView, start_row: int, shape: Shape) -> None:
+        super().__init__(name, base.dtype, shape)
+        self._base, self._start = base, start_row
+
+    def _rows(self, start: int, stop: int) -> Float32:
+        return self._base.rows(self._start + start, self._start + stop)
+
+    def place(self, row: int) -> tuple[str, int]:
+        return self._base.place(self._start + row)
+
+    def sources(self) -> Sequence[TensorView]:
+        return (self._base,)
+
+
+class ReshapedTensor(TensorView):
+    """The same rows under another shape with the same last axis."""
+
+    def __init__(self, base: TensorView, shape: Shape) -> None:
+        if shape[-1] != base.n_cols or math.prod(shape) != math.prod(base.shape):
+            raise ValueError(f"'{base.name}' of shape {base.shape} cannot be seen as {shape}")
+        super().__init__(base.name, base.dtype, shape)
+        self._base = base
+
+    def _rows(self, start: int, stop: int) -> Float32:
+        return self._base.rows(start, stop)
+
+    def place(self, row: int) -> tuple[str, int]:
+        return self._base.place(row)
+
+    def sources(self) -> Sequence[TensorView]:
+        return (self._base,)
+
+
+class ScaledTensor(TensorView):
+    """A tensor times a factor, in float32."""
+
+    def __init__(self, base: TensorView, factor: float) -> None:
+        super().__init__(base.name, DType.F32, base.shape)
+        self._base, self.factor = base, np.float32(factor)
+
+    def _rows(self, start: int, stop: int) -> Float32:
+        return self._base.rows(start, stop) * self.factor
+
+    def place(self, row: int) -> tuple[str, int]:
+        return self._base.place(row)
+
+    def sources(self) -> Sequence[TensorView]:
+        return (self._base,)

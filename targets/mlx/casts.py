@@ -1,0 +1,45 @@
+"""The float type that each weight is stored or scaled in.
+
+A torch_dtype in the config is one that mlx-lm casts all but the expert biases to, before anything else; without one the
+checkpoint's own types stay.
+Source: mlx-lm `mlx_lm/convert.py`, and the `cast_predicate` of its models.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ...graph.dtypes import DType, Float32
+from ...graph.graph import Weight, WeightGraph
+from ...graph.roles import Role
+from ...graph.tensor import TensorView
+from ...quantize.encoding import get_encoding
+
+_CASTS = {"bfloat16": DType.BF16, "float16": DType.F16, "float32": DType.F32}
+
+
+class _CastTensor(TensorView):
+    """A tensor rounded to another float type."""
+
+    def __init__(self, base: TensorView, dtype: DType) -> None:
+        super().__init__(base.name, dtype, base.shape)
+        self._base = base
+
+    def _rows(self, start: int, stop: int) -> Float32:
+        floats = get_encoding(self.dtype.value)
+        return floats.decode(*floats.encode(self._base.rows(start, stop)))
+
+    def place(self, row: int) -> tuple[str, int]:
+        return self._base.place(row)
+
+
+def cast_weights(graph: WeightGraph, *, to_bfloat16: bool) -> list[Weight]:
+    """Every weight in its type, in model order; all in bfloat16 if that is the quant."""
+    dtype = DType.BF16 if to_bfloat16 else _CASTS.get(str(graph.config.raw.get("torch_dtype")))
+    return [_cast(weight, dtype) for weight in graph.weights()]
+
+
+def _cast(weight: Weight, dtype: DType | None) -> Weight:
+    if dtype in (None, weight.view.dtype) or weight.role is Role.EXPERT_BIAS:
+        return weight
+    return replace(weight, view=_CastTensor(weight.view, dtype))

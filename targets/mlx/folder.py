@@ -1,0 +1,71 @@
+"""What an MLX folder holds, of ours, of mlx_lm or of any other model: told from its config and the names of its arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ...graph.config import CONFIG_FILE
+from ...graph.json_text import read_object
+from ...graph.source.checkpoint import Checkpoint, has_weights
+from .parameters import is_packed, module_path
+
+_EXPERTS = ".switch_mlp."
+_KERNEL = "conv.conv.weight"
+# Arrays beside a packed weight that belong to it.
+_PARTS = ("weight", "scales", "biases")
+
+
+def is_mlx_folder(folder: Path) -> bool:
+    """Whether a folder's weights are as MLX stores them: packed, with experts under its names, or channels last."""
+    config = folder / CONFIG_FILE
+    if not (config.is_file() and has_weights(folder)):
+        return False
+    if isinstance(read_object(config).get("quantization"), Mapping):
+        return True
+    arrays = Checkpoint(folder).tensors
+    return any(
+        _EXPERTS in name or (name.endswith(_KERNEL) and array.shape[1] > 1 == array.shape[-1])
+        for name, array in arrays.items()
+    )
+
+
+def describe_folder(folder: Path) -> dict[str, Any]:
+    """Weights and bytes by format, and what the config says of the model.
+
+    Raises: InputError for a folder whose files are damaged or missing.
+    """
+    config = read_object(folder / CONFIG_FILE)
+    quantization = config.get("quantization")
+    settings = quantization if isinstance(quantization, Mapping) else {}
+    arrays = Checkpoint(folder).tensors
+    types: dict[str, list[int]] = {}
+    sizes: dict[str, int] = {}
+    for name, array in arrays.items():
+        weight = _weight(name, arrays)
+        sizes[weight] = sizes.get(weight, 0) + array.nbytes
+    for weight, n_bytes in sizes.items():
+        packed = _format(settings, module_path(weight)) if is_packed(weight, arrays) else None
+        types.setdefault(packed or arrays[weight].dtype.value, []).append(n_bytes)
+    return {
+        "kind": "mlx",
+        "size_bytes": sum(file.stat().st_size for file in folder.iterdir() if file.is_file()),
+        "tensors": len(sizes),
+        "types": [{"type": name, "tensors": len(each), "bytes": sum(each)} for name, each in types.items()],
+        "metadata": {key: value for key, value in config.items() if not isinstance(value, Mapping | list)},
+    }
+
+
+def _weight(name: str, arrays: Mapping[str, object]) -> str:
+    """The packed weight that an array is a part of; the array itself where it is none's."""
+    module, _, part = name.rpartition(".")
+    weight = f"{module}.weight"
+    return weight if part in _PARTS and weight in arrays and is_packed(weight, arrays) else name
+
+
+def _format(settings: Mapping[str, Any], module: str) -> str:
+    """`affine 8 bit, groups of 64`."""
+    own = settings.get(module)
+    said = {**settings, **own} if isinstance(own, Mapping) else settings
+    return f"{said.get('mode', 'affine')} {said.get('bits')} bit, groups of {said.get('group_size')}"

@@ -1,0 +1,198 @@
+"""What is wrong with one artifact: the gates of every part, from what running it and reading its weights gave."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from ..graph.errors import LfmConvertError
+from ..graph.graph import WeightGraph
+from ..graph.reference.forward import Forward
+from ..graph.roles import Address
+from ..graph.tensor import TensorView
+from ..targets.target import Artifact, Target
+from .execution import (
+    LEAST,
+    ROOM,
+    Arithmetic,
+    is_suspicious,
+    judge_cache,
+    judge_execution,
+    judge_experts,
+    judge_finite,
+)
+from .experts import LayerExperts
+from .floor import Distance, Own, distance, run_own
+from .gates import GateResult, Part, at_most
+from .jobs import Outcome
+from .localize import Location, locate
+from .metrics import LogitRows, Metrics, PromptScore, mean_and_error, position_kld
+from .mistakes import explain
+from .probes import CacheCheck
+from .prompts import EncodedPrompt
+from .steps import Step, Steps
+from .stops import StopCheck, judge_stops
+from .weights import Encodings, TensorError, as_format_makes_it, judge_format, judge_weights
+
+# Of the divergence that the encoder of the quant itself makes: less than this over it is no worse, whatever the error.
+_AS_GOOD = 0.05
+_ERRORS = 3.0
+# Options that name a file which need not be there any more, and change no tensor's encoding.
+_UNPLANNED = ("imatrix", "outfile")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stored:
+    """What an artifact holds: its weights, what its quant would make of them, and how far they are off.
+
+    `own` is the graph run with them, `floor` what rounding does to that; None where not all of them can be read.
+    """
+
+    decoded: Mapping[Address, TensorView]
+    planned: Encodings
+    errors: Sequence[TensorError]
+    own: Own | None
+    floor: Distance | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What running one artifact gave. `fidelity` compares it with its own weights on the probe; empty if that was not
+    run, or not to its end. `cache` has the prompts' ids.
+    """
+
+    outcome: Outcome
+    scores: list[PromptScore]
+    metrics: Metrics | None
+    fidelity: list[PromptScore]
+    probe_logits: list[LogitRows]
+    experts: Sequence[LayerExperts]
+    cache: CacheCheck | None
+    stops: StopCheck | None
+
+    @property
+    def is_probed(self) -> bool:
+        """Whether the probe was run whole, and gave numbers."""
+        return bool(self.fidelity) and all(score.finite for score in self.fidelity)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judge:
+    """Judges the artifacts of one checkpoint. `texts` are what their tokenizers were given, `chats` the ids of those
+    that their templates were.
+    """
+
+    graph: WeightGraph
+    probe: Sequence[EncodedPrompt]
+    texts: Sequence[EncodedPrompt]
+    chats: Sequence[str]
+    steps: Steps
+
+    @cached_property
+    def checkpoint(self) -> Own:
+        """The checkpoint's own forward on the probe."""
+        return run_own(self.graph, self.probe)
+
+    def gates(self, run: Run, stored: Stored) -> list[GateResult]:
+        """Every gate but those that a team sets."""
+        gates = self._tokenizer(run.outcome)
+        if run.stops is not None:
+            gates += judge_stops(run.stops, self.graph)
+        if stored.errors:
+            gates.append(judge_weights(stored.errors))
+        if run.metrics is not None:
+            gates.append(judge_finite(run.metrics))
+        if stored.floor is not None and run.is_probed:
+            gates += judge_execution(run.fidelity, stored.floor)
+            gates += judge_experts(run.experts, stored.floor)
+        if run.cache is not None:
+            gates += judge_cache(run.cache, self._cache_floor(stored))
+        if stored.own is not None:
+            gates.append(self._format(stored, stored.own))
+        return gates
+
+    def explained(
+        self, gates: Sequence[GateResult], run: Run, stored: Stored
+    ) -> tuple[list[GateResult], Location | None, str]:
+        """The gates, where a failed artifact's weights lose the model, and which known mistake its runtime makes.
+
+        What is moved more than rounding explains, but not so far that it must be a fault, is one if a mistake explains
+        it: a gate more.
+        """
+        failed = {gate.part for gate in gates if not gate.passed}
+        own, floor, prompts = stored.own, stored.floor, [prompt.token_ids for prompt in self.probe]
+        if own is None or floor is None:
+            return list(gates), None, ""
+        if failed:
+            self.steps.reach(Step("tracing the loss"))
+        is_lost = failed & {Part.WEIGHTS, Part.EXECUTION, Part.FORMAT}
+        location = locate(self.graph, own.graph, prompts) if is_lost else None
+        if not run.is_probed or not (Part.EXECUTION in failed or is_suspicious(run.fidelity, floor)):
+            return list(gates), location, ""
+        allowed = ROOM[floor.arithmetic] * floor.metrics.kld_mean + LEAST
+        mistake = explain(own.graph, prompts, run.probe_logits, allowed=allowed)
+        if not mistake or Part.EXECUTION in failed:
+            return list(gates), location, mistake
+        source = "its logits are nearer than the right"
+        return [*gates, at_most("known_mistakes", 1, 0, Part.EXECUTION, mistake, source)], location, mistake
+
+    def _tokenizer(self, outcome: Outcome) -> list[GateResult]:
+        gates = []
+        if outcome.encoded is not None:
+            found = zip(self.texts, outcome.encoded, strict=True)
+            wrong = [prompt.id for prompt, ids in found if prompt.token_ids != ids]
+            gates.append(_none_of("texts_encoded_otherwise", wrong, "every id equal"))
+        if outcome.rendered is not None:
+            expected = {prompt.id: prompt.text for prompt in self.texts}
+            rendered = zip(self.chats, outcome.rendered, strict=True)
+            wrong = [prompt for prompt, text in rendered if expected[prompt] != text]
+            gates.append(_none_of("chats_rendered_otherwise", wrong, "every character equal"))
+        return gates
+
+    def _cache_floor(self, stored: Stored) -> Distance:
+        """What pieces and batches of prompts may change: of weights that cannot be read, what rounding does to the
+        checkpoint's. Pieces may send a token of a mixture to another expert, which no order of additions on the probe
+        need show: in float32 they are held to what 16 bits do.
+        """
+        if stored.own is None or stored.floor is None:
+            return distance(self.checkpoint, Arithmetic.FLOAT16)
+        is_exact = stored.floor.arithmetic is Arithmetic.FLOAT32
+        return distance(stored.own, Arithmetic.FLOAT16) if is_exact and self.graph.config.is_mixture else stored.floor
+
+    def _format(self, stored: Stored, own: Own) -> GateResult:
+        """Whether the weights are as good as their format. Of a tensor that is further off than the quant's encoder makes
+        it, what it costs: the divergence of the stored weights against that of the encoder's own, on the probe.
+        """
+        gate = judge_format(stored.errors)
+        if gate.passed:
+            return gate
+        stock = as_format_makes_it(self.graph, stored.decoded, stored.planned)
+        expected = Forward(stock).lazy_logits([prompt.token_ids for prompt in self.probe])
+        rows = zip(self.checkpoint.logits, own.logits, expected, strict=True)
+        pairs = [(position_kld(right, held), position_kld(right, made)) for right, held, made in rows]
+        kld, usual = (float(np.concatenate(each).mean()) for each in zip(*pairs, strict=True))
+        _, error = mean_and_error([held - made for held, made in pairs])
+        allowed = usual + max(_ERRORS * (error if error == error else 0.0), _AS_GOOD * usual) + LEAST
+        source = (
+            f"what the quant's own encoder makes of this checkpoint, and {_ERRORS:g} standard errors; {gate.sentence}"
+        )
+        return at_most("format_kld", kld, allowed, Part.FORMAT, gate.where, source)
+
+
+def planned_encodings(target: Target, artifact: Artifact, graph: WeightGraph) -> Encodings:
+    """What the artifact's quant gives each weight of this checkpoint; empty where its name says nothing to us."""
+    if artifact.is_recognised:
+        return {}
+    options = {key: value for key, value in artifact.options.items() if key not in _UNPLANNED}
+    try:
+        plan = target.with_options(options).plan(graph, artifact.quant)
+    except LfmConvertError:
+        return {}
+    return {(tensor.role, tensor.layer): tensor.encoding for tensor in plan.tensors if tensor.role is not None}
+
+
+def _none_of(name: str, wrong: Sequence[str], source: str) -> GateResult:
+    return at_most(name, len(wrong), 0, Part.TOKENIZER, ", ".join(wrong[:3]), source)

@@ -1,0 +1,74 @@
+"""Lines that a team draws for its own artifacts: what it does not want to ship, whatever the format loses by itself."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ..graph.errors import UsageError
+from .gates import GateResult, Part, at_least, at_most
+
+if TYPE_CHECKING:
+    from .metrics import Metrics
+    from .results import Report
+
+_SOURCE = "the line that was set for this run"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lines:
+    """None is no line. Units: `max_kld` in nats; `min_top1` and `max_ppl_change` are fractions.
+
+    Raises: UsageError for a line that nothing could be on either side of.
+    """
+
+    max_kld: float | None = None
+    min_top1: float | None = None
+    max_ppl_change: float | None = None
+
+    def __post_init__(self) -> None:
+        _check("max-kld", self.max_kld, most=math.inf, expected="nats, 0 or more")
+        for name, value in (("min-top1", self.min_top1), ("max-ppl-change", self.max_ppl_change)):
+            _check(name, value, most=1.0, expected="a fraction like 0.9, or 90%")
+
+    def __bool__(self) -> bool:
+        return self != Lines()
+
+
+def _check(name: str, value: float | None, *, most: float, expected: str) -> None:
+    # A comparison with NaN is false.
+    if value is not None and not (0 <= value <= most and math.isfinite(value)):
+        raise UsageError(f"--{name} is {value:g}: expected {expected}")
+
+
+def parse_fraction(text: str) -> float:
+    """0.9 of `0.9` or `90%`. Raises: UsageError for what is no number."""
+    number, percent, rest = text.strip().partition("%")
+    try:
+        if rest:
+            raise ValueError
+        return float(number) / 100 if percent else float(number)
+    except ValueError:
+        raise UsageError(f"'{text:.40}' is no fraction: write it like 0.9 or 90%") from None
+
+
+def judge_lines(metrics: Metrics, lines: Lines) -> list[GateResult]:
+    """A gate for each line that was set, about the very numbers that reports show; NaN is on the wrong side."""
+    stated: list[tuple[Callable[..., GateResult], str, float, float | None]] = [
+        (at_most, "line_kld", metrics.kld_mean, lines.max_kld),
+        (at_least, "line_top1", metrics.same_top1, lines.min_top1),
+        (at_most, "line_ppl_change", abs(metrics.ppl_ratio - 1.0), lines.max_ppl_change),
+    ]
+    return [
+        judge(name, value, limit, Part.QUALITY, source=_SOURCE) for judge, name, value, limit in stated if limit is not None
+    ]
+
+
+def hold_to_lines(report: Report, lines: Lines) -> Report:
+    """The report with the gates of these lines for every artifact that was measured."""
+    return report.with_results(
+        result if result.metrics is None else result.with_gates(*judge_lines(result.metrics, lines))
+        for result in report.results
+    )
