@@ -106,12 +106,12 @@ class Destination:
         one fails.
         """
         staging, private = Staging(self.folder), self.folder / _STAGING
-        if not (resume and _read_json(private / _WORK) == work):
-            sweep(self.folder)
-        staging.folder.mkdir(parents=True, exist_ok=True)
-        (private / _WORK).write_text(json.dumps(work))
         is_done = False
-        try:
+        try:  # already here: a signal may come between any two lines
+            if not (resume and _read_json(private / _WORK) == work):
+                sweep(self.folder)
+            staging.folder.mkdir(parents=True, exist_ok=True)
+            (private / _WORK).write_text(json.dumps(work))
             yield staging
             is_done = True
         finally:
@@ -182,11 +182,11 @@ def _present(folder: Path, path: Path) -> Iterator[None]:
     existing = missing[-1].parent if missing else folder
     if not os.access(existing, os.W_OK):
         raise DiskError(f"{existing}: is not writable")
-    folder.mkdir(parents=True, exist_ok=True)
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         yield
     finally:
-        with suppress(OSError):  # not empty: something was published
+        with suppress(OSError):  # not empty: something was published; or not made
             for each in missing:
                 each.rmdir()
 
@@ -194,12 +194,15 @@ def _present(folder: Path, path: Path) -> Iterator[None]:
 @contextmanager
 def _locked(path: Path, *, timeout: float) -> Iterator[None]:
     """The file goes while it is still locked: whoever waits on it sees that it is gone and makes a new one."""
-    with FileLock(path, timeout=timeout):
-        try:
-            yield
-        finally:
+    lock = FileLock(path, timeout=timeout)
+    try:
+        lock.acquire()
+        yield
+    finally:
+        if lock.is_locked:
             with suppress(OSError):  # Windows removes no open file
                 path.unlink()
+            lock.release()
 
 
 def _read_record(folder: Path) -> tuple[dict[str, str], list[str]] | None:

@@ -106,8 +106,9 @@ def replace_text(path: Path, text: str) -> None:
         flush(part)
         part.replace(path)
     except OSError as error:
-        part.unlink(missing_ok=True)
         raise disk_error(error, path) from error
+    finally:
+        part.unlink(missing_ok=True)  # there if it failed, or a signal came
 
 
 def flush(path: Path) -> None:

@@ -62,7 +62,9 @@ def judge_lines(metrics: Metrics, lines: Lines) -> list[GateResult]:
         (at_most, "line_ppl_change", abs(metrics.ppl_ratio - 1.0), lines.max_ppl_change),
     ]
     return [
-        judge(name, value, limit, Part.QUALITY, source=_SOURCE) for judge, name, value, limit in stated if limit is not None
+        judge(name, value, limit, Part.QUALITY, source=_SOURCE)
+        for judge, name, value, limit in stated
+        if limit is not None
     ]
 
 

@@ -109,10 +109,11 @@ def _replace(path: Path, data: bytes) -> None:
             shutil.copymode(path, part)
         part.replace(path)
     except OSError as error:
-        part.unlink(missing_ok=True)
         if error.errno not in _NO_REPLACING or not path.is_file():
             raise
         path.write_bytes(data)
+    finally:
+        part.unlink(missing_ok=True)  # there if it failed, or a signal came
 
 
 def _write_all(descriptor: int, data: bytes) -> None:

@@ -18,15 +18,14 @@ from ..graph.roles import Address
 from ..graph.tensor import TensorView
 from ..targets.target import Artifact, NotJudged, Target
 from .budgets import UNLIMITED, BudgetCheck, Budgets
-from .execution import (
-    arithmetic_of,
-)
+from .execution import arithmetic_of
 from .experts import compare_experts
 from .floor import Distance, distance, run_own
 from .gates import GateResult, Part
 from .greedy import choices, compare_greedy
 from .isolate import run_job
 from .jobs import FIND_TARGET, Job, Outcome, Status, resolve_target
+from .judging import Judge, Run, Stored, planned_encodings
 from .memory import run_bytes
 from .metrics import FirstRows, LogitRows, Metrics, PromptScore, score_prompt, summarize
 from .probes import CacheCheck
@@ -264,9 +263,7 @@ class _Session:
 
     @cached_property
     def judge(self) -> Judge:
-        return Judge(
-            graph=self.graph, probe=self.probe, texts=self._texts, chats=tuple(self.chats), steps=self.steps
-        )
+        return Judge(graph=self.graph, probe=self.probe, texts=self._texts, chats=tuple(self.chats), steps=self.steps)
 
     @cached_property
     def _texts(self) -> list[EncodedPrompt]:
@@ -340,6 +337,7 @@ class _Session:
             )
             for worst in (metrics.worst if metrics else ())
         )
+
 
 def _decoded(target: Target, artifact: Artifact) -> tuple[Mapping[Address, TensorView], str]:
     """The weights of an artifact that can be read, and why the others cannot; empty if all can."""

@@ -9,11 +9,13 @@ import stat
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
 import pytest
+from lfm_convert.convert import destination
 from lfm_convert.convert.destination import Staging, owned, published_alone, settle
 from lfm_convert.graph.errors import DiskError
 
@@ -63,6 +65,57 @@ def test_failure_of_a_first_run_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError), _staged(tmp_path / "out"):
         raise RuntimeError
     assert list(tmp_path.iterdir()) == []
+
+
+class _Signal(BaseException):
+    """What a signal's handler raises, wherever the program stands."""
+
+
+@pytest.mark.parametrize("is_new", [True, False], ids=["new", "existing"])
+def test_a_signal_at_any_line_leaves_nothing(tmp_path: Path, *, is_new: bool) -> None:
+    reached, n_lines = True, 0
+    while reached:
+        n_lines += 1
+        folder = tmp_path / str(n_lines)
+        out = folder / "deep" / "out"
+        folder.mkdir()
+        if not is_new:
+            _publish(out, {"a": "old"})
+        before = set(folder.rglob("*"))
+        reached = _stopped_at(n_lines, out)
+        # Before the line that removes a lock it stays, empty: the next run takes it and removes it.
+        locks = set(out.glob("*.lock"))
+        around = {parent for lock in locks for parent in lock.parents}
+        assert set(folder.rglob("*")) - locks - around == before - around, f"line {n_lines} on the way"
+        assert all(lock.stat().st_size == 0 for lock in locks)
+    assert n_lines > 30
+
+
+def _stopped_at(n_lines: int, out: Path) -> bool:
+    """Stages a file, as if a signal came before the n-th line of the module; whether it is reached while that is set up."""
+    seen = 0
+
+    def tracer(frame: FrameType, event: str, _: object) -> Callable[..., object] | None:
+        nonlocal seen
+        if frame.f_code.co_filename != destination.__file__:
+            return None
+        seen += event == "line"
+        if event == "line" and seen == n_lines:
+            raise _Signal
+        return tracer
+
+    sys.settrace(tracer)
+    try:
+        with _staged(out) as staging:
+            sys.settrace(None)
+            (staging.folder / "a").write_text("half")
+            raise RuntimeError
+    except _Signal:
+        return True
+    except RuntimeError:
+        return False
+    finally:
+        sys.settrace(None)
 
 
 def _in_another_process(script: str) -> None:
