@@ -87,6 +87,16 @@ def _median(kld: Float64) -> float:
     return float(np.median(kld))
 
 
+def judge_unread(scores: Sequence[PromptScore], floor: Distance) -> GateResult:
+    """The one gate of execution where weights cannot be read: the artifact's divergence from the checkpoint on the
+    probe, against what rounding to its class does to that.
+    """
+    value, usual = (float(np.concatenate([s.kld for s in each]).mean()) for each in (scores, floor.scores))
+    room = ROOM[floor.arithmetic]
+    source = f"{room:g} times what {floor.how} do to this model"
+    return at_most("class_kld", value, room * usual + LEAST, Part.EXECUTION, source=source)
+
+
 def is_suspicious(scores: Sequence[PromptScore], floor: Distance) -> bool:
     """Whether more was moved than rounding explains, however little."""
     ratio = SUSPICIOUS if floor.arithmetic is not Arithmetic.FLOAT32 else ROOM[Arithmetic.FLOAT32]

@@ -20,7 +20,10 @@ from ..graph.graph import Layer, Weight, WeightGraph
 from ..graph.reference.forward import Forward, Logits
 from ..graph.reference.state import Batch
 from ..graph.roles import Trait
-from ..targets.encoded import encoding_of
+from ..graph.tensor import TensorView
+from ..quantize.encoding import Encoding
+from ..quantize.rounded import rounding_of
+from ..targets.encoded import Encoded, as_stored, encoding_of
 from .execution import ROOM, Arithmetic
 from .experts import Routed, agreement, routed
 from .metrics import Metrics, PromptScore, score_prompt, summarize
@@ -28,6 +31,8 @@ from .prompts import EncodedPrompt
 
 # Of the differences between scores that experts are ranked by in another order of additions.
 _NOISE_PERCENTILE = 99
+# What every quant rounds.
+_ROUNDED = (Trait.TABLE, Trait.HEAD, Trait.MATRIX, Trait.EXPERTS)
 
 
 @dataclass(frozen=True)
@@ -170,8 +175,34 @@ def run_own(graph: WeightGraph, prompts: Sequence[EncodedPrompt]) -> Own:
 
 def distance(own: Own, arithmetic: Arithmetic) -> Distance:
     """Runs it again in an arithmetic, and scores that against it."""
+    return _distance(own, arithmetic, own.graph)
+
+
+def class_distance(own: Own, arithmetic: Arithmetic, class_name: str) -> Distance:
+    """Runs it again as rounding to a class's bits leaves it: what is known of an artifact whose weights cannot be read."""
+    encoding = rounding_of(class_name)
+    if encoding is None:
+        return distance(own, arithmetic)
+    matrices = (w for w in own.graph.weights() if w.role.trait in _ROUNDED)
+    rounded = own.graph.with_weights({w.address: _InClass(w.view, encoding) for w in matrices})
+    found = _distance(own, arithmetic, rounded)
+    return replace(found, how=f"{class_name.removeprefix('q')}-bit weights and {found.how}")
+
+
+class _InClass(Encoded):
+    """Rows of a tensor as an encoding leaves them."""
+
+    def __init__(self, view: TensorView, encoding: Encoding) -> None:
+        super().__init__(view.name, view.dtype, view.shape)
+        self._view, self.encoding = view, encoding
+
+    def _rows(self, start: int, stop: int) -> Float32:
+        return as_stored(self._view, self._view.rows(start, stop), self.encoding)
+
+
+def _distance(own: Own, arithmetic: Arithmetic, graph: WeightGraph) -> Distance:
     how, kind = _FORWARDS[arithmetic]
-    forward = kind(own.graph)
+    forward = kind(graph)
     logits = forward.lazy_logits([prompt.token_ids for prompt in own.prompts])
     scores = tuple(score_prompt(p, a, b) for p, a, b in zip(own.prompts, own.logits, logits, strict=True))
     agree = agreement(own.routed, routed(forward)) or None

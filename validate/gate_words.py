@@ -15,6 +15,7 @@ _WORDS: Mapping[str, str] = {
     "stored_row": "Whether each stored row is the checkpoint's, to a step of its format, in the row that is furthest off.",
     "format_weights": "How far the stored weights are, against what the quant's own encoder makes of them, in the worst tensor.",
     "format_kld": "What that costs in predictions, against the quant's own encoder on this very checkpoint.",
+    "class_kld": "Of weights that cannot be read: how far the predictions are, against the checkpoint in as many bits.",
     "experts_agree": "How often a layer sends a token to the experts that its own stored weights say.",
     "finite": "Whether every logit is a number.",
     "line_kld": "Your line, --max-kld: how far the predictions are from the checkpoint's, on average.",

@@ -23,6 +23,7 @@ from .execution import (
     judge_execution,
     judge_experts,
     judge_finite,
+    judge_unread,
 )
 from .experts import LayerExperts
 from .floor import Distance, Own, distance, run_own
@@ -48,20 +49,22 @@ _UNPLANNED = ("imatrix", "outfile")
 class Stored:
     """What an artifact holds: its weights, what its quant would make of them, and how far they are off.
 
-    `own` is the graph run with them, `floor` what rounding does to that; None where not all of them can be read.
+    `own` is the graph run with them, `floor` what rounding does to that. Where not all can be read (`unread` says why),
+    they are the checkpoint's own, and what rounding to the artifact's class does to it.
     """
 
     decoded: Mapping[Address, TensorView]
     planned: Encodings
     errors: Sequence[TensorError]
-    own: Own | None
-    floor: Distance | None
+    own: Own
+    floor: Distance
+    unread: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """What running one artifact gave. `fidelity` compares it with its own weights on the probe; empty if that was not
-    run, or not to its end. `cache` has the prompts' ids.
+    """What running one artifact gave. `fidelity` compares it with `Stored.own` on the probe; empty if that was not run,
+    or not to its end. `cache` has the prompts' ids.
     """
 
     outcome: Outcome
@@ -105,13 +108,15 @@ class Judge:
             gates.append(judge_weights(stored.errors))
         if run.metrics is not None:
             gates.append(judge_finite(run.metrics))
-        if stored.floor is not None and run.is_probed:
+        if run.is_probed and stored.unread:
+            gates.append(judge_unread(run.fidelity, stored.floor))
+        elif run.is_probed:
             gates += judge_execution(run.fidelity, stored.floor)
             gates += judge_experts(run.experts, stored.floor)
         if run.cache is not None:
             gates += judge_cache(run.cache, self._cache_floor(stored))
-        if stored.own is not None:
-            gates.append(self._format(stored, stored.own))
+        if not stored.unread:
+            gates.append(self._format(stored))
         return gates
 
     def explained(
@@ -124,7 +129,7 @@ class Judge:
         """
         failed = {gate.part for gate in gates if not gate.passed}
         own, floor, prompts = stored.own, stored.floor, [prompt.token_ids for prompt in self.probe]
-        if own is None or floor is None:
+        if stored.unread:
             return list(gates), None, ""
         if failed:
             self.steps.reach(Step("tracing the loss"))
@@ -157,12 +162,12 @@ class Judge:
         checkpoint's. Pieces may send a token of a mixture to another expert, which no order of additions on the probe
         need show: in float32 they are held to what 16 bits do.
         """
-        if stored.own is None or stored.floor is None:
+        if stored.unread:
             return distance(self.checkpoint, Arithmetic.FLOAT16)
         is_exact = stored.floor.arithmetic is Arithmetic.FLOAT32
         return distance(stored.own, Arithmetic.FLOAT16) if is_exact and self.graph.config.is_mixture else stored.floor
 
-    def _format(self, stored: Stored, own: Own) -> GateResult:
+    def _format(self, stored: Stored) -> GateResult:
         """Whether the weights are as good as their format. Of a tensor that is further off than the quant's encoder makes
         it, what it costs: the divergence of the stored weights against that of the encoder's own, on the probe.
         """
@@ -171,7 +176,7 @@ class Judge:
             return gate
         stock = as_format_makes_it(self.graph, stored.decoded, stored.planned)
         expected = Forward(stock).lazy_logits([prompt.token_ids for prompt in self.probe])
-        rows = zip(self.checkpoint.logits, own.logits, expected, strict=True)
+        rows = zip(self.checkpoint.logits, stored.own.logits, expected, strict=True)
         pairs = [(position_kld(right, held), position_kld(right, made)) for right, held, made in rows]
         kld, usual = (float(np.concatenate(each).mean()) for each in zip(*pairs, strict=True))
         _, error = mean_and_error([held - made for held, made in pairs])

@@ -20,7 +20,7 @@ from ..targets.target import Artifact, NotJudged, Target
 from .budgets import UNLIMITED, BudgetCheck, Budgets
 from .execution import arithmetic_of
 from .experts import compare_experts
-from .floor import Distance, distance, run_own
+from .floor import class_distance, distance, run_own
 from .gates import GateResult, Part
 from .greedy import choices, compare_greedy
 from .isolate import run_job
@@ -170,9 +170,14 @@ class _Session:
         except (OSError, LfmConvertError) as error:
             return self._unread(artifact, Verdict.FAIL, f"the artifact cannot be read: {error}")
         self.steps.reach(Step("what rounding does"))
-        own = None if unread else run_own(self.graph.with_weights(decoded), self.probe)
-        floor = None if own is None else distance(own, arithmetic_of(target, artifact.class_name))
-        stored = Stored(decoded=decoded, planned=planned, errors=errors, own=own, floor=floor)
+        arithmetic = arithmetic_of(target, artifact.class_name)
+        if unread:
+            own = self.judge.checkpoint
+            floor = class_distance(own, arithmetic, artifact.class_name)
+        else:
+            own = run_own(self.graph.with_weights(decoded), self.probe)
+            floor = distance(own, arithmetic)
+        stored = Stored(decoded=decoded, planned=planned, errors=errors, own=own, floor=floor, unread=unread)
         run = self._run(artifact, reference, stored)
         gates, location, mistake = self.judge.explained(self.judge.gates(run, stored), run, stored)
         found, message = _decide(run.outcome, gates)
@@ -192,8 +197,8 @@ class _Session:
             context=self.budgets.context,
             metrics=run.metrics,
             standing=standing(run.metrics, artifact.class_name, is_mixture=self.graph.config.is_mixture),
-            execution=summarize(run.fidelity, self.prompts, tie=_tie(floor)) if run.fidelity else None,
-            floor=floor,
+            execution=summarize(run.fidelity, self.prompts, tie=floor.tie) if run.fidelity and not unread else None,
+            floor=None if unread else floor,
             weights=errors,
             location=location,
             mistake=mistake,
@@ -221,7 +226,7 @@ class _Session:
     def _run(self, artifact: Artifact, reference: Reference, stored: Stored) -> Run:
         """Runs the artifact; scores each prompt against the checkpoint, the probe's also against its own weights."""
         own = stored.own
-        probed = {prompt.id: k for k, prompt in enumerate(own.prompts)} if own else {}
+        probed = {prompt.id: k for k, prompt in enumerate(own.prompts)}
         scores: list[PromptScore] = []
         fidelity: dict[int, PromptScore] = {}
         probe_logits: dict[int, LogitRows] = {}
@@ -229,7 +234,7 @@ class _Session:
         def score(index: int, logits: StoredLogits) -> None:
             prompt = self.prompts[index]
             scores.append(score_prompt(prompt, reference.logits(index), logits))
-            if own is not None and (k := probed.get(prompt.id)) is not None:
+            if (k := probed.get(prompt.id)) is not None:
                 kept_logits = FirstRows(logits.moved_to(kept), len(own.prompts[k].token_ids))
                 fidelity[k] = score_prompt(own.prompts[k], own.logits[k], kept_logits)
                 probe_logits[k] = kept_logits
@@ -248,12 +253,12 @@ class _Session:
             )
         is_whole, is_probed = len(scores) == len(self.prompts), len(fidelity) == len(probed)
         n_routed = sum(len(self.prompts[i].token_ids) for i in self._expert_prompts)
-        runs = (own, self.judge.checkpoint) if own and outcome.experts else ()
+        runs = (own, self.judge.checkpoint) if outcome.experts and not stored.unread else ()
         routed = ({layer: rows[:n_routed] for layer, rows in each.routed.items()} for each in runs)
         return Run(
             outcome=outcome,
             scores=scores,
-            metrics=summarize(scores, self.prompts, tie=_tie(stored.floor)) if is_whole else None,
+            metrics=summarize(scores, self.prompts, tie=stored.floor.tie) if is_whole else None,
             fidelity=[fidelity[k] for k in sorted(fidelity)] if is_probed else [],
             probe_logits=[probe_logits[k] for k in sorted(probe_logits)],
             experts=compare_experts(outcome.experts, *routed) if runs else (),
@@ -362,7 +367,3 @@ def _decide(outcome: Outcome, gates: Sequence[GateResult]) -> tuple[Verdict, str
     else:
         found = Verdict.SKIPPED if outcome.status is Status.SKIPPED else Verdict.PASS
     return found, "; ".join(filter(None, [outcome.message, *failed]))
-
-
-def _tie(floor: Distance | None) -> float:
-    return 0.0 if floor is None else floor.tie

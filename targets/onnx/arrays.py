@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 from ...graph.dtypes import DType, Float32
 from ...graph.errors import InputError
 from ...graph.tensor import Shape
-from ...quantize.encoding import Bytes, Encoding, Part, get_encoding
+from ...quantize.encoding import Encoding, get_encoding
+from ...quantize.rounded import Rounded
 from ..encoded import Encoded
 from ..recognised import own_file
 
@@ -138,47 +139,6 @@ class Packing:
         shifts = np.arange(0, 8, self.bits, dtype=np.uint8)
         found = (packed[..., None] >> shifts) & mask
         return found.reshape(*packed.shape[:-1], -1)
-
-
-class Rounded(Encoding):
-    """Codes rounded to the nearest, with a scale from the range of each block: the least that any writer does.
-
-    What it encodes are the values themselves, as it would decode them: nobody stores it.
-    """
-
-    def __init__(self, bits: int, block: int, *, has_zeros: bool) -> None:
-        self.name = f"int{bits}_block{block}_rounded"
-        self.class_name = f"q{bits}"
-        self.block = block
-        self._levels, self._has_zeros = 2**bits, has_zeros
-
-    @property
-    def activation_block(self) -> int:
-        return self.block
-
-    def refusal(self, n_cols: int) -> str | None:
-        return None  # a last block may be short
-
-    def parts(self, n_cols: int) -> tuple[Part, ...]:
-        return (Part("values", np.dtype("f4"), (n_cols,)),)
-
-    def encode(self, rows: Float32, importance: Float32 | None = None) -> tuple[Bytes, ...]:
-        n, n_cols = rows.shape
-        blocks = np.pad(rows, ((0, 0), (0, -n_cols % self.block))).reshape(n, -1, self.block)
-        if self._has_zeros:
-            low, high = np.minimum(blocks.min(-1), 0), np.maximum(blocks.max(-1), 0)
-            scale = ((high - low) / np.float32(self._levels - 1))[..., None]
-        else:
-            low = np.zeros(1, np.float32)
-            scale = (np.abs(blocks).max(-1) / np.float32(self._levels // 2))[..., None]
-        scale = np.where(scale == 0, np.float32(1), scale)
-        zero = np.rint(-low[..., None] / scale) if self._has_zeros else np.float32(self._levels // 2)
-        codes = np.clip(np.rint(blocks / scale + zero), 0, self._levels - 1)
-        values = ((codes - zero) * scale).reshape(n, -1)[:, :n_cols]
-        return (np.ascontiguousarray(values, np.float32),)
-
-    def decode(self, *parts: Bytes) -> Float32:
-        return parts[0]
 
 
 class PackedTensor(Encoded):

@@ -9,12 +9,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 from lfm_convert.convert import bundled, pipeline
 from lfm_convert.convert.artifacts import find_artifacts
 from lfm_convert.convert.cli.main import main
 from lfm_convert.graph.graph import WeightGraph
 from lfm_convert.graph.opening import open_graph
+from lfm_convert.graph.roles import Role
+from lfm_convert.graph.tensor import ArrayTensor
 from lfm_convert.quantize.gguf_file.reader import read_gguf, tensor_nbytes
 from lfm_convert.quantize.policies.gguf import FILE_TYPES
 from lfm_convert.validate import prompts
@@ -101,6 +104,7 @@ def test_what_is_not_decoded_is_not_judged(sound: Report) -> None:
     assert {error.role for error in found.weights} >= {"embed", "conv_kernel", "q_norm"}
     assert "execution, and weights in part, are not judged" in found.message
     assert found.to_json()["not_judged"].keys() == {"weights", "execution"}
+    assert {gate.name: gate.passed for gate in found.gates}["class_kld"]
 
 
 def gguf_swapped(path: Path) -> None:
@@ -244,6 +248,32 @@ def test_of_another_model_or_vocabulary_it_never_passes(stock: Path, few: Path, 
         assert validate(stock / name, "-r", reference, "--prompts", few, "--json", report) == 3
         (found,) = json.loads(report.read_text())["artifacts"]
         assert found["verdict"] == "fail" and sentence in found["message"]
+
+
+@pytest.mark.parametrize("bits", [4, None])
+@pytest.mark.parametrize("is_sound", [True, False], ids=["sound", "another"])
+def test_of_weights_without_names_another_model_never_passes(
+    dense: WeightGraph, few: Path, bits: int | None, tmp_path: Path, *, is_sound: bool
+) -> None:
+    """Nobody can tell which array is which weight: it must still predict as the checkpoint does in as many bits."""
+    from support.community_onnx import Style, write_community
+
+    turned = {w.address: w.view.read() for w in dense.weights() if w.role is Role.FFN_UP}
+    other = dense.with_weights({at: ArrayTensor("up", values[::-1].copy()) for at, values in turned.items()})
+    path = write_community(dense if is_sound else other, tmp_path, Style(bits=bits))
+    model = onnx.load(path)
+    names = {name: f"array_{k}" for k, name in enumerate(i.name for i in model.graph.initializer)}
+    for initializer in model.graph.initializer:
+        initializer.name = names[initializer.name]
+    for node in model.graph.node:
+        node.name = ""
+        node.input[:] = [names.get(name, name) for name in node.input]
+    onnx.save_model(model, path)
+    (found,) = pipeline.validate([tmp_path], reference=dense, prompts=few).results
+    gates = {gate.name: gate.passed for gate in found.gates}
+    assert Part.EXECUTION in found.not_judged, found.message
+    assert gates["class_kld"] is is_sound
+    assert (found.verdict is Verdict.PASS) is is_sound
 
 
 def test_half_of_it_is_refused(stock: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
