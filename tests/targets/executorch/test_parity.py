@@ -28,6 +28,7 @@ BUNDLED = [
 ]
 QUANTS = ("8da4w", "8da8w", "8da4w-emb8", "8da4w-g64", "8da4w-g128-emb8")
 QUANTIZED = [
+    ("lfm3", "8da4w"),
     ("moe", "8da4w"),
     *(pytest.param("dense", quant, marks=pytest.mark.slow) for quant in QUANTS),
 ]
