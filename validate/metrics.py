@@ -21,9 +21,10 @@ from .prompts import EncodedPrompt
 
 Float64 = NDArray[np.float64]
 
-# Elements of [rows, V] handled at a time: 32 MiB in float64.
-_BLOCK_ELEMENTS = 1 << 22
+# Elements of [rows, V] handled at a time: 2 MiB in float64, which stay near the core.
+_BLOCK_ELEMENTS = 1 << 18
 _TOP = 5
+_STRETCH = 256  # of a row of logits
 _N_WORST = 8
 # Bins of the distribution of divergences, half a decade each: 1e-12 … 100 nats.
 BIN_EXPONENTS = tuple(e / 2 for e in range(-24, 5))
@@ -156,9 +157,8 @@ def blocks(n_rows: int, vocab_size: int, *, start: int = 0) -> list[slice]:
 def position_kld(reference: LogitRows, artifact: LogitRows) -> Float64:
     """KL divergence of the artifact's distributions from the reference's. Shapes: both [n, V]; returns [n]."""
     found = np.zeros(reference.shape[0])
-    with np.errstate(invalid="ignore", over="ignore"):
-        for rows in blocks(*reference.shape):
-            found[rows] = _divergence(_log_softmax(reference[rows]), _log_softmax(artifact[rows]))
+    for rows in blocks(*reference.shape):
+        found[rows] = _Pair.of(reference[rows], artifact[rows]).kld
     return found
 
 
@@ -197,44 +197,88 @@ def score_prompt(prompt: EncodedPrompt, reference: LogitRows, artifact: LogitRow
 def _score_rows(prompt_id: str, reference: Float32, artifact: Float32, following: NDArray[np.int64]) -> PromptScore:
     """One block of rows; `following` holds the next token of each, but for a prompt's last."""
     rows = np.arange(len(reference))
-    chosen = artifact.argmax(axis=1)
+    first, chosen = reference.argmax(axis=1), artifact.argmax(axis=1)
+    lead = reference[rows, first] - reference[rows, chosen]
+    pair = _Pair.of(reference, artifact)
     with np.errstate(invalid="ignore", over="ignore"):
-        log_p, log_q = _log_softmax(reference), _log_softmax(artifact)
-        next_at = (rows[: len(following)], following)
+        at = (rows[: len(following)], following)
+        log_p, log_q = pair.log_p(reference[at]), pair.log_q(artifact[at])
         return PromptScore(
             id=prompt_id,
-            kld=_divergence(log_p, log_q),
+            kld=pair.kld,
             # any of several tokens that tie for the reference's top is the same choice
-            same_top1=reference[rows, chosen] == reference.max(axis=1),
+            same_top1=lead == 0,
             top5_overlap=_top_overlap(reference, artifact),
-            log_prob_loss=log_p[next_at] - log_q[next_at],
-            prob_change=np.exp(log_q[next_at]) - np.exp(log_p[next_at]),
-            top=np.stack([reference.argmax(axis=1), chosen]),
+            log_prob_loss=log_p - log_q,
+            prob_change=np.exp(log_q) - np.exp(log_p),
+            top=np.stack([first, chosen]),
             max_abs_logit=float(np.abs(reference - artifact).max()),
             finite=bool(np.isfinite(artifact).all() and np.isfinite(reference).all()),
-            lead=(reference.max(axis=1) - reference[rows, chosen]).astype(np.float64),
+            lead=lead.astype(np.float64),
         )
 
 
-def _divergence(log_p: Float64, log_q: Float64) -> Float64:
-    # rounding can leave a sum of -1e-17, which no divergence is
-    kld: Float64 = np.maximum(np.sum(np.exp(log_p) * (log_p - log_q), axis=1), 0.0)
-    return kld
+@dataclass(frozen=True)
+class _Pair:
+    """Rows of logits p and q as distributions. Shapes: all [n]; `top_*` is the largest logit, `log_sum_*` the logarithm
+    of the sum of exponentials below it. Units: nats.
+    """
 
+    kld: Float64
+    top_p: Float64
+    top_q: Float64
+    log_sum_p: Float64
+    log_sum_q: Float64
 
-def _log_softmax(logits: Float32) -> Float64:
-    values = logits.astype(np.float64)
-    values -= values.max(axis=1, keepdims=True)
-    values -= np.log(np.exp(values).sum(axis=1, keepdims=True))
-    return values
+    @classmethod
+    def of(cls, reference: Float32, artifact: Float32) -> _Pair:
+        """Exponentials are most of what a comparison costs: two for each pair of logits, none twice."""
+        p, q = reference.astype(np.float64), artifact.astype(np.float64)
+        top_p, top_q = p.max(axis=1), q.max(axis=1)
+        with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
+            p -= top_p[:, None]
+            q -= top_q[:, None]
+            apart = p - q
+            np.exp(p, out=p)
+            np.exp(q, out=q)
+            sum_p, sum_q = p.sum(axis=1), q.sum(axis=1)
+            log_sum_p, log_sum_q = np.log(sum_p), np.log(sum_q)
+            kld = np.einsum("ij,ij->i", p, apart) / sum_p + (log_sum_q - log_sum_p)
+            # rounding can leave a sum of -1e-17, which no divergence is
+            return cls(np.maximum(kld, 0.0), top_p, top_q, log_sum_p, log_sum_q)
+
+    def log_p(self, logits: Float32) -> Float64:
+        """Log probabilities of the reference's logits [m], one of each of the first m rows."""
+        n = len(logits)
+        found: Float64 = logits - self.top_p[:n] - self.log_sum_p[:n]
+        return found
+
+    def log_q(self, logits: Float32) -> Float64:
+        """The same of the artifact's."""
+        n = len(logits)
+        found: Float64 = logits - self.top_q[:n] - self.log_sum_q[:n]
+        return found
 
 
 def _top_overlap(reference: Float32, artifact: Float32) -> Float64:
     """The share of the reference's top tokens that are among the artifact's. Shape: [n]."""
-    k = min(_TOP, reference.shape[1])
-    first, second = (np.argpartition(-values, k - 1, axis=1)[:, :k] for values in (reference, artifact))
-    overlap: Float64 = (first[:, :, None] == second[:, None, :]).any(axis=2).mean(axis=1)
-    return overlap
+    shares = [
+        len(np.intersect1d(_top(p), _top(q))) / min(_TOP, len(p)) for p, q in zip(reference, artifact, strict=True)
+    ]
+    return np.array(shares, np.float64)
+
+
+def _top(logits: Float32) -> NDArray[np.int64]:
+    """The tokens of the largest logits of a row [V]. Only what is as large as the largest of some stretches is sorted."""
+    n_stretches = len(logits) // _STRETCH
+    least = -np.inf
+    if n_stretches >= _TOP:
+        largest = logits[: n_stretches * _STRETCH].reshape(n_stretches, _STRETCH).max(axis=1)
+        least = np.partition(largest, -_TOP)[-_TOP]
+    found = np.flatnonzero(logits >= least) if least == least else np.arange(len(logits))
+    if len(found) <= _TOP:
+        return found
+    return found[np.argpartition(-logits[found], _TOP - 1)[:_TOP]]
 
 
 def summarize(scores: Sequence[PromptScore], prompts: Sequence[EncodedPrompt] = (), *, tie: float = 0.0) -> Metrics:
