@@ -113,14 +113,15 @@ def convert(
 
     `max_memory` and `range_bytes` are bytes; `jobs` defaults to the number of cores; `options` are the target's own,
     such as `{"refine": True}`. A plan that is over one of the `budgets` is refused before any weight is read.
-    `comparison` is what `validate` takes, such as `{"suite": "smoke"}`; artifacts that were there and have passed are
-    compared again with `validate_all` only.
+    `comparison` is what `validate` takes; without anything else said, its suite is `smoke`. Artifacts that were there
+    and have passed are compared again with `validate_all` only.
     Each artifact is published when it is whole. `skip_existing` leaves those that are there and are what this run
     would write; `resume` does too, and keeps what is written of one that fails half way for the next run to go on.
     Raises: any LfmConvertError, with a note of what was published; whatever happens, existing artifacts stay whole.
     """
     _refuse_none_at_all(jobs=jobs, range_bytes=range_bytes)
     jobs = jobs or os.cpu_count() or 1
+    comparison = {"suite": "smoke", **(comparison or {})}
     chosen = get_target(target).with_options(options or {})
     quants = _quants(chosen, quant)
     graph = model if isinstance(model, WeightGraph) else open_model(model, progress=progress)
@@ -137,7 +138,7 @@ def convert(
     if budgets is not None:
         budgets.refuse(graph.config, plans)
     if validate_after:
-        _refuse_unreadable_prompts(graph, comparison or {})
+        _refuse_unreadable_prompts(graph, comparison)
     run = Execution(jobs=jobs, budget_bytes=budget, range_bytes=range_bytes)
     published: list[Path] = []
     with _told(published):
@@ -165,7 +166,7 @@ def convert(
                 source_hashes=_recorded_hashes(folder),
                 budgets=budgets,
                 progress=progress,
-                **(comparison or {}),
+                **comparison,
             )
             record(report, progress=progress)
     return Converted(folder, plans, artifacts, report, run.profile)

@@ -108,6 +108,11 @@ class Runner(ABC):
         self.reset()
         return self.extend(token_ids)
 
+    def last_logits(self, token_ids: Sequence[int]) -> Float32:
+        """Logits [V] of the last token of a prompt, which is read from an empty state in one call."""
+        found: Float32 = self.logits(token_ids)[-1]
+        return found
+
     def tokenize(self, text: str) -> list[int] | None:
         """Ids of a text by the runtime's own tokenizer, BOS first; None if it takes ids only."""
         return None

@@ -32,6 +32,7 @@ _QUANTILE = "execution_kld_p"
 _CACHE: Mapping[str, str] = {
     "stepwise": "read token by token",
     "chunked": "read in chunks",
+    "at_once": "read in one call",
     "interleaved": "read by turns with another conversation",
     "reset": "read again after another conversation",
     "batch": "read in a batch with another",

@@ -148,7 +148,7 @@ class Judge:
         gates = []
         if outcome.encoded is not None:
             found = zip(self.texts, outcome.encoded, strict=True)
-            wrong = [prompt.id for prompt, ids in found if prompt.token_ids != ids]
+            wrong = [prompt.id for prompt, ids in found if not prompt.is_encoded_as(ids)]
             gates.append(_none_of("texts_encoded_otherwise", wrong, "every id equal"))
         if outcome.rendered is not None:
             expected = {prompt.id: prompt.text for prompt in self.texts}

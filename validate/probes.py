@@ -1,5 +1,5 @@
-"""Whether an artifact says the same however its tokens come: step by step, in chunks, by turns with another
-conversation, after one, or in a batch.
+"""Whether an artifact says the same however its tokens come: step by step, in chunks, all at once, by turns with
+another conversation, after one, or in a batch.
 
 Each probe runs prompts once more and compares the logits with those of the prompts run whole.
 """
@@ -15,6 +15,8 @@ from ..graph.dtypes import Float32
 from ..targets.target import Runner
 from .metrics import Float64, LogitRows, blocks, position_kld
 
+# Tokens of a prompt that are run whole; a longer one goes on from there, since its logits would be too large.
+AT_ONCE = 640
 # Chunk sizes around the batch size that runtimes like, for a prompt that is longer than all of them.
 LONG_CHUNKS = (511, 512, 513)
 # Chunks that cross the window of a short convolution in every way; the rest of the prompt follows whole.
@@ -69,6 +71,13 @@ def check_cache(
     probes = [_worst("stepwise", [(least, whole[least], _in_chunks(runner, prompts[least], [1]))])]
     tell("chunked")
     probes.append(_worst("chunked", list(_chunked(runner, prompts, whole, least))))
+    long = [i for i, ids in enumerate(prompts) if len(ids) > AT_ONCE]
+    if long:
+        tell("at once")
+        runs = ((i, whole[i], prompts[i]) for i in long)
+        probes.append(
+            _worst("at_once", [(i, _LastRow(rows), [runner.last_logits(ids)[None]]) for i, rows, ids in runs])
+        )
     not_seen = []
     other = runner.another()
     if other is None:
@@ -125,6 +134,18 @@ def _interleaved(first: Runner, second: Runner, prompts: Sequence[Sequence[int]]
             if chunk := ids[low : low + _TURN]:
                 found.append(runner.extend(chunk))
     return pieces
+
+
+class _LastRow:
+    """The last row of logits."""
+
+    def __init__(self, rows: LogitRows) -> None:
+        self._rows = rows
+        self.shape = (1, rows.shape[1])
+
+    def __getitem__(self, rows: slice) -> Float32:
+        n = self._rows.shape[0]
+        return self._rows[n - 1 : n]
 
 
 def _worst(name: str, runs: Iterable[_Again]) -> Probe:

@@ -1,7 +1,7 @@
 """The prompts that artifacts are compared on, and their token ids.
 
 A prompt set is JSON Lines: `{"id", "language", "kind"}` and one of `text`, `messages` (with `tools`
-if wanted) or `ids`. `prompts.jsonl` beside this file is the shared set; it holds no text of any
+if wanted) or `ids`; `max_tokens` cuts one that is longer. `prompts.jsonl` beside this file is the shared set; it holds no text of any
 calibration or benchmark set.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,9 @@ _NOTHING = Refusal("it writes no text", is_stated=False)
 
 @dataclass(frozen=True, kw_only=True)
 class Prompt:
-    """One prompt: exactly one of `text`, `messages` and `ids` is given; `scored` as in `EncodedPrompt`."""
+    """One prompt: exactly one of `text`, `messages` and `ids` is given; `scored` as in `EncodedPrompt`. The model reads
+    no more than `max_tokens` of it.
+    """
 
     id: str
     language: str = ""
@@ -39,6 +41,7 @@ class Prompt:
     tools: tuple[Mapping[str, Any], ...] = ()
     ids: tuple[int, ...] = ()
     scored: tuple[int, int] | None = None
+    max_tokens: int | None = None
 
 
 @dataclass(frozen=True)
@@ -54,13 +57,24 @@ class EncodedPrompt:
     """A prompt as the model sees it.
 
     `scored` is the range of positions that count, all if None. `text` is what the tokenizer was given, BOS left
-    to it; None for a prompt of ids.
+    to it; None for a prompt of ids. Of one that `is_cut`, only the beginning of what the tokenizer gave is read.
     """
 
     id: str
     token_ids: tuple[int, ...]
     scored: tuple[int, int] | None = None
     text: str | None = None
+    is_cut: bool = False
+
+    def is_encoded_as(self, ids: Sequence[int]) -> bool:
+        """Whether another tokenizer gave the same ids for the text."""
+        return self.token_ids == tuple(ids[: len(self.token_ids)] if self.is_cut else ids)
+
+    def cut(self, n_tokens: int | None) -> EncodedPrompt:
+        """The same, of so many tokens at most."""
+        if n_tokens is None or len(self.token_ids) <= n_tokens:
+            return self
+        return replace(self, token_ids=self.token_ids[:n_tokens], is_cut=True)
 
     @property
     def n_scored(self) -> int:
@@ -122,6 +136,9 @@ def _parse(line: str) -> Prompt:
     ids = row.get("ids", [0])
     if not isinstance(ids, list) or not ids or any(type(i) is not int or i < 0 for i in ids):
         raise ValueError("'ids' must be a non-empty list of token ids")
+    max_tokens = row.get("max_tokens")
+    if max_tokens is not None and (type(max_tokens) is not int or max_tokens < 1):
+        raise ValueError("'max_tokens' must be a number of at least 1")
     return Prompt(
         id=row["id"],
         language=row.get("language", ""),
@@ -130,6 +147,7 @@ def _parse(line: str) -> Prompt:
         messages=tuple(row.get("messages", ())),
         tools=tuple(row.get("tools", ())),
         ids=tuple(row.get("ids", ())),
+        max_tokens=max_tokens,
     )
 
 
@@ -166,7 +184,9 @@ def encode_prompts(
     texts = {name: found for name, found in rendered.items() if isinstance(found, str)}
     _judge(refused, n_rendered=len(texts), note=note)
     bos = bos_token(assets)
-    encoded = tuple(_encode(p, texts.get(p.id), tokenizer, bos=bos) for p in prompts if p.id not in refused)
+    encoded = tuple(
+        _encode(p, texts.get(p.id), tokenizer, bos=bos).cut(p.max_tokens) for p in prompts if p.id not in refused
+    )
     check_encoded(encoded, vocab_size=vocab_size)
     return encoded
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Container, Sequence
 from dataclasses import replace
 
-from .probes import LONG_CHUNKS, MIXED_CHUNKS
+from .probes import AT_ONCE, LONG_CHUNKS, MIXED_CHUNKS
 from .prompts import EncodedPrompt
 
 # Tokens of each prompt that is continued freely.
@@ -17,7 +17,7 @@ _N_END_TOKENS = 96
 _PROBE_MAX_TOKENS = 128
 _PROBE_TOKENS = 512
 # Of the beginning of a long prompt: beyond the windows and chunks that runtimes like.
-_LONG_PROBE_TOKENS = 640
+LONG_PROBE_TOKENS = AT_ONCE
 
 
 def cache_prompts(prompts: Sequence[EncodedPrompt]) -> tuple[int, ...]:
@@ -72,6 +72,6 @@ def probe_prompts(prompts: Sequence[EncodedPrompt]) -> tuple[EncodedPrompt, ...]
             room -= n
     whole = sorted(chosen or order[-1:])
     long = [i for i in order if len(prompts[i].token_ids) > _PROBE_MAX_TOKENS and i not in whole]
-    long.sort(key=lambda i: abs(len(prompts[i].token_ids) - _LONG_PROBE_TOKENS))
-    beginnings = (replace(prompts[i], token_ids=prompts[i].token_ids[:_LONG_PROBE_TOKENS]) for i in long[:1])
+    long.sort(key=lambda i: abs(len(prompts[i].token_ids) - LONG_PROBE_TOKENS))
+    beginnings = (prompts[i].cut(LONG_PROBE_TOKENS) for i in long[:1])
     return tuple(replace(prompt, scored=None) for prompt in (*(prompts[i] for i in whole), *beginnings))

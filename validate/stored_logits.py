@@ -7,6 +7,8 @@ two prompts of them are on disk at a time.
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -40,28 +42,27 @@ class StoredLogits:
         self._path.unlink(missing_ok=True)
 
 
-def store_logits(path: Path, logits: Float32) -> StoredLogits:
-    """Writes logits into a file of one's own."""
-    _write(path, logits)
-    return StoredLogits(path, logits.shape[1])
+def save_logits(
+    folder: Path, index: int, pieces: Iterable[Float32], *, also: Path | None = None
+) -> StoredLogits | None:
+    """Publishes the logits of one prompt, which come in pieces [n, V], once whoever takes them has taken most of those
+    before; `also` is a file of one's own, which is returned.
 
-
-def save_logits(folder: Path, index: int, logits: Float32) -> None:
-    """Publishes the logits of one prompt, once whoever takes them has taken most of those before.
-
-    The file may be gone as soon as it is there.
+    The published file may be gone as soon as it is there.
     """
     while len(list(folder.glob("logits-*.f32"))) >= _MAX_WAITING:
         time.sleep(_POLL_S)
-    _write(_path(folder, index), logits)
-
-
-def _write(path: Path, logits: Float32) -> None:
-    """A file that is whole under its name."""
-    part = path.with_suffix(".part")
-    with part.open("wb") as file:
-        np.ascontiguousarray(logits, np.float32).tofile(file)
-    part.replace(path)
+    paths = [path for path in (also, _path(folder, index)) if path is not None]
+    vocab_size = 0
+    with ExitStack() as stack:
+        files = [stack.enter_context(path.with_suffix(".part").open("wb")) for path in paths]
+        for piece in pieces:
+            vocab_size = piece.shape[1]
+            for file in files:
+                np.ascontiguousarray(piece, np.float32).tofile(file)
+    for path in paths:
+        path.with_suffix(".part").replace(path)
+    return None if also is None else StoredLogits(also, vocab_size)
 
 
 def take_logits(folder: Path, index: int, *, vocab_size: int) -> StoredLogits | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
@@ -13,12 +14,14 @@ from ..graph.errors import InputError, UsageError
 from ..graph.source.assets import Assets
 from ..graph.source.tokenizer import Tokenizer
 from .prompts import EncodedPrompt, Prompt, load_prompts
+from .selection import LONG_PROBE_TOKENS
 
 SUITES = ("smoke", "standard")
 # llama-perplexity's chunk; its second half is scored, so that every scored token has context.
 CHUNK_TOKENS = 512
 
 _STORED = "prompt_ids.json"
+_LONG = "long"
 
 
 def choose_prompts(
@@ -58,16 +61,18 @@ def name_suite(
 
 
 def smoke(prompts: Sequence[Prompt]) -> tuple[Prompt, ...]:
-    """The first prompts that together have every language and every kind but the long ones."""
+    """The first prompts that together have every language and every kind; of the longest one no more than a probe reads."""
     languages: set[str] = set()
-    kinds: set[str] = {"long"}
+    kinds: set[str] = set()
     chosen = []
     for prompt in prompts:
-        if prompt.kind != "long" and not (prompt.language in languages and prompt.kind in kinds):
+        if prompt.kind != _LONG and not (prompt.language in languages and prompt.kind in kinds):
             chosen.append(prompt)
             languages.add(prompt.language)
             kinds.add(prompt.kind)
-    return tuple(chosen)
+    long = [prompt for prompt in prompts if prompt.kind == _LONG]
+    longest = max(long, key=lambda prompt: len(prompt.text or ""), default=None)
+    return (*chosen, replace(longest, max_tokens=LONG_PROBE_TOKENS)) if longest else tuple(chosen)
 
 
 def chunk_text(path: Path, tokenizer: Tokenizer | None, *, n_chunks: int | None = None) -> tuple[Prompt, ...]:
@@ -113,7 +118,7 @@ def check_stored_ids(
         prompt.id
         for prompt in encoded
         if (is_template_known or prompt.id not in chats)
-        and stored["ids"].get(prompt.id, list(prompt.token_ids)) != list(prompt.token_ids)
+        and not prompt.is_encoded_as(stored["ids"].get(prompt.id, prompt.token_ids))
     ]
     if not wrong:
         return

@@ -11,7 +11,7 @@ import os
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -27,11 +27,11 @@ from ..graph.source.chat import Refusal, try_chats
 from ..graph.source.tokenizer import TOKENIZER_FILE, Tokenizer
 from ..targets.target import Artifact, Runner
 from .jobs import Job, Outcome, Status, load_job, resolve_target, save_step
-from .probes import check_cache
+from .probes import AT_ONCE, check_cache
 from .prompts import Chat
 from .steps import Step
 from .stops import ends_at
-from .stored_logits import StoredLogits, save_logits, store_logits
+from .stored_logits import StoredLogits, save_logits
 
 _NO_EXPERTS = "experts: the runtime does not show which it chose"
 
@@ -110,11 +110,17 @@ def _run_prompts(runner: Runner, job: Job, folder: Path) -> list[StoredLogits]:
     """Publishes the logits of every prompt; returns those of the cache prompts, which it keeps in files of its own."""
     kept = {}
     for index, token_ids in enumerate(job.prompts):
-        logits = _checked(runner.logits(token_ids), len(token_ids), job.vocab_size)
-        if index in job.cache_prompts:
-            kept[index] = store_logits(folder / f"kept-{index:05d}.f32", logits)
-        save_logits(folder, index, logits)
-    return [kept[index] for index in job.cache_prompts]
+        also = folder / f"kept-{index:05d}.f32" if index in job.cache_prompts else None
+        kept[index] = save_logits(folder, index, _logits(runner, token_ids, job.vocab_size), also=also)
+    return [found for index in job.cache_prompts if (found := kept[index]) is not None]
+
+
+def _logits(runner: Runner, token_ids: Sequence[int], vocab_size: int) -> Iterator[Float32]:
+    """Logits of a prompt, some tokens of it at a time: those of a long one may be larger than the model."""
+    runner.reset()
+    for low in range(0, len(token_ids), AT_ONCE):
+        ids = token_ids[low : low + AT_ONCE]
+        yield _checked(runner.extend(ids), len(ids), vocab_size)
 
 
 def _checked(logits: Float32, n: int, vocab_size: int) -> Float32:

@@ -20,7 +20,14 @@ Reference = Annotated[
 OtherReference = Annotated[
     bool, typer.Option("--other-reference", help="Compare with a checkpoint they were not made from.")
 ]
-Suite = Annotated[str, typer.Option("--suite", help="Which of the shared prompts: smoke or standard.")]
+Suite = Annotated[
+    str | None,
+    typer.Option(
+        "--suite",
+        help="Which of the shared prompts: smoke (default of convert) or standard (of the others).",
+        show_default=False,
+    ),
+]
 Prompts = Annotated[
     Path | None,
     typer.Option("--prompts", help="JSON lines of text, messages or ids instead of a suite.", show_default=False),
@@ -67,16 +74,16 @@ MaxPplChange = Annotated[
 
 def comparison_options(
     *,
-    suite: Suite = "standard",
+    suite: Suite = None,
     prompts: Prompts = None,
     text: TextFile = None,
     chunks: Chunks = None,
     threads: Threads = None,
     time_limit: TimeLimit = 1800,
 ) -> dict[str, Any]:
-    """The options as `pipeline.validate` takes them."""
+    """The options as `pipeline.validate` takes them; without a suite, if none is given."""
     return {
-        "suite": suite,
+        **({} if suite is None else {"suite": suite}),
         "prompts": prompts,
         "text": text,
         "n_chunks": chunks,

@@ -48,13 +48,24 @@ class LlamaConversation(Runner):
 
     def extend(self, token_ids: Sequence[int]) -> Float32:
         """See `Runner.extend`. Raises UsageError for an id outside the vocabulary or no ids at all."""
+        return np.concatenate(list(self._portions(token_ids)))
+
+    def last_logits(self, token_ids: Sequence[int]) -> Float32:
+        """See `Runner.last_logits`. Raises: as `extend`."""
+        self.reset()
+        for logits in self._portions(token_ids):
+            last: Float32 = logits[-1]
+        return last
+
+    def _portions(self, token_ids: Sequence[int]) -> Iterator[Float32]:
+        """Continues the conversation, as many tokens at a time as a call takes; their logits."""
         ids = list(token_ids)
         if not ids or min(ids) < 0 or max(ids) >= self.n_vocab:
             raise UsageError(f"token ids must be one or more of 0 … {self.n_vocab - 1}")
         context = self._reserve(len(self._seen) + len(ids))
-        logits = [self._decode(context, [piece]) for piece in _pieces(ids, start=len(self._seen))]
+        for piece in _pieces(ids, start=len(self._seen)):
+            yield self._decode(context, [piece])
         self._seen += ids
-        return np.concatenate(logits)
 
     def reset(self) -> None:
         self._seen = []

@@ -101,17 +101,30 @@ class OnnxRunner(Runner):
         result: Float32 = logits[0]
         return result
 
-    def _step(self, ids: NDArray[np.int64], mask: NDArray[np.int64], past: dict[str, Any]) -> tuple[Float32, Any]:
-        logits, *present = self._session.run([LOGITS, *self._present.values()], self._feeds(ids, mask, past))
+    def last_logits(self, token_ids: Sequence[int]) -> Float32:
+        """See `Runner.last_logits`. A graph that can is asked for no others."""
+        ids = np.array([token_ids], np.int64)
+        logits, _ = self._step(ids, np.ones_like(ids), self._empty(1), n_logits=1)
+        found: Float32 = logits[0, -1]
+        return found
+
+    def _step(
+        self, ids: NDArray[np.int64], mask: NDArray[np.int64], past: dict[str, Any], *, n_logits: int = 0
+    ) -> tuple[Float32, Any]:
+        feeds = self._feeds(ids, mask, past, n_logits=n_logits)
+        logits, *present = self._session.run([LOGITS, *self._present.values()], feeds)
         return logits.astype(np.float32, copy=False), dict(zip(self._present, present, strict=True))
 
-    def _feeds(self, ids: NDArray[np.int64], mask: NDArray[np.int64], past: dict[str, Any]) -> dict[str, Any]:
-        """Every input of the graph. Positions count the tokens before that are none of padding."""
+    def _feeds(
+        self, ids: NDArray[np.int64], mask: NDArray[np.int64], past: dict[str, Any], *, n_logits: int = 0
+    ) -> dict[str, Any]:
+        """Every input of the graph. Positions count the tokens before that are none of padding. Logits are those of the
+        last `n_logits` tokens, of all for 0."""
         n_tokens = ids.shape[1]
         positions = np.maximum(mask.cumsum(axis=1) - 1, 0)[:, -n_tokens:]
         given = {IDS: ids, MASK: mask, POSITIONS: positions}
-        if N_LOGITS in self._inputs:  # a number, or as onnxruntime-genai feeds it, a list of one; 0 keeps all
-            given[N_LOGITS] = np.zeros([1] * len(self._inputs[N_LOGITS].shape), np.int64)
+        if N_LOGITS in self._inputs:  # a number, or as onnxruntime-genai feeds it, a list of one
+            given[N_LOGITS] = np.full([1] * len(self._inputs[N_LOGITS].shape), n_logits, np.int64)
         return {name: value for name, value in given.items() if name in self._inputs} | past
 
     def batch(self, prompts: Sequence[Sequence[int]], way: str) -> list[Float32]:

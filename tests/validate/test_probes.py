@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from lfm_convert.validate.probes import CacheCheck, check_cache
+from lfm_convert.validate.probes import AT_ONCE, CacheCheck, check_cache
 from support.fake_target import FakeRunner
 
 FIRST, SECOND = tuple(range(20, 37)), tuple(range(100, 140))
@@ -85,4 +85,22 @@ def test_a_long_prompt_is_cut_around_512(tiny_dense: Path) -> None:
     runner = Counter({"checkpoint": str(tiny_dense), "alone": True})
     long = tuple(range(1540))
     check_cache(runner, (FIRST, long), [np.zeros((len(ids), 4), np.float32) for ids in (FIRST, long)])
-    assert [size for size in sizes if size > 400] == [511, 512, 513] and sizes.count(4) >= 4
+    assert [size for size in sizes if size > 400] == [511, 512, 513, 1540] and sizes.count(4) >= 4
+
+
+def test_a_long_prompt_is_also_read_in_one_call(tiny_dense: Path) -> None:
+    class Forgetful(FakeRunner):
+        """Sees no more than the last tokens of a call."""
+
+        def extend(self, token_ids: Any) -> np.ndarray:
+            logits = super().extend(token_ids)
+            return logits if len(token_ids) <= AT_ONCE else np.roll(logits, 1, axis=1)
+
+    long = [token % 512 for token in range(AT_ONCE + 1)]
+    for kind, is_right in ((FakeRunner, True), (Forgetful, False)):
+        runner = kind({"checkpoint": str(tiny_dense), "alone": True})
+        whole = np.concatenate([runner.logits(long[:-1]), runner.extend(long[-1:])])
+        found = check_cache(runner, [long], [whole])
+        assert found is not None
+        (probe,) = [each for each in found.probes if each.name == "at_once"]
+        assert (probe.kld < 1e-9) is is_right

@@ -76,7 +76,7 @@ def test_work_publishes_logits_and_probes(tmp_path: Path, tiny_dense: Path) -> N
 
 
 def test_a_full_disk_is_no_verdict(tmp_path: Path, tiny_dense: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*arguments: Any) -> None:
+    def full(*arguments: Any, **options: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(worker, "save_logits", full)
@@ -104,5 +104,5 @@ def test_published_logits_may_be_taken_at_once(tmp_path: Path, monkeypatch: pyte
         return found
 
     monkeypatch.setattr(Path, "replace", taken)
-    save_logits(tmp_path, 0, np.zeros((2, 3), np.float32))
+    save_logits(tmp_path, 0, [np.zeros((2, 3), np.float32)])
     assert list(tmp_path.iterdir()) == []
