@@ -210,7 +210,7 @@ def validate(
     baseline: Baseline | None = None,
     require_baseline: bool = False,
     threads: int | None = None,
-    time_limit_s: float = 1800,
+    time_limit_s: float | None = None,
     other_reference: bool = False,
     source_hashes: Mapping[str, str] | None = None,
     revision: str | None = None,

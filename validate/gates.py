@@ -23,11 +23,12 @@ class Part(enum.StrEnum):
 
 
 class Failure(enum.StrEnum):
-    """What is wrong with an artifact that fails, the gravest first."""
+    """Why an artifact does not pass, the gravest first. `LATE` is said of the run: nothing was found wrong before."""
 
     BROKEN = "broken"
     WORSE = "worse than its format"
     OVER = "over the line the team set"
+    LATE = "not finished in time"
 
 
 _FAILURES: Mapping[Part, Failure] = {Part.FORMAT: Failure.WORSE, Part.QUALITY: Failure.OVER}

@@ -45,8 +45,9 @@ def run_job(
                 process.kill()
     outcome = load_outcome(folder)
     if outcome is None:
-        reason = _end(process.returncode) if in_time else f"did not finish within {time_limit_s:g} s and was ended"
-        return Outcome(status=Status.FAILED, message=f"the runtime {reason}{_last_words(folder)}")
+        status = Status.FAILED if in_time else Status.LATE
+        reason = _end(process.returncode) if in_time else f"did not finish within {time_limit_s:.0f} s and was ended"
+        return Outcome(status=status, message=f"the runtime {reason}{_last_words(folder)}")
     if outcome.status is Status.DISK:
         raise DiskError(f"{folder}: {outcome.message}; set TMPDIR to a folder with more room")
     if outcome.status is Status.DONE and n_taken != len(job.prompts):

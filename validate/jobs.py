@@ -104,11 +104,12 @@ def load_step(folder: Path) -> Step | None:
 
 
 class Status(enum.StrEnum):
-    """How a worker ended. `DISK` is a full temporary folder, which says nothing of the artifact."""
+    """How a worker ended. `DISK` is a full temporary folder, which says nothing of the artifact; `LATE` was ended."""
 
     DONE = "done"
     SKIPPED = "skipped"
     FAILED = "failed"
+    LATE = "late"
     DISK = "disk"
 
 

@@ -38,6 +38,7 @@ from .steps import Step, Steps
 from .stops import StopCheck
 from .stored_logits import StoredLogits
 from .suites import check_stored_ids
+from .time_limit import time_limit_s
 from .weights import weight_errors
 
 _EXCERPT_CHARACTERS = 60
@@ -49,7 +50,7 @@ def validate(
     *,
     prompts: Sequence[Prompt],
     threads: int,
-    time_limit_s: float = 1800.0,
+    time_limit_s: float | None = None,
     budgets: Budgets = UNLIMITED,
     progress: Progress = SILENT,
     foreign: Mapping[Path, str] = MappingProxyType({}),
@@ -57,7 +58,8 @@ def validate(
 ) -> Report:
     """Runs every artifact in a process of its own and compares it with the graph's own logits.
 
-    `budgets` are limits of size and memory, `time_limit_s` what each artifact may take; `foreign` says of artifacts,
+    `budgets` are limits of size and memory, `time_limit_s` what running each artifact may take, by
+    default what its size lets expect; `foreign` says of artifacts,
     by path, why this is not the checkpoint they were made from, which they are not run for. The logits of one
     artifact lie in the temporary folder prompt by prompt, and the reference's rows before the head.
     Raises: UsageError or InputError for prompts or artifacts that cannot be compared; DiskError for a full
@@ -130,7 +132,7 @@ class _Session:
     probe: tuple[EncodedPrompt, ...]
     folder: Path
     threads: int
-    time_limit_s: float
+    time_limit_s: float | None
     budgets: Budgets
     steps: Steps
     find_target: str
@@ -209,6 +211,7 @@ class _Session:
             experts=run.experts,
             greedy=self._greedy(reference, run.outcome.greedy),
             stops=run.stops,
+            is_late=run.outcome.status is Status.LATE,
             not_judged=dict.fromkeys((Part.WEIGHTS, Part.EXECUTION), unread) if unread else {},
             notes=notes,
             message="; ".join(filter(None, [message, *causes])),
@@ -247,7 +250,7 @@ class _Session:
             outcome = run_job(
                 self._job(artifact),
                 Path(name),
-                time_limit_s=self.time_limit_s,
+                time_limit_s=self.time_limit_s or time_limit_s(self.graph, self.prompts, artifact.size_bytes),
                 on_logits=score,
                 on_step=self.steps.reach,
             )
@@ -362,7 +365,7 @@ def _notes(artifact: Artifact, unread: str, *, has_any: bool) -> tuple[str, ...]
 def _decide(outcome: Outcome, gates: Sequence[GateResult]) -> tuple[Verdict, str]:
     """The verdict and the sentence that explains it."""
     failed = [gate.sentence for gate in gates if not gate.passed]
-    if failed or outcome.status is Status.FAILED:
+    if failed or outcome.status in (Status.FAILED, Status.LATE):
         found = Verdict.FAIL
     else:
         found = Verdict.SKIPPED if outcome.status is Status.SKIPPED else Verdict.PASS

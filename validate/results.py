@@ -109,7 +109,8 @@ class Excerpt:
 class ArtifactResult:
     """One artifact: how it did and why. What it did not get to is None or empty.
 
-    One that `is_foreign` was made from another checkpoint, and was not run.
+    One that `is_foreign` was made from another checkpoint, and was not run; one that `is_late` was ended at its time
+    limit.
     `metrics` compare it with the checkpoint, `execution` with the forward of its own `weights`, whose errors are
     worst first, and `floor` is what rounding does to that. `standing` is its place among published artifacts.
     `location` and `mistake` say where a failure comes from. `run_bytes` estimates what
@@ -139,6 +140,7 @@ class ArtifactResult:
     greedy: GreedyCheck | None = None
     stops: StopCheck | None = None
     is_foreign: bool = False
+    is_late: bool = False
     baseline: Held = Held.NOT_ASKED
     seconds: float | None = None
     not_judged: Mapping[Part, str] = field(default_factory=dict)
@@ -164,8 +166,10 @@ class ArtifactResult:
 
     @property
     def failure(self) -> Failure | None:
-        """The gravest thing wrong with it; what ended without a gate is broken. None if it did not fail."""
-        return (failure_of(self.gates) or Failure.BROKEN) if self.verdict is Verdict.FAIL else None
+        """The gravest thing wrong with it; what ended without a gate is broken, or late. None if it did not fail."""
+        if self.verdict is not Verdict.FAIL:
+            return None
+        return failure_of(self.gates) or (Failure.LATE if self.is_late else Failure.BROKEN)
 
     @property
     def path(self) -> str:

@@ -43,7 +43,12 @@ Threads = Annotated[
     int | None,
     typer.Option("--threads", min=1, help="Threads of each runtime; default: all cores.", show_default=False),
 ]
-TimeLimit = Annotated[float, typer.Option("--time-limit", min=1, help="Seconds for each artifact.")]
+TimeLimit = Annotated[
+    float | None,
+    typer.Option(
+        "--time-limit", min=1, help="Seconds for running each artifact; default: by its size.", show_default=False
+    ),
+]
 
 
 MaxKld = Annotated[
@@ -79,7 +84,7 @@ def comparison_options(
     text: TextFile = None,
     chunks: Chunks = None,
     threads: Threads = None,
-    time_limit: TimeLimit = 1800,
+    time_limit: TimeLimit = None,
 ) -> dict[str, Any]:
     """The options as `pipeline.validate` takes them; without a suite, if none is given."""
     return {

@@ -128,6 +128,7 @@ def test_a_hang_is_ended(check: Check) -> None:
     result = check(hang_at=2, options={"time_limit_s": 2.0})
     assert result.verdict is Verdict.FAIL
     assert result.message == "the runtime did not finish within 2 s and was ended"
+    assert result.failure is Failure.LATE
 
 
 def test_an_exception_is_the_message(check: Check) -> None:
