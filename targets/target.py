@@ -170,6 +170,13 @@ class Target(ABC):
     runs_in_float32: ClassVar[bool] = False
     file_suffix: ClassVar[str | None] = None
 
+    # Keys and values in 16 bits, as llama.cpp and MLX keep them by default.
+    CACHE_ITEMSIZE: ClassVar[int] = 2
+
+    def cache_itemsize(self, quant: str) -> int:
+        """Bytes of one number of the keys and values that runtimes of a quant keep."""
+        return self.CACHE_ITEMSIZE
+
     def policy(self, quant: str) -> Policy:
         """Raises UsageError listing the valid quants."""
         return find_policy(self.policies, quant, target=self.name)

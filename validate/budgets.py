@@ -100,10 +100,11 @@ class Budgets:
         found = []
         for device in (own, *(device for device in self.devices if device.takes(target, quant))):
             context = device.context or self.context
+            used = run_bytes(config, total, target=target, quant=quant, n_tokens=context)
             for name, value, limit, where in (
                 ("size", total, device.max_size, ""),
                 ("file", sizes[largest], device.max_file_size, largest),
-                ("memory", run_bytes(config, total, n_tokens=context), device.max_memory, f"{context:,} tokens"),
+                ("memory", used, device.max_memory, f"{context:,} tokens"),
             ):
                 if limit is not None:
                     found.append(BudgetCheck(name, device.name, value, limit, where))

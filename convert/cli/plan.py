@@ -42,7 +42,9 @@ def plan(
             each.refuse_fallbacks()
     budgets = replace(budgets, context=options.get("context", budgets.context))
     checks = [budgets.check_plan(graph.config, each) for each in plans]
-    memory = [run_bytes(graph.config, each.total_bytes, n_tokens=budgets.context) for each in plans]
+    memory = [
+        run_bytes(graph.config, p.total_bytes, target=p.target, quant=p.quant, n_tokens=budgets.context) for p in plans
+    ]
     fits = all(check.passed for found in checks for check in found)
     code = ExitCode.OK if fits else ExitCode.BUDGET
     if as_json:

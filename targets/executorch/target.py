@@ -70,6 +70,9 @@ class ExecutorchTarget(Target):
     )
     outfile: str | None = option(None, help="name of the file", is_asked=False)
 
+    def cache_itemsize(self, quant: str) -> int:
+        return 4  # float32 at any quant
+
     def policy(self, quant: str) -> Policy:
         """Of any name of the grammar, listed or not. Raises UsageError with the grammar."""
         return executorch_policy(quant)

@@ -14,7 +14,7 @@ from .genai import GENAI_CONFIG, genai_config, preferred
 from .names import known_names, own_names
 
 # Caches of these variants are half precision; Transformers.js up to 4.1 asks the config.
-_HALF_CACHES = {"fp16": "float16", "q4f16": "float16"}
+HALF_CACHES = {"fp16": "float16", "q4f16": "float16"}
 
 # What clients ask of a config by one spelling, where checkpoints have several.
 _CLIENT_FIELDS = (
@@ -57,7 +57,7 @@ def _config(graph: WeightGraph, n_chunks: Mapping[str, int]) -> dict[str, Any]:
     written["transformers.js_config"] = {
         **(given if isinstance(given, dict) else {}),
         "use_external_data_format": dict(sorted(n_chunks.items())),
-        "kv_cache_dtype": _HALF_CACHES,
+        "kv_cache_dtype": HALF_CACHES,
     }
     return written
 

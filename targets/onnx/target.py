@@ -25,7 +25,7 @@ from .check import check_locations, check_nodes, check_stored, load_graph
 from .half_precision import HalfCounter, count_scales
 from .importance import FLOAT_NOTE, weighed
 from .model import PRODUCER, build_graph
-from .package import shared_files
+from .package import HALF_CACHES, shared_files
 from .qmoe import MINIMUM_RUNTIME
 from .reader import read_listed, read_planned
 from .store import Initializer
@@ -81,6 +81,9 @@ class OnnxTarget(Target):
         CACHES[0], help="caches of sliding windows, of their size or whole for onnxruntime-genai", choices=CACHES
     )
     imatrix: str | None = imatrix_option()
+
+    def cache_itemsize(self, quant: str) -> int:
+        return 2 if quant in HALF_CACHES else 4
 
     def plan(self, graph: WeightGraph, quant: str) -> Plan:
         policy = self.policy(quant)

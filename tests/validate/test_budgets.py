@@ -56,7 +56,7 @@ def test_malformed_device_classes_are_refused(tmp_path: Path, text: str, part: s
 def test_each_limit_holds_to_the_byte(moe_graph: WeightGraph) -> None:
     (each,) = plan(moe_graph, target="gguf", quant="Q4_0")
     size = each.total_bytes
-    used = run_bytes(moe_graph.config, size, n_tokens=100)
+    used = run_bytes(moe_graph.config, size, target="gguf", quant="Q4_0", n_tokens=100)
     assert used > size
 
     def passed(**limits: int) -> list[bool]:
