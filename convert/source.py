@@ -96,16 +96,16 @@ def _bundled(name: str) -> Source:
 
 
 def _read_settings(path: Path) -> str | None:
-    """The model that the settings name, if they do; their device classes are read by who asks for one."""
+    """The model that the settings name, if they do; their other tables are read by who holds artifacts to them."""
     try:
         settings = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: cannot be read as TOML: {error}") from None
-    unknown = sorted(set(settings) - {"model", "devices"})
+    unknown = sorted(set(settings) - {"model", "devices", "gates"})
     model = settings.get("model")
     if unknown or not settings or not isinstance(model, str | None):
         found = f"; found '{unknown[0]}'" if unknown else ""
-        raise InputError(f'{path}: expected model = "FOLDER or hub id", or tables [devices.NAME]{found}')
+        raise InputError(f'{path}: expected model = "FOLDER or hub id", or tables [devices.NAME] and [gates]{found}')
     return model
 
 

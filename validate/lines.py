@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from ..graph.errors import UsageError
+from ..graph.errors import InputError, UsageError
 from .gates import GateResult, Part, at_least, at_most
 
 if TYPE_CHECKING:
@@ -19,7 +21,8 @@ _SOURCE = "the line that was set for this run"
 
 @dataclass(frozen=True, kw_only=True)
 class Lines:
-    """None is no line. Units: `max_kld` in nats; `min_top1` and `max_ppl_change` are fractions.
+    """None is no line. Units: `max_kld` in nats; `min_top1` and `max_ppl_change` are fractions. `quants` are the lines of
+    some quants, by name, in place of those for all. `is_asked` says that the command itself draws one.
 
     Raises: UsageError for a line that nothing could be on either side of.
     """
@@ -27,6 +30,8 @@ class Lines:
     max_kld: float | None = None
     min_top1: float | None = None
     max_ppl_change: float | None = None
+    quants: Mapping[str, Lines] = field(default_factory=dict)
+    is_asked: bool = field(default=False, compare=False)
 
     def __post_init__(self) -> None:
         _check("max-kld", self.max_kld, most=math.inf, expected="nats, 0 or more")
@@ -35,6 +40,20 @@ class Lines:
 
     def __bool__(self) -> bool:
         return self != Lines()
+
+    def replaced_by(self, other: Lines) -> Lines:
+        """These, and in place of each, for quants too, the one that the other has."""
+        set_there = {name: value for name in _NAMES if (value := getattr(other, name)) is not None}
+        quants = {quant: replace(lines, **set_there) for quant, lines in self.quants.items()}
+        return replace(self, **set_there, quants=quants, is_asked=other.is_asked)
+
+    def of(self, quant: str) -> Lines:
+        """The lines that a quant is held to."""
+        own = self.quants.get(quant)
+        return replace(self, quants={}) if own is None else replace(self, quants={}).replaced_by(own)
+
+
+_NAMES = tuple(each.name for each in fields(Lines) if each.name.startswith(("max_", "min_")))
 
 
 def _check(name: str, value: float | None, *, most: float, expected: str) -> None:
@@ -54,6 +73,38 @@ def parse_fraction(text: str) -> float:
         raise UsageError(f"'{text:.40}' is no fraction: write it like 0.9 or 90%") from None
 
 
+def load_lines(path: Path) -> Lines:
+    """The table `[gates]` of a recipe, and its tables `[gates.QUANT]`; no line at all without one.
+
+    Raises: InputError, naming the file and the key that is not understood.
+    """
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8")).get("gates", {})
+        if not isinstance(table, dict):
+            raise InputError("[gates] is no table")
+        quants = {name: _lines(f"gates.{name}", own) for name, own in table.items() if isinstance(own, dict)}
+        own = {name: value for name, value in table.items() if not isinstance(value, dict)}
+        return replace(_lines("gates", own), quants=quants)
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: cannot be read as TOML: {error}") from None
+    except (InputError, UsageError) as error:
+        raise InputError(f"{path}: {error}") from None
+
+
+def _lines(where: str, table: Mapping[str, Any]) -> Lines:
+    unknown = sorted(set(table) - set(_NAMES))
+    numbers: dict[str, Any] = {name: _number(f"{where}.{name}", table[name]) for name in _NAMES if name in table}
+    if unknown:
+        raise InputError(f"[{where}] has the unknown key '{unknown[0]}': expected {', '.join(_NAMES)}")
+    return Lines(**numbers)
+
+
+def _number(where: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise InputError(f"{where} is {value!r:.40}: expected a number")
+    return parse_fraction(value) if isinstance(value, str) else float(value)
+
+
 def judge_lines(metrics: Metrics, lines: Lines) -> list[GateResult]:
     """A gate for each line that was set, about the very numbers that reports show; NaN is on the wrong side."""
     stated: list[tuple[Callable[..., GateResult], str, float, float | None]] = [
@@ -71,6 +122,8 @@ def judge_lines(metrics: Metrics, lines: Lines) -> list[GateResult]:
 def hold_to_lines(report: Report, lines: Lines) -> Report:
     """The report with the gates of these lines for every artifact that was measured."""
     return report.with_results(
-        result if result.metrics is None else result.with_gates(*judge_lines(result.metrics, lines))
+        result
+        if result.metrics is None
+        else result.with_gates(*judge_lines(result.metrics, lines.of(result.artifact.quant)))
         for result in report.results
     )

@@ -10,6 +10,7 @@ import typer
 from ...graph.errors import UsageError
 from ...graph.units import parse_size
 from ...validate.budgets import Budgets, load_devices
+from ...validate.lines import load_lines
 from ..source import SETTINGS_FILE
 
 MaxSize = Annotated[
@@ -31,7 +32,7 @@ Recipe = Annotated[
     Path | None,
     typer.Option(
         "--recipe",
-        help=f"TOML file with a table [devices.NAME] for each class; default: {SETTINGS_FILE}.",
+        help=f"TOML file with tables [devices.NAME] and [gates]; default: {SETTINGS_FILE}.",
         show_default=False,
     ),
 ]
@@ -44,8 +45,8 @@ def budget_options(
     device: Devices = None,
     recipe: Recipe = None,
 ) -> Budgets:
-    """The budgets of a run. Raises: UsageError for a recipe of which no class is asked for, or a class it has not."""
-    if recipe is not None and not device:
+    """The budgets of a run. Raises: UsageError for a recipe of which nothing is asked for, or a class it has not."""
+    if recipe is not None and not device and not load_lines(recipe):
         raise UsageError(f"--recipe {recipe}: give --device NAME, a class of it to hold artifacts to")
     recipe = recipe or Path(SETTINGS_FILE)
     known = load_devices(recipe) if device else {}

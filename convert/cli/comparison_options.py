@@ -4,12 +4,15 @@ lines they are held to.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from ...validate.lines import Lines, parse_fraction
+from ...validate.lines import Lines, load_lines, parse_fraction
+from ..source import SETTINGS_FILE
+from .budget_options import Recipe
 
 Reference = Annotated[
     str | None,
@@ -97,10 +100,21 @@ def comparison_options(
     }
 
 
-def line_options(*, max_kld: MaxKld = None, min_top1: MinTop1 = None, max_ppl_change: MaxPplChange = None) -> Lines:
-    """The lines that a team draws. Raises: UsageError for one that means nothing."""
-    return Lines(
+def line_options(
+    *,
+    max_kld: MaxKld = None,
+    min_top1: MinTop1 = None,
+    max_ppl_change: MaxPplChange = None,
+    recipe: Recipe = None,
+) -> Lines:
+    """The lines that a team draws: those of its recipe, and in their place the options of this command.
+
+    Raises: UsageError for one that means nothing; InputError for a recipe that cannot be read.
+    """
+    found = load_lines(recipe or Path(SETTINGS_FILE)) if recipe or Path(SETTINGS_FILE).is_file() else Lines()
+    given = Lines(
         max_kld=max_kld,
         min_top1=None if min_top1 is None else parse_fraction(min_top1),
         max_ppl_change=None if max_ppl_change is None else parse_fraction(max_ppl_change),
     )
+    return found.replaced_by(replace(given, is_asked=bool(given)))

@@ -75,7 +75,7 @@ def convert(
     offline: Offline = False,
 ) -> int:
     """Write the artifacts of one target, then run each and compare it with the checkpoint."""
-    if no_validate and (lines or reports.needs_report):
+    if no_validate and (lines.is_asked or reports.needs_report):
         raise UsageError(
             "--no-validate compares nothing that could be reported or held to a line: leave one of them out"
         )

@@ -14,7 +14,7 @@ Command = Callable[..., int]
 
 
 def grouped(**groups: Callable[..., Any]) -> Callable[[Command], Command]:
-    """Gives a command the options of a group in place of its parameter of the group's name.
+    """Gives a command the options of a group in place of its parameter of the group's name. Groups may share an option.
 
     The order of `--help` is that of the command's signature.
     """
@@ -28,15 +28,16 @@ def grouped(**groups: Callable[..., Any]) -> Callable[[Command], Command]:
             if group is not None:
                 options = list(inspect.signature(group, eval_str=True).parameters.values())
                 names[parameter.name] = [option.name for option in options]
-            shown += options
+            shown += [option for option in options if option.name not in {other.name for other in shown}]
 
         @functools.wraps(command)
         def run(**given: Any) -> int:
             made = {
-                name: groups[name](**{option: given.pop(option) for option in options})
-                for name, options in names.items()
+                name: groups[name](**{option: given[option] for option in options}) for name, options in names.items()
             }
-            return command(**given, **made)
+            grouped_options = {option for options in names.values() for option in options}
+            rest = {name: value for name, value in given.items() if name not in grouped_options}
+            return command(**rest, **made)
 
         keyword = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in shown]
         run.__signature__ = inspect.Signature(keyword, return_annotation=int)  # type: ignore[attr-defined]

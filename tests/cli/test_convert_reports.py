@@ -185,3 +185,22 @@ def test_a_time_that_is_none_is_refused(
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "yesterday")
     assert main(["validate", str(out), "-r", str(tiny_dense)]) == 2
     assert "SOURCE_DATE_EPOCH is 'yesterday'" in capsys.readouterr().err
+
+
+def test_lines_of_the_recipe_hold_without_being_asked_for(
+    tiny_dense: Path, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of ./lfm-convert.toml, or of --recipe; an option of the command takes their place."""
+    monkeypatch.chdir(tmp_path)
+    recipe = tmp_path / "lfm-convert.toml"
+    recipe.write_text("[gates.fp32]\nmax_kld = 0.0\n")
+    validate = ["validate", str(out), "-r", str(tiny_dense), "--suite", "smoke"]
+    assert main(validate) == 3
+    assert main([*validate, "--max-kld", "1"]) == 0
+    recipe.rename(tmp_path / "other.toml")
+    assert main(validate) == 0
+    assert main([*validate, "--recipe", "other.toml"]) == 3
+    (tmp_path / "empty.toml").write_text("[devices.a]\nmax_size = 1\n")
+    assert main([*validate, "--recipe", "empty.toml"]) == 2
+    recipe.write_text("[gates]\nmax_kdl = 1\n")
+    assert main(validate) == 5

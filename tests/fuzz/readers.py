@@ -35,6 +35,7 @@ from lfm_convert.quantize.imatrix import importance_bytes, read_importance
 from lfm_convert.targets.gguf.vocab import vocabulary
 from lfm_convert.targets.target import get_target
 from lfm_convert.validate.budgets import load_devices
+from lfm_convert.validate.lines import load_lines
 from lfm_convert.validate.prompts import load_prompts
 from support.artifacts import write_artifact
 from support.checkpoints import dense_config, make_checkpoint, moe_config
@@ -192,7 +193,7 @@ def _toml_seeds(folder: Path) -> Iterator[bytes]:
 
 
 def _read_toml(path: Path) -> object:
-    return load_devices(path), source._read_settings(path)
+    return load_devices(path), load_lines(path), source._read_settings(path)
 
 
 def _prompt_seeds(folder: Path) -> Iterator[bytes]:
