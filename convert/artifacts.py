@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..graph.errors import DiskError, Faults, InputError
-from ..graph.files import hash_files
+from ..graph.files import hash_files, is_file
 from ..graph.progress import SILENT, Progress
 from ..targets.target import Artifact, get_target, target_names
 from .destination import published_alone, settle
@@ -103,7 +103,7 @@ def artifact_of(folder: Path, entry: Entry) -> Artifact:
     faults = Faults()
     for file in entry["files"]:
         path = folder / file["path"]
-        size = path.stat().st_size if path.is_file() else None
+        size = path.stat().st_size if is_file(path) else None
         if not _is_own(path, folder):
             faults.add(f"'{file['path']}' is a link to {path.resolve()}, outside the folder")
         elif size is None:

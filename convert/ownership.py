@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..graph.errors import UsageError
-from ..graph.files import hash_files
+from ..graph.files import hash_files, is_file
 from ..graph.graph import WeightGraph
 from ..targets.plans import Plan
 from .destination import Destination
@@ -80,7 +80,7 @@ class Ownership:
         if self.manifest is None:
             return False
         path, entry = self.destination.folder / name, self.manifest.owned_files().get(name)
-        if entry is None or not path.is_file() or path.stat().st_size != entry["bytes"]:
+        if entry is None or not is_file(path) or path.stat().st_size != entry["bytes"]:
             return False
         user = entry.get("target", self.target)
         is_needed = user != self.target and any(artifact["target"] == user for artifact in self.manifest.artifacts)
@@ -88,7 +88,7 @@ class Ownership:
 
 
 def _content(path: Path) -> bytes | None:
-    return path.read_bytes() if path.is_file() else None
+    return path.read_bytes() if is_file(path) else None
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -111,6 +111,16 @@ def replace_text(path: Path, text: str) -> None:
         part.unlink(missing_ok=True)  # there if it failed, or a signal came
 
 
+def is_file(path: Path) -> bool:
+    """Whether a file is there whose name somebody else gave; none is there under a name that no file can have."""
+    try:
+        return path.is_file()
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            return False
+        raise
+
+
 def flush(path: Path) -> None:
     """Has a file or folder written to disk."""
     if os.name == "nt" and path.is_dir():  # Windows has no handle to flush a folder by

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from ..graph.errors import InputError
+from ..graph.files import is_file
 
 # Quality classes, the coarsest first; fewer bits than three are told as three.
 _CLASSES = ("q3", "q4", "q5", "q6", "q8", "f16", "f32")
@@ -39,6 +40,6 @@ def own_file(path: Path, name: str) -> Path:
     found = path.parent / name
     if Path(name).is_absolute() or ".." in Path(name).parts:
         raise InputError(f"{path}: reads '{name}', which lies outside its folder")
-    if not found.is_file():
+    if not is_file(found):
         raise InputError(f"{path}: is not whole: '{name}' is missing")
     return found

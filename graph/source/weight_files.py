@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
+from ..files import is_file
 from ..json_text import parse_json
 from .adapters import adapter_sentence, is_adapter_file
 from .safetensors import is_pointer
@@ -154,7 +155,7 @@ def _shards(folder: Path, key: tuple[str, int], found: list[str]) -> WeightFiles
 
 
 def _refuse_missing(folder: Path, names: Iterable[str]) -> None:
-    missing = [name for name in names if not (folder / name).is_file()]
+    missing = [name for name in names if not is_file(folder / name)]
     if missing:
         more = len(missing) - 8
         raise InputError(

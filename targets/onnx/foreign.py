@@ -139,8 +139,7 @@ class _Weights:
         found = {}
         for node in nodes_of(self.proto.graph):
             if node.op_type == "GroupQueryAttention" and (layer := _layer(node.name)) is not None:
-                given = _attributes(node)
-                found[layer] = int(given.get("num_heads", 0)), int(given.get("kv_num_heads", 0))
+                found[layer] = self._number(node, "num_heads", 0), self._number(node, "kv_num_heads", 0)
         return found
 
     def _array(self, name: str) -> tuple[Stored | None, bool]:
@@ -162,8 +161,7 @@ class _Weights:
         if kind in _PRODUCTS:
             self._product(node)
         elif kind == "MatMulNBits":
-            given = _attributes(node)
-            self._put(node, 1, self._packed(node, 1, (int(given["N"]), int(given["K"]))))
+            self._put(node, 1, self._packed(node, 1, (self._number(node, "N"), self._number(node, "K"))))
         elif kind in ("Gather", "GatherBlockQuantized"):
             if node.input[1] == "input_ids":
                 self._table(node)
@@ -178,6 +176,13 @@ class _Weights:
         elif kind in _EXPERT_BIASES:
             self._mixture(node)
 
+    def _number(self, node: Any, name: str, default: int | None = None) -> int:
+        """An attribute of a node, which who calls names. Raises: InputError if it is missing, or no number."""
+        found = _attributes(node).get(name, default)
+        if not isinstance(found, int):
+            raise InputError(f"has no number '{name}'")
+        return found
+
     def _product(self, node: Any) -> None:
         array, is_turned = self._array(node.input[1])
         if array is None or array.kind not in FLOATS or len(array.shape) != 2:
@@ -188,12 +193,11 @@ class _Weights:
 
     def _packed(self, node: Any, at: int, shape: tuple[int, ...]) -> TensorView | None:
         """Codes at one input, scales and zero points at the two after it."""
-        given = _attributes(node)
         if len(node.input) > at + 3 and node.input[at + 3]:  # rows in another order, or what is added to them
             return None
         names = [node.input[i] if len(node.input) > i else "" for i in range(at, at + 3)]
         codes, scales, zeros = (self._array(name)[0] if name else None for name in names)
-        packing = Packing(int(given.get("bits", 4)), int(given["block_size"]))
+        packing = Packing(self._number(node, "bits", 4), self._number(node, "block_size"))
         return _packed(node.name, shape, packing, codes, scales, zeros, has_zeros=bool(names[2]))
 
     def _table(self, node: Any) -> None:
@@ -212,11 +216,10 @@ class _Weights:
 
     def _packed_table(self, node: Any, codes: Stored) -> TensorView | None:
         """Indices stand between the codes and their scales."""
-        given = _attributes(node)
         scales = self._array(node.input[2])[0]
         zeros = self._array(node.input[3])[0] if len(node.input) > 3 and node.input[3] else None
-        packing = Packing(int(given.get("bits", 4)), int(given.get("block_size", 128)))
-        if scales is None or len(codes.shape) < 2 or int(given.get("gather_axis", 0)) != 0:
+        packing = Packing(self._number(node, "bits", 4), self._number(node, "block_size", 128))
+        if scales is None or len(codes.shape) < 2 or self._number(node, "gather_axis", 0) != 0:
             return None
         n_rows = codes.shape[0]
         shape = (n_rows, codes.data.size // n_rows * 8 // packing.bits)
@@ -254,13 +257,12 @@ class _Weights:
         if layer is None:
             layer = _layer(node.input[2])
         first, second = self._stacks(node)
-        given = _attributes(node)
         biases = [self._array(node.input[at])[0] for at in _EXPERT_BIASES[node.op_type] if node.input[at : at + 1]]
         is_biased = any(bias is not None and np.any(bias.data) for bias in biases)
         if layer is None or first is None or second is None or is_biased:
             self.unread.append(f"the experts of '{node.name}'")
             return
-        fusion = int(given.get("swiglu_fusion", 0))
+        fusion = self._number(node, "swiglu_fusion", 0)
         if fusion == 1:  # rows of gate and up by turns
             self.weights[Role.EXPERT_GATE, layer] = EveryOther(first, second=False)
             self.weights[Role.EXPERT_UP, layer] = EveryOther(first, second=True)
@@ -275,7 +277,6 @@ class _Weights:
 
     def _stacks(self, node: Any) -> tuple[TensorView | None, TensorView | None]:
         """What an operator of a mixture holds: gate and up [E, 2M, H], and down [E, H, M]."""
-        given = _attributes(node)
         if node.op_type == "MoE":
             arrays = [self._array(node.input[at])[0] for at in (2, 4)]
             views = [
@@ -283,8 +284,8 @@ class _Weights:
                 for a in arrays
             ]
             return views[0], views[1]
-        packing = Packing(int(given.get("expert_weight_bits", 4)), int(given.get("block_size", 0)))
-        if int(given.get("weights_prepacked", 0)) == 1:
+        packing = Packing(self._number(node, "expert_weight_bits", 4), self._number(node, "block_size", 0))
+        if self._number(node, "weights_prepacked", 0) == 1:
             return None, None
         found = []
         for at, zeros_at in ((2, 11), (5, 12)):

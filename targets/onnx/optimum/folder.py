@@ -11,6 +11,7 @@ from transformers import AutoConfig
 
 from ....graph.config import CONFIG_FILE
 from ....graph.errors import InputError
+from ....graph.files import is_file
 from ....graph.json_text import read_object
 from ....graph.source.config_file import OWN_NAMES, with_own_names
 from ....graph.source.hub import HUB_ID, fetch, list_files
@@ -106,7 +107,7 @@ def data_files(graph: Path) -> list[Path]:
     found = []
     for name, nbytes in _ends(initializers).items():
         path = graph.parent / name
-        if not path.is_file():
+        if not is_file(path):
             raise InputError(f"{path}: is missing; {graph.name} keeps weights there")
         if path.stat().st_size < nbytes:
             raise InputError(f"{path}: has {path.stat().st_size} bytes: expected {nbytes}")
