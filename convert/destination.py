@@ -133,6 +133,7 @@ def owned(path: Path) -> Iterator[Destination]:
             with published_alone(folder):
                 _roll_forward(folder)
             yield Destination(path, folder)
+            sweep(folder)  # of a run that was killed after it had published, and left nothing to do
     except Timeout:
         raise DiskError(f"{path}: another run is writing there; wait for it or choose another --out") from None
     except OSError as error:

@@ -162,6 +162,16 @@ def test_killed_before_the_record_is_swept(tmp_path: Path) -> None:
     assert _tree(tmp_path) == {"out/a": "old", "out/b": "new"}
 
 
+def test_leftovers_of_a_finished_run_are_swept_by_one_with_nothing_to_do(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    _publish(out, {"a": "old"})
+    (out / ".lfm-partial").mkdir()
+    (out / ".lfm-partial" / "work.json").write_text('"plan"')
+    with owned(out):
+        pass
+    assert _tree(out) == {"a": "old"}
+
+
 def test_a_record_cut_short_moves_nothing(tmp_path: Path) -> None:
     out = tmp_path / "out"
     _publish(out, {"a": "old"})
