@@ -32,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from support.checkpoints import make_checkpoint, preset
 
 ROOT = Path(__file__).resolve().parents[1]
-BEFORE_GRAPH = "4d6e772"
+BEFORE_GRAPH = "89bdc5a"
 CASES = ("gguf:Q4_K_M", "gguf:Q8_0", "onnx:q4f16", "mlx:8bit")
 MODELS: dict[str, dict[str, Any]] = {
     "dense-350m": preset("dense-350m"),
