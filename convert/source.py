@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from ..graph.config import CONFIG_FILE
 from ..graph.errors import InputError, UsageError
 from ..graph.source.hub import HUB_ID, fetch, list_files
 from ..graph.source.weight_files import found_instead
+from ..validate.recipe import load_recipe
 from . import bundled
 
 SETTINGS_FILE = "lfm-convert.toml"
@@ -53,7 +53,7 @@ def nearby_model(*, revision: str | None, offline: bool) -> Source | None:
     """The settings file's model, or the checkpoint in the current folder; None if there is neither."""
     settings = Path(SETTINGS_FILE)
     if settings.is_file():
-        model = _read_settings(settings)
+        model = load_recipe(settings).model
         if model is not None:
             found = find_model(model, revision=revision, offline=offline)
             return Source(found.folder, found.name, f"using model '{model}' of {SETTINGS_FILE}")
@@ -93,20 +93,6 @@ def _bundled(name: str) -> Source:
         return Source(bundled.path(name), bundled.NAMES[name])
     except ValueError as error:
         raise UsageError(str(error)) from None
-
-
-def _read_settings(path: Path) -> str | None:
-    """The model that the settings name, if they do; their other tables are read by who holds artifacts to them."""
-    try:
-        settings = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: cannot be read as TOML: {error}") from None
-    unknown = sorted(set(settings) - {"model", "devices", "gates"})
-    model = settings.get("model")
-    if unknown or not settings or not isinstance(model, str | None):
-        found = f"; found '{unknown[0]}'" if unknown else ""
-        raise InputError(f'{path}: expected model = "FOLDER or hub id", or tables [devices.NAME] and [gates]{found}')
-    return model
 
 
 def _from_hub(repo: str, *, revision: str | None, offline: bool) -> Source:

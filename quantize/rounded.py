@@ -22,7 +22,7 @@ class Rounded(Encoding):
 
     def __init__(self, bits: int, block: int, *, has_zeros: bool, activation_block: int | None = None) -> None:
         self.name = f"int{bits}_block{block}_rounded"
-        self.class_name = f"q{bits}"
+        self.class_name, self.bits = f"q{bits}", bits
         self.block = block
         self._levels, self._has_zeros = 2**bits, has_zeros
         self._activation_block = block if activation_block is None else activation_block
@@ -59,7 +59,7 @@ class Rounded(Encoding):
 def rounding_of(class_name: str) -> Rounded | None:
     """What a quality class does to weights and activations at its coarsest; None for a class of floats.
 
-    Fewer bits than three are told as three.
+    The class of three bits is also that of what has fewer: it is taken for two.
     """
     found = _CLASS.fullmatch(class_name)
     if found is None:

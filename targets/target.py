@@ -109,7 +109,9 @@ class Runner(ABC):
         return self.extend(token_ids)
 
     def last_logits(self, token_ids: Sequence[int]) -> Float32:
-        """Logits [V] of the last token of a prompt, which is read from an empty state in one call."""
+        """Logits [V] of the last token of a prompt, which is read from an empty state as the runtime's clients read one:
+        in one call, or in the runtime's own portions.
+        """
         found: Float32 = self.logits(token_ids)[-1]
         return found
 

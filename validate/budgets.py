@@ -5,14 +5,12 @@ They are known before any weight is read, so that `plan` and `convert` hold a pl
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from ..graph.config import ModelConfig
-from ..graph.errors import BudgetError, InputError, LfmConvertError
+from ..graph.errors import BudgetError, InputError
 from ..graph.units import format_size, parse_size
 from ..targets.plans import Plan
 from ..targets.target import Artifact, target_names
@@ -118,21 +116,14 @@ def _exact(n_bytes: int) -> str:
     return f"{format_size(n_bytes)} ({n_bytes} bytes)"
 
 
-def load_devices(path: Path) -> Mapping[str, DeviceClass]:
-    """The device classes of a TOML file, by name: its tables `[devices.NAME]`.
-
-    Raises: InputError, naming the file and the key that is not understood.
-    """
-    try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8")).get("devices", {})
-        return {name: _device(name, table) for name, table in tables.items()}
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise InputError(f"{path}: cannot be read as device classes: {error}") from None
-    except LfmConvertError as error:
-        raise InputError(f"{path}: {error}") from None
+def device_classes(tables: Mapping[str, Any]) -> Mapping[str, DeviceClass]:
+    """Device classes by name, from a recipe's tables. Raises: InputError naming the class and its key."""
+    return {name: _device(name, table) for name, table in tables.items()}
 
 
-def _device(name: str, table: Mapping[str, Any]) -> DeviceClass:
+def _device(name: str, table: Any) -> DeviceClass:
+    if not isinstance(table, dict):
+        raise InputError(f"device class '{name}' is no table")
     unknown = sorted(set(table) - set(_KEYS))
     if unknown or not set(table) & {"max_size", "max_file_size", "max_memory"}:
         problem = f"has the unknown key '{unknown[0]}'" if unknown else "sets no limit"

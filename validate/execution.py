@@ -19,7 +19,7 @@ from ..targets.target import Target
 from .experts import LayerExperts
 from .gates import GateResult, Part, at_least, at_most
 from .metrics import Float64, Metrics, PromptScore
-from .probes import CacheCheck
+from .probes import LAST_ALONE, CacheCheck
 
 if TYPE_CHECKING:
     from .floor import Distance
@@ -88,10 +88,10 @@ def _median(kld: Float64) -> float:
 
 
 def judge_unread(scores: Sequence[PromptScore], floor: Distance) -> GateResult:
-    """The one gate of execution where weights cannot be read: the artifact's divergence from the checkpoint on the
-    probe, against what rounding to its class does to that.
+    """The one gate of execution where weights cannot be read: the artifact's median divergence from the checkpoint on
+    the probe, against what rounding to its class does to that.
     """
-    value, usual = (float(np.concatenate([s.kld for s in each]).mean()) for each in (scores, floor.scores))
+    value, usual = (_percentiles(floor.compared(each))[0] for each in (scores, floor.scores))
     room = ROOM[floor.arithmetic]
     source = f"{room:g} times what {floor.how} do to this model"
     return at_most("class_kld", value, room * usual + LEAST, Part.EXECUTION, source=source)
@@ -127,20 +127,16 @@ def judge_cache(cache: CacheCheck, floor: Distance) -> list[GateResult]:
     """A gate for each way in which prompts were run again, by the position that nine in ten are below.
 
     `floor` is what rounding does to the artifact's own weights: chunks and batches change the order of additions, and
-    what is rounded together. In float32 no position is excepted.
+    what is rounded together. In float32 no position is excepted, nor is one that is alone.
     """
     klds = np.concatenate([score.kld for score in floor.scores])
     room, is_exact = ROOM[floor.arithmetic], floor.arithmetic is Arithmetic.FLOAT32
-    limit = room * float(klds.max() if is_exact else np.percentile(klds, _PERCENTILES[-1])) + LEAST
     source = f"{room:g} times what {floor.how} do to this model"
-    return [
-        at_most(
-            f"cache_{probe.name}_kld",
-            probe.kld if is_exact else probe.kld_p90,
-            limit,
-            Part.CACHE,
-            f"{probe.prompt}, position {probe.position}",
-            source,
-        )
-        for probe in cache.probes
-    ]
+    gates = []
+    for probe in cache.probes:
+        is_whole = is_exact or probe.name == LAST_ALONE
+        value = probe.kld if is_whole else probe.kld_p90
+        limit = room * float(klds.max() if is_whole else np.percentile(klds, _PERCENTILES[-1])) + LEAST
+        where = f"{probe.prompt}, position {probe.position}"
+        gates.append(at_most(f"cache_{probe.name}_kld", value, limit, Part.CACHE, where, source))
+    return gates

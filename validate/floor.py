@@ -186,7 +186,7 @@ def class_distance(own: Own, arithmetic: Arithmetic, class_name: str) -> Distanc
     matrices = (w for w in own.graph.weights() if w.role.trait in _ROUNDED)
     rounded = own.graph.with_weights({w.address: _InClass(w.view, encoding) for w in matrices})
     found = _distance(own, arithmetic, rounded)
-    return replace(found, how=f"{class_name.removeprefix('q')}-bit weights and {found.how}")
+    return replace(found, how=f"{encoding.bits}-bit weights and {found.how}")
 
 
 class _InClass(Encoded):

@@ -18,9 +18,9 @@ _WORDS: Mapping[str, str] = {
     "class_kld": "Of weights that cannot be read: how far the predictions are, against the checkpoint in as many bits.",
     "experts_agree": "How often a layer sends a token to the experts that its own stored weights say.",
     "finite": "Whether every logit is a number.",
-    "line_kld": "Your line, --max-kld: how far the predictions are from the checkpoint's, on average.",
-    "line_top1": "Your line, --min-top1: how often the likeliest token is the checkpoint's.",
-    "line_ppl_change": "Your line, --max-ppl-change: by how much the perplexity differs from the checkpoint's.",
+    "line_kld": "Your line, max-kld: how far the predictions are from the checkpoint's, on average.",
+    "line_top1": "Your line, min-top1: how often the likeliest token is the checkpoint's.",
+    "line_ppl_change": "Your line, max-ppl-change: by how much the perplexity differs from the checkpoint's.",
     "kld_over_baseline": "By how much the artifact is further from the checkpoint than the stored baseline was.",
     "baseline_entry": "Whether the baseline knows this artifact; --require-baseline asks for it.",
 }
@@ -32,7 +32,7 @@ _QUANTILE = "execution_kld_p"
 _CACHE: Mapping[str, str] = {
     "stepwise": "read token by token",
     "chunked": "read in chunks",
-    "at_once": "read in one call",
+    "at_once": "read at once, for its last position only,",
     "interleaved": "read by turns with another conversation",
     "reset": "read again after another conversation",
     "batch": "read in a batch with another",

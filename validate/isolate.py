@@ -46,7 +46,9 @@ def run_job(
     outcome = load_outcome(folder)
     if outcome is None:
         status = Status.FAILED if in_time else Status.LATE
-        reason = _end(process.returncode) if in_time else f"did not finish within {time_limit_s:.0f} s and was ended"
+        reason = (
+            _end(process.returncode) if in_time else f"did not finish within {round(time_limit_s, 1):g} s and was ended"
+        )
         return Outcome(status=status, message=f"the runtime {reason}{_last_words(folder)}")
     if outcome.status is Status.DISK:
         raise DiskError(f"{folder}: {outcome.message}; set TMPDIR to a folder with more room")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import tomllib
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..graph.errors import InputError, UsageError
+from ..targets.target import get_target, target_names
 from .gates import GateResult, Part, at_least, at_most
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ _SOURCE = "the line that was set for this run"
 @dataclass(frozen=True, kw_only=True)
 class Lines:
     """None is no line. Units: `max_kld` in nats; `min_top1` and `max_ppl_change` are fractions. `quants` are the lines of
-    some quants, by name, in place of those for all. `is_asked` says that the command itself draws one.
+    some quants, by name in lower case, in place of those for all. `is_asked` says that the command itself draws one.
 
     Raises: UsageError for a line that nothing could be on either side of.
     """
@@ -49,10 +49,13 @@ class Lines:
 
     def of(self, quant: str) -> Lines:
         """The lines that a quant is held to."""
-        own = self.quants.get(quant)
+        own = self.quants.get(quant.casefold())
         return replace(self, quants={}) if own is None else replace(self, quants={}).replaced_by(own)
 
 
+_NATS = "max_kld"
+# Types of llama.cpp that no target here writes.
+_OTHERS = re.compile(r"(IQ|TQ)[1-4]_\w+", re.IGNORECASE)
 _NAMES = tuple(each.name for each in fields(Lines) if each.name.startswith(("max_", "min_")))
 
 
@@ -73,36 +76,55 @@ def parse_fraction(text: str) -> float:
         raise UsageError(f"'{text:.40}' is no fraction: write it like 0.9 or 90%") from None
 
 
-def load_lines(path: Path) -> Lines:
-    """The table `[gates]` of a recipe, and its tables `[gates.QUANT]`; no line at all without one.
+def recipe_lines(table: Mapping[str, Any]) -> Lines:
+    """The lines of a recipe's table `[gates]` and its tables `[gates.QUANT]`.
 
-    Raises: InputError, naming the file and the key that is not understood.
+    Raises: InputError naming the table and its key.
     """
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8")).get("gates", {})
-        if not isinstance(table, dict):
-            raise InputError("[gates] is no table")
-        quants = {name: _lines(f"gates.{name}", own) for name, own in table.items() if isinstance(own, dict)}
-        own = {name: value for name, value in table.items() if not isinstance(value, dict)}
-        return replace(_lines("gates", own), quants=quants)
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: cannot be read as TOML: {error}") from None
-    except (InputError, UsageError) as error:
-        raise InputError(f"{path}: {error}") from None
+    quants = {name: _lines(f"gates.{name}", own) for name, own in table.items() if isinstance(own, dict)}
+    for name, lines in quants.items():
+        if not lines:
+            raise InputError(f"[gates.{name}] sets no line: expected {', '.join(_NAMES)}")
+        if not _is_quant(name):
+            raise InputError(f"[gates.{name}]: no target has a quant '{name}'")
+    own = {name: value for name, value in table.items() if not isinstance(value, dict)}
+    return replace(_lines("gates", own), quants={name.casefold(): lines for name, lines in quants.items()})
 
 
 def _lines(where: str, table: Mapping[str, Any]) -> Lines:
     unknown = sorted(set(table) - set(_NAMES))
-    numbers: dict[str, Any] = {name: _number(f"{where}.{name}", table[name]) for name in _NAMES if name in table}
     if unknown:
         raise InputError(f"[{where}] has the unknown key '{unknown[0]}': expected {', '.join(_NAMES)}")
-    return Lines(**numbers)
+    try:
+        numbers: dict[str, Any] = {name: _number(name, table[name]) for name in _NAMES if name in table}
+        return Lines(**numbers)
+    except UsageError as error:
+        raise InputError(f"[{where}]: {error}") from None
 
 
-def _number(where: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise InputError(f"{where} is {value!r:.40}: expected a number")
-    return parse_fraction(value) if isinstance(value, str) else float(value)
+def _number(name: str, value: Any) -> float:
+    """A fraction may be a text with a percent sign; nats have none."""
+    if isinstance(value, str) and name != _NATS:
+        return parse_fraction(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise UsageError(f"{name} is {value!r:.40}: expected a number")
+    try:
+        return float(value)
+    except OverflowError:
+        raise UsageError(f"{name} is too large for a number") from None
+
+
+def _is_quant(name: str) -> bool:
+    """Whether a target writes it, or llama.cpp does: lines may be for artifacts of others."""
+    if _OTHERS.fullmatch(name):
+        return True
+    for target in target_names():
+        try:
+            get_target(target).policy(name)
+        except UsageError:
+            continue
+        return True
+    return False
 
 
 def judge_lines(metrics: Metrics, lines: Lines) -> list[GateResult]:

@@ -287,7 +287,7 @@ class _Session:
 
     @cached_property
     def _expert_prompts(self) -> tuple[int, ...]:
-        """Those of the probe that are whole, which are its first."""
+        """Those of the probe that are no beginnings of longer ones, which come last."""
         if not self.graph.config.is_mixture:
             return ()
         at = {prompt.id: i for i, prompt in enumerate(self.prompts)}

@@ -7,7 +7,7 @@ Each probe runs prompts once more and compares the logits with those of the prom
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -17,13 +17,15 @@ from .metrics import Float64, LogitRows, blocks, position_kld
 
 # Tokens of a prompt that are run whole; a longer one goes on from there, since its logits would be too large.
 AT_ONCE = 640
+# The probe that looks at the last position only.
+LAST_ALONE = "at_once"
 # Chunk sizes around the batch size that runtimes like, for a prompt that is longer than all of them.
 LONG_CHUNKS = (511, 512, 513)
 # Chunks that cross the window of a short convolution in every way; the rest of the prompt follows whole.
 MIXED_CHUNKS = (1, 2, 3, 4, 1)
 _SMALL_CHUNKS = (2, 3, 4)
 _TURN = 3  # tokens of a conversation before it is the other's turn
-# A prompt, its logits run whole, and again in pieces.
+# A prompt, its logits, and those again in pieces.
 _Again = tuple[int, LogitRows, Iterable[Float32]]
 
 
@@ -59,8 +61,8 @@ def check_cache(
     *,
     tell: Callable[[str], None] = lambda way: None,
 ) -> CacheCheck | None:
-    """Runs prompts again in every way, of which `tell` hears; `whole` are their logits, each run whole. None without
-    prompts.
+    """Runs prompts again in every way, of which `tell` hears; `whole` are their logits, each run whole, or of one that is
+    long, `AT_ONCE` tokens at a time. None without prompts.
     """
     if not prompts:
         return None
@@ -74,10 +76,9 @@ def check_cache(
     long = [i for i, ids in enumerate(prompts) if len(ids) > AT_ONCE]
     if long:
         tell("at once")
-        runs = ((i, whole[i], prompts[i]) for i in long)
-        probes.append(
-            _worst("at_once", [(i, _LastRow(rows), [runner.last_logits(ids)[None]]) for i, rows, ids in runs])
-        )
+        runs = [(i, _LastRow(whole[i]), [runner.last_logits(prompts[i])[None]]) for i in long]
+        probe = _worst(LAST_ALONE, runs)
+        probes.append(replace(probe, position=len(prompts[int(probe.prompt)]) - 1))
     not_seen = []
     other = runner.another()
     if other is None:

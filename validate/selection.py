@@ -21,7 +21,7 @@ LONG_PROBE_TOKENS = AT_ONCE
 
 
 def cache_prompts(prompts: Sequence[EncodedPrompt]) -> tuple[int, ...]:
-    """Two short prompts that hold the mixed chunks and a token more, and one that holds the long chunks if any does."""
+    """Two short prompts that hold the mixed chunks and a token more, and a long one if there is any."""
     return (*_spread(prompts, _N_CACHE_PROMPTS, least=sum(MIXED_CHUNKS) + 1), *_longest(prompts))
 
 
@@ -36,7 +36,11 @@ def end_prompt(prompts: Sequence[EncodedPrompt], chats: Container[str]) -> tuple
     No longer together than the longest prompt or a greedy run, whatever context an artifact has.
     """
     sizes = [len(prompt.token_ids) for prompt in prompts]
-    shortest = min((i for i, prompt in enumerate(prompts) if prompt.id in chats), key=sizes.__getitem__, default=None)
+    shortest = min(
+        (i for i, prompt in enumerate(prompts) if prompt.id in chats and not prompt.is_cut),
+        key=sizes.__getitem__,
+        default=None,
+    )
     if shortest is None:
         return None
     room = max(*sizes, *(sizes[i] + N_GREEDY_TOKENS for i in greedy_prompts(prompts))) - sizes[shortest]
@@ -51,9 +55,11 @@ def _spread(prompts: Sequence[EncodedPrompt], n: int, *, least: int) -> tuple[in
 
 
 def _longest(prompts: Sequence[EncodedPrompt]) -> tuple[int, ...]:
-    """The shortest prompt that the long chunks of the cache check fit in, if there is one."""
-    long = [i for i, prompt in enumerate(prompts) if len(prompt.token_ids) > sum(LONG_CHUNKS)]
-    return tuple(sorted(long, key=lambda i: len(prompts[i].token_ids))[:1])
+    """The shortest prompt that the long chunks of the cache check fit in; else the longest that is not run whole."""
+    sizes = {i: len(prompt.token_ids) for i, prompt in enumerate(prompts)}
+    fit = sorted((i for i, n in sizes.items() if n > sum(LONG_CHUNKS)), key=sizes.__getitem__)
+    others = sorted((i for i, n in sizes.items() if n > AT_ONCE), key=sizes.__getitem__, reverse=True)
+    return tuple((fit or others)[:1])
 
 
 def probe_prompts(prompts: Sequence[EncodedPrompt]) -> tuple[EncodedPrompt, ...]:

@@ -112,12 +112,15 @@ def check_stored_ids(
     stored = json.loads((files(__package__) / _STORED).read_text(encoding="utf-8"))
     if tokenizer is None or tokenizer.sha256 != stored["tokenizer_sha256"]:
         return
+    shared = {prompt.id: replace(prompt, max_tokens=None) for prompt in load_prompts()}
+    known = {prompt.id for prompt in prompts if replace(prompt, max_tokens=None) == shared.get(prompt.id)}
     chats = {prompt.id for prompt in prompts if prompt.messages}
     is_template_known = chat_sha256(assets) == stored["chat_sha256"]
     wrong = [
         prompt.id
         for prompt in encoded
-        if (is_template_known or prompt.id not in chats)
+        if prompt.id in known
+        and (is_template_known or prompt.id not in chats)
         and not prompt.is_encoded_as(stored["ids"].get(prompt.id, prompt.token_ids))
     ]
     if not wrong:

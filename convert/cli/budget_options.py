@@ -9,8 +9,8 @@ import typer
 
 from ...graph.errors import UsageError
 from ...graph.units import parse_size
-from ...validate.budgets import Budgets, load_devices
-from ...validate.lines import load_lines
+from ...validate.budgets import Budgets
+from ...validate.recipe import Recipe, load_recipe
 from ..source import SETTINGS_FILE
 
 MaxSize = Annotated[
@@ -28,10 +28,12 @@ Devices = Annotated[
         show_default=False,
     ),
 ]
-Recipe = Annotated[
-    Path | None,
+RecipeFile = Annotated[
+    Recipe | None,
     typer.Option(
         "--recipe",
+        metavar="FILE",
+        parser=lambda name: load_recipe(Path(name)),  # once, though several groups ask for it: it may be a pipe
         help=f"TOML file with tables [devices.NAME] and [gates]; default: {SETTINGS_FILE}.",
         show_default=False,
     ),
@@ -43,17 +45,20 @@ def budget_options(
     max_size: MaxSize = None,
     max_file_size: MaxFileSize = None,
     device: Devices = None,
-    recipe: Recipe = None,
+    recipe: RecipeFile = None,
 ) -> Budgets:
     """The budgets of a run. Raises: UsageError for a recipe of which nothing is asked for, or a class it has not."""
-    if recipe is not None and not device and not load_lines(recipe):
-        raise UsageError(f"--recipe {recipe}: give --device NAME, a class of it to hold artifacts to")
-    recipe = recipe or Path(SETTINGS_FILE)
-    known = load_devices(recipe) if device else {}
+    if recipe is not None and not device and not recipe.lines:
+        raise UsageError(f"--recipe {recipe.path}: give --device NAME, a class of it to hold artifacts to")
+    if recipe is None and device:
+        recipe = load_recipe(Path(SETTINGS_FILE))
+    known = recipe.devices if recipe else {}
     unknown = [name for name in device or () if name not in known]
     if unknown:
         names = ", ".join(known) or "none"
-        raise UsageError(f"{recipe}: has no device class '{unknown[0]}': it has {names}")
+        raise UsageError(
+            f"{recipe.path if recipe else SETTINGS_FILE}: has no device class '{unknown[0]}': it has {names}"
+        )
     return Budgets(
         max_size=None if max_size is None else parse_size(max_size),
         max_file_size=None if max_file_size is None else parse_size(max_file_size),

@@ -10,9 +10,10 @@ from typing import Annotated, Any
 
 import typer
 
-from ...validate.lines import Lines, load_lines, parse_fraction
+from ...validate.lines import Lines, parse_fraction
+from ...validate.recipe import load_recipe
 from ..source import SETTINGS_FILE
-from .budget_options import Recipe
+from .budget_options import RecipeFile
 
 Reference = Annotated[
     str | None,
@@ -105,13 +106,15 @@ def line_options(
     max_kld: MaxKld = None,
     min_top1: MinTop1 = None,
     max_ppl_change: MaxPplChange = None,
-    recipe: Recipe = None,
+    recipe: RecipeFile = None,
 ) -> Lines:
     """The lines that a team draws: those of its recipe, and in their place the options of this command.
 
     Raises: UsageError for one that means nothing; InputError for a recipe that cannot be read.
     """
-    found = load_lines(recipe or Path(SETTINGS_FILE)) if recipe or Path(SETTINGS_FILE).is_file() else Lines()
+    if recipe is None and Path(SETTINGS_FILE).is_file():
+        recipe = load_recipe(Path(SETTINGS_FILE))
+    found = recipe.lines if recipe else Lines()
     given = Lines(
         max_kld=max_kld,
         min_top1=None if min_top1 is None else parse_fraction(min_top1),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import threading
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -11,6 +13,7 @@ from xml.etree import ElementTree
 import pytest
 from lfm_convert.convert.cli.main import app, main
 from lfm_convert.convert.pipeline import convert as convert_model
+from lfm_convert.graph.errors import UsageError
 from typer.main import get_command
 
 # Options that say what is told of a comparison, and what it is held to.
@@ -107,7 +110,7 @@ def test_a_line_fails_an_artifact(
     assert main([*validate, "--max-kld", "0.2", "--min-top1", "90%", "--max-ppl-change", "0.05"]) == 0
     assert main([*validate, "--max-kld", "0", "--json", str(report)]) == 3
     said = capsys.readouterr().out
-    assert "line_kld is" in said and "Your line, --max-kld" in said
+    assert "line_kld is" in said and "Your line, max-kld" in said
     gates = {gate["name"]: gate for gate in json.loads(report.read_text())["artifacts"][0]["gates"]}
     assert not gates["line_kld"]["passed"] and gates["line_kld"]["means"].startswith("Your line")
 
@@ -185,6 +188,33 @@ def test_a_time_that_is_none_is_refused(
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "yesterday")
     assert main(["validate", str(out), "-r", str(tiny_dense)]) == 2
     assert "SOURCE_DATE_EPOCH is 'yesterday'" in capsys.readouterr().err
+
+
+def test_with_a_baseline_the_suite_is_that_of_releases(
+    tiny_dense: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    suites = []
+
+    def convert(*_: object, comparison: dict[str, Any], **__: object) -> object:
+        suites.append(comparison.get("suite"))
+        raise UsageError("enough")
+
+    monkeypatch.setattr("lfm_convert.convert.pipeline.convert", convert)
+    command = [str(tiny_dense), "-t", "onnx", "-q", "fp32", "--out", str(tmp_path / "out")]
+    baseline = ["--baseline", str(tmp_path / "b.json"), "--update-baseline"]
+    for more in ([], baseline, [*baseline, "--suite", "smoke"]):
+        assert main([*command, *more]) == 2
+    assert suites == [None, "standard", "smoke"]
+
+
+def test_a_recipe_that_is_a_pipe_is_read_once(
+    tiny_dense: Path, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_text, args=("[gates]\nmax_kld = 0.0\n",), daemon=True)
+    writer.start()
+    assert main(["validate", str(out), "-r", str(tiny_dense), "--suite", "smoke", "--recipe", str(pipe)]) == 3
 
 
 def test_lines_of_the_recipe_hold_without_being_asked_for(

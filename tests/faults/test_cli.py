@@ -15,7 +15,7 @@ from lfm_convert.graph.graph import WeightGraph
 from lfm_convert.graph.opening import open_graph
 from lfm_convert.targets.options import flag, kind_of, options_of
 from lfm_convert.targets.target import get_target, target_names
-from lfm_convert.validate.budgets import load_devices
+from lfm_convert.validate.recipe import load_recipe
 from support.checkpoints import lfm3_config, make_checkpoint
 from support.refusals import refused as raised
 from typer.main import get_command
@@ -118,12 +118,12 @@ def test_a_size_has_a_unit(
 def test_a_size_in_a_recipe_has_a_unit_or_is_a_number(tmp_path: Path) -> None:
     path = tmp_path / "recipe.toml"
     path.write_text("[devices.a]\nmax_size = 123456\nmax_memory = '123456B'\n")
-    device = load_devices(path)["a"]
+    device = load_recipe(path).devices["a"]
     assert (device.max_size, device.max_memory) == (123456, 123456)
     for text, reason in (("'4.8'", "has no unit"), ("4.8", "has no unit"), ("-1", "below zero"), ("''", "understood")):
         path.write_text(f"[devices.a]\nmax_size = {text}\n")
         with pytest.raises(InputError, match=reason):
-            load_devices(path)
+            load_recipe(path)
 
 
 def test_zero_is_a_value(tiny_dense: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -171,8 +171,8 @@ def test_an_empty_value_is_refused(
         (["--quant", ","], 2, "unknown quant ''"),
         (["--quant", "all,"], 2, "unknown quant ''"),
         (["--quant", " "], 2, "unknown quant ''"),
-        (["--recipe", "{empty}"], 2, "give --device NAME"),
-        (["--recipe", "{empty}", "--device", "phone"], 2, "has no device class 'phone': it has none"),
+        (["--recipe", "{empty}"], 5, "expected model = "),
+        (["--recipe", "{empty}", "--device", "phone"], 5, "or tables [devices.NAME] and [gates]"),
         (["--outfile", ".gguf"], 2, "expected the name of a file that ends in .gguf"),
     ],
 )
@@ -206,7 +206,7 @@ def test_a_device_class_of_nothing_is_refused(line: str, sentence: str, tmp_path
     path = tmp_path / "recipe.toml"
     path.write_text(f"[devices.a]\nmax_size = 1\n{line}\n")
     with raised("device class 'a'", sentence):
-        load_devices(path)
+        load_recipe(path)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from lfm_convert.convert import pipeline, source
+from lfm_convert.convert import pipeline
 from lfm_convert.convert.artifacts import find_artifacts, verified
 from lfm_convert.convert.cli.inspect import _artifacts
 from lfm_convert.convert.manifest import MANIFEST_FILE, load_manifest
@@ -34,9 +34,8 @@ from lfm_convert.quantize.gguf_file.reader import read_gguf
 from lfm_convert.quantize.imatrix import importance_bytes, read_importance
 from lfm_convert.targets.gguf.vocab import vocabulary
 from lfm_convert.targets.target import get_target
-from lfm_convert.validate.budgets import load_devices
-from lfm_convert.validate.lines import load_lines
 from lfm_convert.validate.prompts import load_prompts
+from lfm_convert.validate.recipe import load_recipe
 from support.artifacts import write_artifact
 from support.checkpoints import dense_config, make_checkpoint, moe_config
 from support.safetensors_files import Declared, write_declared
@@ -193,7 +192,7 @@ def _toml_seeds(folder: Path) -> Iterator[bytes]:
 
 
 def _read_toml(path: Path) -> object:
-    return load_devices(path), load_lines(path), source._read_settings(path)
+    return load_recipe(path)
 
 
 def _prompt_seeds(folder: Path) -> Iterator[bytes]:

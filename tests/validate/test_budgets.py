@@ -7,8 +7,9 @@ from lfm_convert.convert.cli.main import main
 from lfm_convert.convert.pipeline import plan
 from lfm_convert.graph.errors import BudgetError, InputError
 from lfm_convert.graph.graph import WeightGraph
-from lfm_convert.validate.budgets import Budgets, DeviceClass, load_devices
+from lfm_convert.validate.budgets import Budgets, DeviceClass
 from lfm_convert.validate.memory import run_bytes
+from lfm_convert.validate.recipe import load_recipe
 
 RECIPE = """
 [devices.phone]
@@ -25,7 +26,7 @@ max_file_size = "2GiB"
 def test_device_classes_are_read(tmp_path: Path) -> None:
     path = tmp_path / "lfm-convert.toml"
     path.write_text(RECIPE)
-    assert load_devices(path) == {
+    assert load_recipe(path).devices == {
         "phone": DeviceClass(
             name="phone", max_size=4_800_000_000, max_memory=5 * 10**9, context=8192, targets=("gguf",)
         ),
@@ -41,15 +42,15 @@ def test_device_classes_are_read(tmp_path: Path) -> None:
         ("[devices.a]\nmax_size = 'big'", "size 'big' is not understood"),
         ("[devices.a]\nmax_size = 1\ncontext = 0", "context is 0"),
         ("[devices.a]\nmax_size = 1\ntargets = 'gguf'", "not a list of names"),
-        ("devices = 3", "device classes"),
-        ("[devices.a", "device classes"),
+        ("devices = 3", "no table"),
+        ("[devices.a", "as TOML"),
     ],
 )
 def test_malformed_device_classes_are_refused(tmp_path: Path, text: str, part: str) -> None:
     path = tmp_path / "recipe.toml"
     path.write_text(text)
     with pytest.raises(InputError, match=part) as caught:
-        load_devices(path)
+        load_recipe(path)
     assert str(path) in str(caught.value)
 
 

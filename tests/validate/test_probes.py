@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 from lfm_convert.validate.probes import AT_ONCE, CacheCheck, check_cache
+from lfm_convert.validate.prompts import EncodedPrompt
+from lfm_convert.validate.selection import cache_prompts
 from support.fake_target import FakeRunner
 
 FIRST, SECOND = tuple(range(20, 37)), tuple(range(100, 140))
@@ -104,3 +106,10 @@ def test_a_long_prompt_is_also_read_in_one_call(tiny_dense: Path) -> None:
         assert found is not None
         (probe,) = [each for each in found.probes if each.name == "at_once"]
         assert (probe.kld < 1e-9) is is_right
+        assert probe.position == len(long) - 1
+
+
+@pytest.mark.parametrize(("sizes", "chosen"), [((20, 640), 0), ((20, 641, 1000), 2), ((20, 1000, 1600, 1700), 2)])
+def test_a_prompt_that_is_not_run_whole_is_checked(sizes: tuple[int, ...], chosen: int) -> None:
+    found = cache_prompts([EncodedPrompt(str(n), (1,) * n) for n in sizes])
+    assert found == ((0, chosen) if chosen else (0,))

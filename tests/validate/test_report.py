@@ -123,7 +123,7 @@ def test_the_page_shows_every_artifact(tmp_path: Path) -> None:
         "2.34 GB",
         "Layer 1 is the first that drops",
         "93%",
-        "Your line, --max-kld: how far the predictions are from the checkpoint&#39;s, on average.",
+        "Your line, max-kld: how far the predictions are from the checkpoint&#39;s, on average.",
     ):
         assert text in page
     assert not re.search(r"(src|href)=|https?://|@import|url\(", page)  # self-contained
