@@ -16,7 +16,6 @@ from lfm_convert.validate.gate_words import gate_words
 from lfm_convert.validate.gates import at_most
 from lfm_convert.validate.lines import Lines, hold_to_lines, judge_lines, parse_fraction
 from lfm_convert.validate.metrics import Metrics, PromptMean
-from lfm_convert.validate.recipe import load_recipe
 from lfm_convert.validate.results import ArtifactResult, Fit, Held, Occasion, Report, Verdict
 
 METRICS = Metrics(
@@ -42,40 +41,6 @@ CRASHED = _result("Q5_0", Verdict.FAIL, gates=(at_most("stored_row", 0.1, 0.2),)
 ABSENT = _result("Q8_0", Verdict.SKIPPED, message="pip install it")
 OCCASION = Occasion(suite="smoke", date="2026-11-26T10:00:00Z", checkpoint_sha256="cd" * 32)
 REPORT = Report("LFM2", (PASSED, FAILED, CRASHED, ABSENT), {}, occasion=OCCASION)
-
-
-@pytest.mark.parametrize(
-    ("text", "part"),
-    [
-        ("[gates]\nmax_kdl = 1", "unknown key 'max_kdl'"),
-        ("[gates.Q4_0]\nmax_kld = true", r"\[gates.Q4_0\]: max_kld is True: expected a number"),
-        ("[gates]\nmax_kld = 1" + 400 * "0", "max_kld is too large"),
-        ("[gates]\nmax_kld = '10%'", "max_kld is '10%': expected a number"),
-        ("[gates.Q9_9]\nmax_kld = 1", "no target has a quant 'Q9_9'"),
-        ("[gates.Q4_0]", r"\[gates.Q4_0\] sets no line"),
-        ("[gate]\nmax_kld = 1", "found 'gate'"),
-        ("[gates]\nmin_top1 = 90", "--min-top1 is 90"),
-        ("[gates]\nmin_top1 = 'most'", "no fraction"),
-        ("gates = 3", r"\[gates\] is no table"),
-        ("[gates", "as TOML"),
-    ],
-)
-def test_malformed_lines_of_a_recipe_are_refused(tmp_path: Path, text: str, part: str) -> None:
-    path = tmp_path / "recipe.toml"
-    path.write_text(text)
-    with pytest.raises(InputError, match=part) as caught:
-        load_recipe(path)
-    assert str(path) in str(caught.value)
-
-
-def test_lines_of_a_recipe_of_its_quants_and_of_the_command(tmp_path: Path) -> None:
-    path = tmp_path / "recipe.toml"
-    path.write_text('[gates]\nmax_kld = 0.1\nmin_top1 = "80%"\n[gates.q8_0]\nmax_kld = 0.01\n')
-    lines = load_recipe(path).lines
-    assert lines.of("Q4_0") == Lines(max_kld=0.1, min_top1=0.8)
-    assert lines.of("Q8_0") == Lines(max_kld=0.01, min_top1=0.8)
-    asked = lines.replaced_by(Lines(max_kld=1.0))
-    assert asked.of("Q8_0") == asked.of("Q4_0") == Lines(max_kld=1.0, min_top1=0.8)
 
 
 def test_junit_has_a_suite_an_artifact_and_a_case_a_gate(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from lfm_convert.graph.graph import WeightGraph
 from lfm_convert.graph.opening import open_graph
 from lfm_convert.graph.reference.forward import Forward, State
 from lfm_convert.graph.rotary import default_rope, inverse_frequencies
+from support import lfm3
 from support.checkpoints import lfm3_config, make_checkpoint
 from support.safetensors_files import edit_tensors
 from support.transformers_peer import logits_of
@@ -21,28 +22,12 @@ from support.transformers_peer import logits_of
 pytestmark = pytest.mark.peers
 
 MAX_DIFFERENCE = 1e-4
-# Three windows of the tiny config, and some.
-PROMPT = [1, *np.random.default_rng(3).integers(14, 512, 55).tolist()]
-FULL, SLIDING = "full_attention", "sliding_attention"
+PROMPT = lfm3.prompt(3)
 
 VARIANTS: dict[str, dict[str, Any]] = {
-    "as published": {},
-    "without gate": {"use_attention_gate": False},
-    "without sandwich": {"use_sandwich_norm": False},
-    "without either": {"use_sandwich_norm": False, "use_attention_gate": False},
-    "one query head a key": {"num_key_value_heads": 4},
-    "four query heads a key": {"num_key_value_heads": 1},
-    "window of one": {"sliding_window": 1},
-    "window longer than the prompt": {"sliding_window": 100},
-    "window as long as the prompt": {"sliding_window": len(PROMPT)},
-    "all sliding but one": {"layer_types": [SLIDING, SLIDING, FULL, SLIDING, SLIDING, "conv"]},
-    "no sliding layer": {"layer_types": ["conv", FULL, "conv", FULL, "conv", "conv"]},
-    "no convolution": {"layer_types": [FULL, SLIDING, FULL, SLIDING, FULL, SLIDING]},
-    "heads as wide as the model": {"head_dim": 32},
+    **lfm3.VARIANTS,
     "biased attention": {"attention_bias": True},
     "biased convolution": {"conv_bias": True},
-    "narrow convolution": {"conv_L_cache": 3},
-    "untied": {"tie_word_embeddings": False},
     "other eps": {"norm_eps": 0.1},
 }
 
@@ -109,7 +94,7 @@ def test_frequencies_are_transformers_own(tmp_path: Path) -> None:
     config = AutoConfig.from_pretrained(folder, **relabelled(folder))
     theirs = dict(Lfm3RotaryEmbedding(config).named_buffers())
     for block in open_graph(folder).config.of_kind(Attention).values():
-        kind = SLIDING if block.window else FULL
+        kind = lfm3.SLIDING if block.window else lfm3.FULL
         assert block.rope is not None
         assert torch.equal(theirs[f"{kind}_inv_freq"], torch.from_numpy(inverse_frequencies(block.rope)))
 

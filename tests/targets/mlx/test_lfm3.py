@@ -20,6 +20,7 @@ from lfm_convert.graph.reference.forward import Forward
 from lfm_convert.targets.mlx.folder import describe_folder
 from lfm_convert.targets.mlx.refusals import refuse_inexpressible
 from lfm_convert.targets.target import Artifact, Runner, get_target
+from support import lfm3
 from support.artifacts import write_artifact
 from support.checkpoints import lfm3_config, make_checkpoint
 from support.configs import preset
@@ -27,27 +28,11 @@ from support.refusals import refused
 
 peers = pytest.mark.peers
 MAX_DIFFERENCE = 1e-4
-# Three windows of the tiny config, and some.
-PROMPT = [1, *np.random.default_rng(5).integers(14, 512, 55).tolist()]
-FULL, SLIDING = "full_attention", "sliding_attention"
+PROMPT = lfm3.prompt(5)
 
 VARIANTS: dict[str, dict[str, Any]] = {
-    "as published": {},
-    "without gate": {"use_attention_gate": False},
-    "without sandwich": {"use_sandwich_norm": False},
-    "without either": {"use_sandwich_norm": False, "use_attention_gate": False},
-    "one query head a key": {"num_key_value_heads": 4},
-    "four query heads a key": {"num_key_value_heads": 1},
-    "window of one": {"sliding_window": 1},
-    "window longer than the prompt": {"sliding_window": 100},
-    "window as long as the prompt": {"sliding_window": len(PROMPT)},
-    "all sliding but one": {"layer_types": [SLIDING, SLIDING, FULL, SLIDING, SLIDING, "conv"]},
-    "no sliding layer": {"layer_types": ["conv", FULL, "conv", FULL, "conv", "conv"]},
-    "no convolution": {"layer_types": [FULL, SLIDING, FULL, SLIDING, FULL, SLIDING]},
-    "heads as wide as the model": {"head_dim": 32},
+    **lfm3.VARIANTS,
     "biased": {"attention_bias": True, "conv_bias": True},
-    "narrow convolution": {"conv_L_cache": 3},
-    "untied": {"tie_word_embeddings": False},
 }
 # Where the prompt is cut: nowhere, in chunks that begin within a window and behind it, token by token.
 CUTS = ((), (20, 37), (1, 2, 3, 40), tuple(range(1, len(PROMPT))))
@@ -169,8 +154,8 @@ def test_biases_of_packed_matrices_are_plain(tmp_path: Path) -> None:
 def test_config(graph: WeightGraph, tmp_path: Path) -> None:
     config = json.loads(write_artifact(graph, "mlx", "8bit", tmp_path).path.read_text())
     assert config["rope_parameters"] == {
-        FULL: {"rope_type": "proportional", "rope_theta": 1e6, "partial_rotary_factor": 0.5},
-        SLIDING: {"rope_type": "default", "rope_theta": 10000.0},
+        lfm3.FULL: {"rope_type": "proportional", "rope_theta": 1e6, "partial_rotary_factor": 0.5},
+        lfm3.SLIDING: {"rope_type": "default", "rope_theta": 10000.0},
     }
     assert config["quantization"] == {"group_size": 64, "bits": 8, "mode": "affine"}
     assert config["use_attention_gate"] and config["use_sandwich_norm"] and config["sliding_window"] == 16

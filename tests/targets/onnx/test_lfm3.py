@@ -22,36 +22,24 @@ from lfm_convert.graph.reference.forward import Forward
 from lfm_convert.graph.rotary import default_rope
 from lfm_convert.targets.stream import Execution
 from lfm_convert.targets.target import Artifact, Runner, get_target
+from support import lfm3
 from support.artifacts import write_artifact
 from support.checkpoints import lfm3_config, make_checkpoint
 
 pytestmark = pytest.mark.peers
 
 TOLERANCE = 1e-4
-# Three windows of the tiny config, and some.
-PROMPT = [1, *np.random.default_rng(3).integers(14, 512, 55).tolist()]
-FULL, SLIDING = "full_attention", "sliding_attention"
+PROMPT = lfm3.prompt(3)
 
 VARIANTS: dict[str, dict[str, Any]] = {
-    "as published": {},
-    "without gate": {"use_attention_gate": False},
-    "without sandwich": {"use_sandwich_norm": False},
-    "without either": {"use_sandwich_norm": False, "use_attention_gate": False},
-    "one query head a key": {"num_key_value_heads": 4},
-    "four query heads a key": {"num_key_value_heads": 1},
-    "window of one": {"sliding_window": 1},
+    **lfm3.VARIANTS,
     "window of two": {"sliding_window": 2},
-    "window longer than the prompt": {"sliding_window": 100},
-    "window as long as the prompt": {"sliding_window": len(PROMPT)},
-    "the first attention slides": {"layer_types": [SLIDING, SLIDING, FULL, SLIDING, SLIDING, "conv"]},
-    "no sliding layer": {"layer_types": ["conv", FULL, "conv", FULL, "conv", "conv"]},
-    "no convolution": {"layer_types": [FULL, SLIDING, FULL, SLIDING, FULL, SLIDING]},
-    "heads as wide as the model": {"head_dim": 32},
     "biased attention": {"attention_bias": True},
     "biased convolution": {"conv_bias": True},
-    "narrow convolution": {"conv_L_cache": 3},
-    "small tables": {"max_position_embeddings": 4096, "layer_types": [FULL, "conv", FULL, "conv", FULL, "conv"]},
-    "untied": {"tie_word_embeddings": False},
+    "small tables": {
+        "max_position_embeddings": 4096,
+        "layer_types": [lfm3.FULL, "conv", lfm3.FULL, "conv", lfm3.FULL, "conv"],
+    },
 }
 
 
@@ -85,7 +73,7 @@ def in_runtime(graph: WeightGraph, folder: Path) -> np.ndarray:
 
 @pytest.mark.parametrize(
     ("variant", "caches"),
-    [*((name, "window") for name in VARIANTS), ("as published", "whole"), ("the first attention slides", "whole")],
+    [*((name, "window") for name in VARIANTS), ("as published", "whole"), ("all sliding but one", "whole")],
 )
 def test_logits(variant: str, caches: str, tmp_path: Path) -> None:
     """Whole, in pieces shorter and longer than the window, and token by token."""
@@ -268,7 +256,7 @@ def test_a_gate_that_is_wrong_is_seen(tmp_path: Path) -> None:
     [
         ({}, "window", {2: "past_sequence_length", 4: "past_window_length"}),
         ({}, "whole", {2: "past_sequence_length", 4: "past_sequence_length"}),
-        (VARIANTS["the first attention slides"], "window",
+        (VARIANTS["all sliding but one"], "window",
          {0: "past_sequence_length", 1: "past_window_length", 2: "past_sequence_length", 3: "past_window_length"}),
     ],
     ids=["window", "whole", "first"],
