@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,10 +63,10 @@ class _Observer(Forward):
         self.sums: dict[Address, NDArray[np.float64]] = {}
         self.counts: dict[Address, NDArray[np.int64]] = {}
 
-    def linear(self, x: Float32, weight: Weight, bias: Weight | None = None, *, expert: int | None = None) -> Float32:
+    def linear(self, x: Float32, weight: Weight, bias: Weight | None = None, **rows: Any) -> Float32:
         if weight.layer is not None:
-            self._note(weight, x, expert or 0)
-        return super().linear(x, weight, bias, expert=expert)
+            self._note(weight, x, rows.get("expert") or 0)
+        return super().linear(x, weight, bias, **rows)
 
     def _note(self, weight: Weight, x: Float32, which: int) -> None:
         n_slices = weight.shape[0] if len(weight.shape) == 3 else 1

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ..graph.dtypes import Float32
+from ..graph.graph import Layer, WeightGraph
 from ..graph.reference.forward import Forward
 
 # The experts [n, top_k] of each layer that has a router, in any order within a token.
@@ -26,6 +28,18 @@ class LayerExperts:
     execution: float
     quality: float
     n_choices: int = 0
+
+
+class Ranked(Forward):
+    """Keeps the scores [tokens, E] by which each layer ranked its experts in the last call."""
+
+    def __init__(self, graph: WeightGraph) -> None:
+        super().__init__(graph)
+        self.ranked: dict[int, Float32] = {}
+
+    def biased(self, layer: Layer, scores: Float32) -> Float32:
+        found = self.ranked[layer.index] = super().biased(layer, scores)
+        return found
 
 
 def routed(forward: Forward) -> Routed:

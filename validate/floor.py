@@ -13,20 +13,21 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..graph.blocks import Norm
 from ..graph.dtypes import DType, Float32, to_bfloat16, widen
 from ..graph.graph import Layer, Weight, WeightGraph
 from ..graph.reference.forward import Forward, Logits
-from ..graph.reference.state import Batch
+from ..graph.reference.state import Batch, State
 from ..graph.roles import Trait
 from ..graph.tensor import TensorView
 from ..quantize.encoding import Encoding
 from ..quantize.rounded import rounding_of
 from ..targets.encoded import Encoded, as_stored, encoding_of
 from .execution import ROOM, Arithmetic
-from .experts import Routed, agreement, routed
-from .metrics import Metrics, PromptScore, score_prompt, summarize
+from .experts import Ranked, Routed, agreement, routed
+from .metrics import LogitRows, Metrics, PromptScore, score_prompt, summarize
 from .prompts import EncodedPrompt
 
 # Of the differences between scores that experts are ranked by in another order of additions.
@@ -81,57 +82,94 @@ class Own:
 
     graph: WeightGraph
     prompts: tuple[EncodedPrompt, ...]
-    logits: Sequence[Logits]
+    logits: Sequence[LogitRows]
     routed: Routed
     ranked: Mapping[int, Float32]
 
 
-class _Ranked(Forward):
-    """Keeps the scores [tokens, E] by which each layer ranked its experts in the last call."""
+class _Again(Ranked):
+    """Runs the first `n_exact` rows of a batch as they are and the others in another arithmetic, so that two runs read
+    each weight once.
+    """
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        self.ranked: dict[int, Float32] = {}
+    def __init__(self, graph: WeightGraph, n_exact: int = 0) -> None:
+        super().__init__(graph)
+        self._n_exact = n_exact
 
-    def biased(self, layer: Layer, scores: Float32) -> Float32:
-        found = self.ranked[layer.index] = super().biased(layer, scores)
-        return found
+    def linear(
+        self,
+        x: Float32,
+        weight: Weight,
+        bias: Weight | None = None,
+        *,
+        expert: int | None = None,
+        tokens: NDArray[np.int64] | None = None,
+    ) -> Float32:
+        at = self.exact(x) if tokens is None else int(np.searchsorted(tokens, self._n_exact))
+        out = self.after(super().linear(self.before(x, at, weight), weight, expert=expert), at, len(x))
+        return out if bias is None else out + self.vector(bias)
+
+    def exact(self, x: Float32) -> int:
+        """How many of the rows of a whole batch are run as they are."""
+        return min(self._n_exact, len(x))
+
+    def before(self, x: Float32, at: int, weight: Weight) -> Float32:
+        """What is multiplied for rows [n, in], of which those from `at` on are the other arithmetic's."""
+        return x
+
+    def after(self, out: Float32, at: int, n: int) -> Float32:
+        """The n rows of a product, of what `before` gave."""
+        return out
 
 
-class _OtherOrder(_Ranked):
+class _OtherOrder(_Again):
     """Every product as the sum of two halves, which is what other block sizes and thread counts do."""
 
-    def linear(self, x: Float32, weight: Weight, bias: Weight | None = None, *, expert: int | None = None) -> Float32:
-        first = x.copy()
-        first[:, x.shape[1] // 2 :] = 0
-        return super().linear(first, weight, expert=expert) + super().linear(x - first, weight, bias, expert=expert)
+    def before(self, x: Float32, at: int, weight: Weight) -> Float32:
+        first, half = x[at:].copy(), x.shape[1] // 2
+        first[:, half:] = 0
+        return np.concatenate([x[:at], first, x[at:] - first])
+
+    def after(self, out: Float32, at: int, n: int) -> Float32:
+        out[at:n] += out[n:]
+        return out[:n]
 
 
-class _Half(_Ranked):
+class _Half(_Again):
     """Activations in 16 bits after every product, norm and layer: in float16 where weights are stored so, else bfloat16."""
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        stored = (encoding_of(weight.view) for weight in self.graph.weights())
+    def __init__(self, graph: WeightGraph, n_exact: int = 0) -> None:
+        super().__init__(graph, n_exact)
+        stored = (encoding_of(weight.view) for weight in graph.weights())
         is_float16 = any(encoding is not None and encoding.name == DType.F16.value for encoding in stored)
-        self._rounded = _to_float16 if is_float16 else _to_bfloat16
+        self._to_16_bits = _to_float16 if is_float16 else _to_bfloat16
 
-    def linear(self, x: Float32, weight: Weight, bias: Weight | None = None, *, expert: int | None = None) -> Float32:
-        return self._rounded(super().linear(x, weight, bias, expert=expert))
+    def after(self, out: Float32, at: int, n: int) -> Float32:
+        out[at:] = self._to_16_bits(out[at:])
+        return out
 
     def norm(self, x: Float32, gain: Weight, norm: Norm) -> Float32:
-        return self._rounded(super().norm(x, gain, norm))
+        return self.after(super().norm(x, gain, norm), self.exact(x), len(x))
 
     def run_layer(self, layer: Layer, hidden: Float32, batch: Batch) -> Float32:
-        return self._rounded(super().run_layer(layer, hidden, batch))
+        return self.after(super().run_layer(layer, hidden, batch), self.exact(hidden), len(hidden))
 
 
-class _Int8(_Ranked):
+class _Int8(_Again):
     """Activations in 8 bits, in the blocks that kernels of each weight's encoding take; whole where those are floats."""
 
-    def linear(self, x: Float32, weight: Weight, bias: Weight | None = None, *, expert: int | None = None) -> Float32:
+    _last: tuple[Float32, int, Float32] | None = None
+
+    def before(self, x: Float32, at: int, weight: Weight) -> Float32:
         block = _activation_block(weight, x.shape[1])
-        return super().linear(_in_int8(x, block) if block else x, weight, bias, expert=expert)
+        if block is None:
+            return x
+        last = self._last  # queries, keys and values are products of one matrix, gates and ups of another
+        if last is not None and last[0] is x and last[1] == block:
+            return last[2]
+        rounded = np.concatenate([x[:at], _in_int8(x[at:], block)])
+        self._last = x, block, rounded
+        return rounded
 
 
 def _activation_block(weight: Weight, n_cols: int) -> int | None:
@@ -153,13 +191,15 @@ def _to_float16(x: Float32) -> Float32:
 def _in_int8(x: Float32, block: int) -> Float32:
     """x [n, in] rounded to 8 bits with a scale for each block."""
     blocks = x.reshape(-1, block)
-    scale = np.abs(blocks).max(axis=1, keepdims=True) / np.float32(127)
+    scale = np.maximum(blocks.max(axis=1, keepdims=True), -blocks.min(axis=1, keepdims=True)) / np.float32(127)
     scale[scale == 0] = 1
-    rounded: Float32 = (np.rint(blocks / scale) * scale).reshape(x.shape)
-    return rounded
+    found: Float32 = blocks / scale
+    np.rint(found, out=found)
+    found *= scale
+    return found.reshape(x.shape)
 
 
-_FORWARDS: Mapping[Arithmetic, tuple[str, type[_Ranked]]] = {
+_FORWARDS: Mapping[Arithmetic, tuple[str, type[_Again]]] = {
     Arithmetic.FLOAT32: ("float32 sums in another order", _OtherOrder),
     Arithmetic.FLOAT16: ("16-bit activations", _Half),
     Arithmetic.INT8: ("8-bit activations", _Int8),
@@ -168,14 +208,26 @@ _FORWARDS: Mapping[Arithmetic, tuple[str, type[_Ranked]]] = {
 
 def run_own(graph: WeightGraph, prompts: Sequence[EncodedPrompt]) -> Own:
     """Runs a graph on the probe as it is."""
-    forward = _Ranked(graph)
-    logits = forward.lazy_logits([prompt.token_ids for prompt in prompts])
-    return Own(graph, tuple(prompts), logits, routed(forward), forward.ranked)
+    return _run(Ranked(graph), prompts)
+
+
+def run_with_floor(
+    graph: WeightGraph, prompts: Sequence[EncodedPrompt], arithmetic: Arithmetic
+) -> tuple[Own, Distance]:
+    """Runs a graph on the probe as it is and in an arithmetic, and scores that against it: one reading of its weights."""
+    _, kind = _FORWARDS[arithmetic]
+    ids = [prompt.token_ids for prompt in prompts]
+    n_exact = sum(map(len, ids))
+    both = kind(graph, n_exact)
+    states = both.states(State(2 * len(ids)), [*ids, *ids])
+    own = _part(both, prompts, states[: len(ids)], Forward(graph), slice(0, n_exact))
+    again = _part(both, prompts, states[len(ids) :], kind(graph), slice(n_exact, None))
+    return own, _distance(own, again, arithmetic)
 
 
 def distance(own: Own, arithmetic: Arithmetic) -> Distance:
     """Runs it again in an arithmetic, and scores that against it."""
-    return _distance(own, arithmetic, own.graph)
+    return _distance(own, _run_in(arithmetic, own.graph, own.prompts), arithmetic)
 
 
 def class_distance(own: Own, arithmetic: Arithmetic, class_name: str) -> Distance:
@@ -185,8 +237,25 @@ def class_distance(own: Own, arithmetic: Arithmetic, class_name: str) -> Distanc
         return distance(own, arithmetic)
     matrices = (w for w in own.graph.weights() if w.role.trait in _ROUNDED)
     rounded = own.graph.with_weights({w.address: _InClass(w.view, encoding) for w in matrices})
-    found = _distance(own, arithmetic, rounded)
+    found = _distance(own, _run_in(arithmetic, rounded, own.prompts), arithmetic)
     return replace(found, how=f"{encoding.bits}-bit weights and {found.how}")
+
+
+def _run_in(arithmetic: Arithmetic, graph: WeightGraph, prompts: Sequence[EncodedPrompt]) -> Own:
+    _, kind = _FORWARDS[arithmetic]
+    return _run(kind(graph), prompts)
+
+
+def _run(forward: Ranked, prompts: Sequence[EncodedPrompt]) -> Own:
+    ids = [prompt.token_ids for prompt in prompts]
+    return _part(forward, prompts, forward.states(State(len(ids)), ids), forward, slice(None))
+
+
+def _part(run: Ranked, prompts: Sequence[EncodedPrompt], states: Sequence[Float32], head: Forward, rows: slice) -> Own:
+    """What a run says of some of its prompts, whose tokens are these rows of all."""
+    logits = [Logits(head, each) for each in states]
+    chosen = {layer: experts[rows] for layer, experts in routed(run).items()}
+    return Own(run.graph, tuple(prompts), logits, chosen, {layer: scores[rows] for layer, scores in run.ranked.items()})
 
 
 class _InClass(Encoded):
@@ -200,13 +269,11 @@ class _InClass(Encoded):
         return as_stored(self._view, self._view.rows(start, stop), self.encoding)
 
 
-def _distance(own: Own, arithmetic: Arithmetic, graph: WeightGraph) -> Distance:
-    how, kind = _FORWARDS[arithmetic]
-    forward = kind(graph)
-    logits = forward.lazy_logits([prompt.token_ids for prompt in own.prompts])
-    scores = tuple(score_prompt(p, a, b) for p, a, b in zip(own.prompts, own.logits, logits, strict=True))
-    agree = agreement(own.routed, routed(forward)) or None
-    solid = _solid(own, forward.ranked) if arithmetic is Arithmetic.FLOAT32 and own.ranked else None
+def _distance(own: Own, again: Own, arithmetic: Arithmetic) -> Distance:
+    how, _ = _FORWARDS[arithmetic]
+    scores = tuple(score_prompt(p, a, b) for p, a, b in zip(own.prompts, own.logits, again.logits, strict=True))
+    agree = agreement(own.routed, again.routed) or None
+    solid = _solid(own, again.ranked) if arithmetic is Arithmetic.FLOAT32 and own.ranked else None
     return Distance(arithmetic, how, scores, summarize(scores), agree, solid)
 
 

@@ -1,6 +1,6 @@
 """How far an artifact's free-running text is the checkpoint's.
 
-The checkpoint is not run freely: one pass over what the artifact said tells what it would have said at each place, up to
+The checkpoint is not run freely: one pass over what all artifacts said tells what it would have said at each place, up to
 the first where that is something else. A step a token would read all weights of a large model again each time.
 """
 
@@ -14,6 +14,7 @@ import numpy as np
 from ..graph.reference.forward import Forward
 from ..graph.reference.state import State
 from .prompts import EncodedPrompt
+from .reference import batches
 from .results import Continuation, GreedyCheck
 
 _EXCERPT_CHARACTERS = 60
@@ -29,13 +30,16 @@ class Choices:
 
 def choices(forward: Forward, prompts: Sequence[Sequence[int]], texts: Sequence[Sequence[int]]) -> tuple[Choices, ...]:
     """The checkpoint's choices after each prompt and after each token of its text but the last."""
-    read = [[*prompt, *text[:-1]] for prompt, text in zip(prompts, texts, strict=True)]
-    found = []
-    for prompt, rows in zip(prompts, forward.states(State(len(read)), read) if read else (), strict=True):
-        logits = forward.head(rows[len(prompt) - 1 :])
-        second, first = np.partition(logits, -2, axis=1)[:, -2:].T
-        found.append(Choices(tuple(logits.argmax(axis=1).tolist()), tuple((first - second).tolist())))
-    return tuple(found)
+    pairs = list(zip(map(tuple, prompts), map(tuple, texts), strict=True))
+    different = list(dict.fromkeys(pairs))  # artifacts of one checkpoint often say the same
+    read = [[*prompt, *text[:-1]] for prompt, text in different]
+    found = {}
+    for batch in batches(read):
+        for i, rows in zip(batch, forward.states(State(len(batch)), [read[i] for i in batch]), strict=True):
+            logits = forward.head(rows[len(different[i][0]) - 1 :])
+            second, first = np.partition(logits, -2, axis=1)[:, -2:].T
+            found[different[i]] = Choices(tuple(logits.argmax(axis=1).tolist()), tuple((first - second).tolist()))
+    return tuple(found[pair] for pair in pairs)
 
 
 def compare_greedy(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 
@@ -26,7 +25,7 @@ from .execution import (
     judge_unread,
 )
 from .experts import LayerExperts
-from .floor import Distance, Own, distance, run_own
+from .floor import Distance, Own, distance
 from .gates import GateResult, Part, at_most
 from .jobs import Outcome
 from .localize import Location, locate
@@ -84,20 +83,15 @@ class Run:
 
 @dataclass(frozen=True, kw_only=True)
 class Judge:
-    """Judges the artifacts of one checkpoint. `texts` are what their tokenizers were given, `chats` the ids of those
-    that their templates were.
+    """Judges the artifacts of one checkpoint, whose own run on the probe is `checkpoint`. `texts` are what their
+    tokenizers were given, `chats` the ids of those that their templates were.
     """
 
     graph: WeightGraph
-    probe: Sequence[EncodedPrompt]
+    checkpoint: Own
     texts: Sequence[EncodedPrompt]
     chats: Sequence[str]
     steps: Steps
-
-    @cached_property
-    def checkpoint(self) -> Own:
-        """The checkpoint's own forward on the probe."""
-        return run_own(self.graph, self.probe)
 
     def gates(self, run: Run, stored: Stored) -> list[GateResult]:
         """Every gate but those that a team sets."""
@@ -128,7 +122,7 @@ class Judge:
         it: a gate more.
         """
         failed = {gate.part for gate in gates if not gate.passed}
-        own, floor, prompts = stored.own, stored.floor, [prompt.token_ids for prompt in self.probe]
+        own, floor, prompts = stored.own, stored.floor, [prompt.token_ids for prompt in self.checkpoint.prompts]
         if stored.unread:
             return list(gates), None, ""
         if failed:
@@ -175,7 +169,7 @@ class Judge:
         if gate.passed:
             return gate
         stock = as_format_makes_it(self.graph, stored.decoded, stored.planned)
-        expected = Forward(stock).lazy_logits([prompt.token_ids for prompt in self.probe])
+        expected = Forward(stock).lazy_logits([prompt.token_ids for prompt in self.checkpoint.prompts])
         rows = zip(self.checkpoint.logits, stored.own.logits, expected, strict=True)
         pairs = [(position_kld(right, held), position_kld(right, made)) for right, held, made in rows]
         kld, usual = (float(np.concatenate(each).mean()) for each in zip(*pairs, strict=True))

@@ -20,7 +20,7 @@ from ..targets.target import Artifact, NotJudged, Target
 from .budgets import UNLIMITED, BudgetCheck, Budgets
 from .execution import arithmetic_of
 from .experts import compare_experts
-from .floor import class_distance, distance, run_own
+from .floor import Own, class_distance, run_with_floor
 from .gates import GateResult, Part
 from .greedy import choices, compare_greedy
 from .isolate import run_job
@@ -32,7 +32,7 @@ from .probes import CacheCheck
 from .prompts import Chat, EncodedPrompt, Prompt, added_tokens_text, chats_of, encode_prompts
 from .published import standing
 from .reference import Reference, compute_reference
-from .results import ArtifactResult, Excerpt, GreedyCheck, Report, Verdict, describe_environment
+from .results import ArtifactResult, Excerpt, Report, Verdict, describe_environment
 from .selection import N_GREEDY_TOKENS, cache_prompts, end_prompt, greedy_prompts, probe_prompts
 from .steps import Step, Steps
 from .stops import StopCheck
@@ -98,7 +98,8 @@ def validate(
         )
         progress.note(f"running the checkpoint itself on {len(encoded)} prompts")
         reference = session.reference()
-        found = {artifact.path: session.check(artifact, reference) for artifact in own}
+        checked = [session.check(artifact, reference) for artifact in own]
+        found = session.with_greedy(checked, reference)
     results = tuple(found.get(artifact.path) or others[artifact.path] for artifact in artifacts)
     return Report(graph.name, results, describe_environment(threads=threads))
 
@@ -114,6 +115,14 @@ def _foreign(artifact: Artifact, why: str, checks: tuple[BudgetCheck, ...]) -> A
         is_foreign=True,
         message=why,
     )
+
+
+@dataclass(frozen=True)
+class _Checked:
+    """A result, and what the artifact said freely after each greedy prompt, which is compared for all of them at once."""
+
+    result: ArtifactResult
+    texts: Sequence[Sequence[int]] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,16 +159,29 @@ class _Session:
     def _prompts_run(self, done: int) -> None:
         self.steps.reach(Step("prompts", done, len(self.prompts), "prompts"))
 
-    def check(self, artifact: Artifact, reference: Reference) -> ArtifactResult:
+    def check(self, artifact: Artifact, reference: Reference) -> _Checked:
         """One artifact's result; whatever is wrong with it is in there."""
         start = time.monotonic()
         self.steps.begin_artifact(artifact.label)
-        result = self._check(artifact, reference)
+        checked = self._check(artifact, reference)
         seconds = round(time.monotonic() - start, 3)
         self.steps.end_artifact(seconds)
-        return replace(result, seconds=seconds)
+        return replace(checked, result=replace(checked.result, seconds=seconds))
 
-    def _check(self, artifact: Artifact, reference: Reference) -> ArtifactResult:
+    def with_greedy(self, checked: Sequence[_Checked], reference: Reference) -> dict[Path, ArtifactResult]:
+        """Results by path, with how far each artifact's free-running text is the checkpoint's, which is run once."""
+        said = [each for each in checked if each.texts]
+        prompts = [self.prompts[i] for i in self.greedy_prompts]
+        read = [prompt.token_ids for prompt in prompts] * len(said)
+        chosen = choices(reference.forward, read, [text for each in said for text in each.texts])
+        found = {each.result.artifact.path: each.result for each in checked}
+        for i, each in enumerate(said):
+            its = chosen[i * len(prompts) : (i + 1) * len(prompts)]
+            greedy = compare_greedy(prompts, its, each.texts, self._say)
+            found[each.result.artifact.path] = replace(each.result, greedy=greedy)
+        return found
+
+    def _check(self, artifact: Artifact, reference: Reference) -> _Checked:
         try:
             size_bytes = artifact.size_bytes
             self.steps.reach(Step("stored weights"))
@@ -168,20 +190,20 @@ class _Session:
             planned = planned_encodings(target, artifact, self.graph)
             errors = weight_errors(self.graph, decoded, planned, is_whole=not unread)
         except BackendError as error:
-            return self._unread(artifact, Verdict.SKIPPED, str(error))
+            return _Checked(self._unread(artifact, Verdict.SKIPPED, str(error)))
         except (OSError, LfmConvertError) as error:
-            return self._unread(artifact, Verdict.FAIL, f"the artifact cannot be read: {error}")
+            return _Checked(self._unread(artifact, Verdict.FAIL, f"the artifact cannot be read: {error}"))
         self.steps.reach(Step("what rounding does"))
         arithmetic = arithmetic_of(target, artifact.class_name)
+        judge = self._judge(reference)
         if unread:
-            own = self.judge.checkpoint
+            own = judge.checkpoint
             floor = class_distance(own, arithmetic, artifact.class_name)
         else:
-            own = run_own(self.graph.with_weights(decoded), self.probe)
-            floor = distance(own, arithmetic)
+            own, floor = run_with_floor(self.graph.with_weights(decoded), self.probe, arithmetic)
         stored = Stored(decoded=decoded, planned=planned, errors=errors, own=own, floor=floor, unread=unread)
-        run = self._run(artifact, reference, stored)
-        gates, location, mistake = self.judge.explained(self.judge.gates(run, stored), run, stored)
+        run = self._run(artifact, reference, stored, judge.checkpoint)
+        gates, location, mistake = judge.explained(judge.gates(run, stored), run, stored)
         found, message = _decide(run.outcome, gates)
         notes = _notes(artifact, unread, has_any=bool(decoded))
         causes = [
@@ -189,7 +211,7 @@ class _Session:
             mistake and f"the logits are those of a runtime where {mistake}",
             *notes,
         ]
-        return ArtifactResult(
+        result = ArtifactResult(
             artifact=artifact,
             backend=run.outcome.backend,
             verdict=found,
@@ -215,13 +237,13 @@ class _Session:
             gates=tuple(gates),
             cache=run.cache,
             experts=run.experts,
-            greedy=self._greedy(reference, run.outcome.greedy),
             stops=run.stops,
             is_late=run.outcome.status is Status.LATE,
             not_judged=dict.fromkeys((Part.WEIGHTS, Part.EXECUTION), unread) if unread else {},
             notes=notes,
             message="; ".join(filter(None, [message, *causes])),
         )
+        return _Checked(result, run.outcome.greedy)
 
     def _unread(self, artifact: Artifact, verdict: Verdict, message: str) -> ArtifactResult:
         try:
@@ -232,7 +254,7 @@ class _Session:
             artifact=artifact, backend="", verdict=verdict, size_bytes=size_bytes, budgets=checks, message=message
         )
 
-    def _run(self, artifact: Artifact, reference: Reference, stored: Stored) -> Run:
+    def _run(self, artifact: Artifact, reference: Reference, stored: Stored, checkpoint: Own) -> Run:
         """Runs the artifact; scores each prompt against the checkpoint, the probe's also against its own weights."""
         own = stored.own
         probed = {prompt.id: k for k, prompt in enumerate(own.prompts)}
@@ -262,7 +284,7 @@ class _Session:
             )
         is_whole, is_probed = len(scores) == len(self.prompts), len(fidelity) == len(probed)
         n_routed = sum(len(self.prompts[i].token_ids) for i in self._expert_prompts)
-        runs = (own, self.judge.checkpoint) if outcome.experts and not stored.unread else ()
+        runs = (own, checkpoint) if outcome.experts and not stored.unread else ()
         routed = ({layer: rows[:n_routed] for layer, rows in each.routed.items()} for each in runs)
         return Run(
             outcome=outcome,
@@ -275,9 +297,9 @@ class _Session:
             stops=self._stops(outcome),
         )
 
-    @cached_property
-    def judge(self) -> Judge:
-        return Judge(graph=self.graph, probe=self.probe, texts=self._texts, chats=tuple(self.chats), steps=self.steps)
+    def _judge(self, reference: Reference) -> Judge:
+        own = reference.own(self.probe)
+        return Judge(graph=self.graph, checkpoint=own, texts=self._texts, chats=tuple(self.chats), steps=self.steps)
 
     @cached_property
     def _texts(self) -> list[EncodedPrompt]:
@@ -329,13 +351,6 @@ class _Session:
         """The text of ids; the ids, if the model has no tokenizer."""
         tokenizer = self.graph.tokenizer
         return " ".join(map(str, ids)) if tokenizer is None else tokenizer.decode(ids)
-
-    def _greedy(self, reference: Reference, texts: Sequence[Sequence[int]]) -> GreedyCheck | None:
-        if not texts:
-            return None
-        prompts = [self.prompts[i] for i in self.greedy_prompts]
-        chosen = choices(reference.forward, [prompt.token_ids for prompt in prompts], texts)
-        return compare_greedy(prompts, chosen, texts, self._say)
 
     def _excerpts(self, metrics: Metrics | None) -> tuple[Excerpt, ...]:
         """The worst positions as text."""

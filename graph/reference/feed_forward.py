@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -67,15 +68,13 @@ def mixture(run: RoutedWeights, block: Mixture, layer: Layer, x: Float32, batch:
     used = np.unique(routing.experts).tolist()
     shares: dict[int, tuple[Any, Float32]] = {}
 
-    def expert(x: Float32, role: Role, number: int) -> Float32:
-        return run.linear(x, layer.weights[role], expert=number)
-
     def add(low: int, high: int) -> None:
         for i in range(low, high):
             token, slot = np.nonzero(routing.experts == used[i])
+            expert = partial(run.linear, expert=used[i], tokens=token)
             chosen = x[token]
-            gate, up = (expert(chosen, role, used[i]) for role in (Role.EXPERT_GATE, Role.EXPERT_UP))
-            down = expert(gated_silu(gate, up), Role.EXPERT_DOWN, used[i])
+            gate, up = (expert(chosen, layer.weights[role]) for role in (Role.EXPERT_GATE, Role.EXPERT_UP))
+            down = expert(gated_silu(gate, up), layer.weights[Role.EXPERT_DOWN])
             shares[i] = token, down * routing.weights[token, slot, None]
 
     # Experts of a small model are too little work to be cut; those of a large one are cut, so as to be read once.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..blocks import Norm
 from ..dtypes import Float32
@@ -49,8 +50,19 @@ class Weights:
         # single rows: a 128,000-row table is never widened for a prompt
         return np.concatenate([table.view.rows(token, token + 1) for token in tokens.tolist()])[places]
 
-    def linear(self, x: Float32, weight: Weight, bias: Weight | None = None, *, expert: int | None = None) -> Float32:
-        """x [n, in] times a matrix [out, in], or one of a stack [E, out, in], transposed: [n, out]."""
+    def linear(
+        self,
+        x: Float32,
+        weight: Weight,
+        bias: Weight | None = None,
+        *,
+        expert: int | None = None,
+        tokens: NDArray[np.int64] | None = None,
+    ) -> Float32:
+        """x [n, in] times a matrix [out, in], or one of a stack [E, out, in], transposed: [n, out].
+
+        `tokens` [n] says which of the batch's tokens the rows are, in ascending order, where they are not all of them.
+        """
         view = weight.view
         count = view.n_rows if expert is None else view.shape[1]
         start = 0 if expert is None else expert * count

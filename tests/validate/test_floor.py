@@ -11,7 +11,7 @@ from lfm_convert.graph.reference.forward import Forward
 from lfm_convert.quantize.encoding import get_encoding
 from lfm_convert.validate.execution import LEAST, ROOM, Arithmetic, is_suspicious, judge_execution, judge_experts
 from lfm_convert.validate.experts import LayerExperts, agreement, compare_experts
-from lfm_convert.validate.floor import Distance, Own, distance, run_own
+from lfm_convert.validate.floor import Distance, Own, distance, run_own, run_with_floor
 from lfm_convert.validate.metrics import PromptScore, score_prompt, summarize
 from lfm_convert.validate.prompts import EncodedPrompt
 from support.planted import BUGS
@@ -51,6 +51,20 @@ def test_a_dense_model_has_no_experts_to_agree_on(dense_graph: WeightGraph) -> N
 
 def test_it_is_the_same_every_time(own: Own) -> None:
     assert distance(own, Arithmetic.INT8).to_json() == distance(own, Arithmetic.INT8).to_json()
+
+
+@pytest.mark.parametrize("arithmetic", Arithmetic)
+def test_both_runs_in_one_are_each_run_alone(own: Own, arithmetic: Arithmetic) -> None:
+    both, floor = run_with_floor(own.graph, PROMPTS, arithmetic)
+    alone = distance(own, arithmetic)
+    rounding = 2e-5 * max(float(np.abs(logits[:]).max()) for logits in own.logits)
+    for found, expected in zip(both.logits, own.logits, strict=True):
+        assert found[:] == pytest.approx(expected[:], abs=rounding)
+    assert agreement(own.routed, both.routed) == dict.fromkeys(own.routed, 1.0)
+    assert both.ranked.keys() == own.ranked.keys() and floor.experts_agree == alone.experts_agree
+    if arithmetic is not Arithmetic.FLOAT32:  # of which nothing but the last bits is left
+        assert floor.metrics.kld_median == pytest.approx(alone.metrics.kld_median, rel=0.05)
+    assert floor.metrics.kld_mean == pytest.approx(alone.metrics.kld_mean, rel=0.5)
 
 
 def _scores(own: Own, forward: Forward) -> list[PromptScore]:

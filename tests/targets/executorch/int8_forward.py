@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from lfm_convert.graph.dtypes import Float32
 from lfm_convert.graph.graph import Weight
@@ -17,9 +19,11 @@ class Int8Activations(Forward):
     Source: XNNPACK `xnn_f32_qd8_asymmetric_quantization_params`, `xnn_f32_qs8_vcvt`, `xnn_qd8_f32_qb4w_gemm`.
     """
 
-    def linear(self, x: Float32, weight: Weight, bias: Weight | None = None, *, expert: int | None = None) -> Float32:
+    def linear(
+        self, x: Float32, weight: Weight, bias: Weight | None = None, *, expert: int | None = None, **rows: Any
+    ) -> Float32:
         if weight.role is Role.ROUTER:
-            return super().linear(x, weight, bias, expert=expert)
+            return super().linear(x, weight, bias, expert=expert, **rows)
         one, lowest, highest = np.float32([1, -128, 127])
         low, high = (np.minimum(x.min(axis=1, keepdims=True), 0), np.maximum(x.max(axis=1, keepdims=True), 0))
         scale = np.float32(255) / (high - low)

@@ -36,9 +36,9 @@ OPTIONS = [
 class _FloatExperts(Int8Activations):
     """On x86 the operator multiplies the experts' weights by float32 activations."""
 
-    def linear(self, x: Float32, weight: Weight, bias: Weight | None = None, *, expert: int | None = None) -> Float32:
-        base = Int8Activations if expert is None else Forward
-        return base.linear(self, x, weight, bias, expert=expert)
+    def linear(self, x: Float32, weight: Weight, bias: Weight | None = None, **rows: Any) -> Float32:
+        base = Forward if "expert" in rows else Int8Activations
+        return base.linear(self, x, weight, bias, **rows)
 
 
 @pytest.mark.peers
