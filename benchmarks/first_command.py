@@ -5,7 +5,7 @@
 Converts, runs and compares, as a user does. Printed are CPU seconds of all processes, wall seconds, and of the largest
 process the peak of resident and of anonymous memory: what is resident and not anonymous are mapped files. Random weights
 lose more by rounding than trained ones, so that the verdict may be a failure. The tokenizer is the bundled one of 1,024
-words, which makes twice as many tokens of the prompts as one of 65,536 would.
+words, which makes more tokens of most prompts than one of 65,536 would.
 """
 
 from __future__ import annotations

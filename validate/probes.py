@@ -13,7 +13,7 @@ import numpy as np
 
 from ..graph.dtypes import Float32
 from ..targets.target import Runner
-from .metrics import Float64, LogitRows, blocks, position_kld
+from .metrics import FirstRows, Float64, LogitRows, blocks, position_kld
 
 # Tokens of a prompt that are run whole; a longer one goes on from there, since its logits would be too large.
 AT_ONCE = 640
@@ -25,6 +25,9 @@ LONG_CHUNKS = (511, 512, 513)
 MIXED_CHUNKS = (1, 2, 3, 4, 1)
 _SMALL_CHUNKS = (2, 3, 4)
 _TURN = 3  # tokens of a conversation before it is the other's turn
+# Of a prompt that is read in small pieces: a mixture reads experts anew for each of them, and what is right for so many
+# steps is right for more, until the long chunks.
+_STEPS = 32
 # A prompt, its logits, and those again in pieces.
 _Again = tuple[int, LogitRows, Iterable[Float32]]
 
@@ -70,7 +73,7 @@ def check_cache(
     pair = short[:2] if len(short) > 1 else short * 2
     least = min(short, key=lambda i: len(prompts[i]))
     tell("stepwise")
-    probes = [_worst("stepwise", [(least, whole[least], _in_chunks(runner, prompts[least], [1]))])]
+    probes = [_worst("stepwise", [_beginning(runner, prompts, whole, least, 1)])]
     tell("chunked")
     probes.append(_worst("chunked", list(_chunked(runner, prompts, whole, least))))
     long = [i for i, ids in enumerate(prompts) if len(ids) > AT_ONCE]
@@ -85,14 +88,15 @@ def check_cache(
         not_seen.append("interleaved: the runtime holds one conversation at a time")
     else:
         tell("interleaved")
-        found = _interleaved(runner, other, [prompts[i] for i in pair])
-        probes.append(_worst("interleaved", [(i, whole[i], pieces) for i, pieces in zip(pair, found, strict=True)]))
+        beginnings = [prompts[i][:_STEPS] for i in pair]
+        rows = [FirstRows(whole[i], len(ids)) for i, ids in zip(pair, beginnings, strict=True)]
+        probes.append(_worst("interleaved", zip(pair, rows, _interleaved(runner, other, beginnings), strict=True)))
     tell("reset")
     probes.append(_worst("reset", [(0, whole[0], [runner.logits(prompts[0])])]))
     for way in runner.batches:
         tell(f"batch_{way}")
-        rows = runner.batch([prompts[i] for i in pair], way)
-        probes.append(_worst(f"batch_{way}", [(i, whole[i], [logits]) for i, logits in zip(pair, rows, strict=True)]))
+        found = runner.batch([prompts[i] for i in pair], way)
+        probes.append(_worst(f"batch_{way}", [(i, whole[i], [logits]) for i, logits in zip(pair, found, strict=True)]))
     if not runner.batches:
         not_seen.append("batch: the runtime takes one sequence at a time")
     return CacheCheck(tuple(probes), tuple(not_seen))
@@ -103,10 +107,18 @@ def _chunked(
 ) -> Iterator[_Again]:
     """The shortest prompt in chunks of each small size, the others in mixed or long ones."""
     for size in _SMALL_CHUNKS:
-        yield least, whole[least], _in_chunks(runner, prompts[least], [size])
+        yield _beginning(runner, prompts, whole, least, size)
     for i, ids in enumerate(prompts):
         is_long = len(ids) > sum(LONG_CHUNKS)
         yield i, whole[i], _in_chunks(runner, ids, [*(LONG_CHUNKS if is_long else MIXED_CHUNKS), len(ids)])
+
+
+def _beginning(
+    runner: Runner, prompts: Sequence[Sequence[int]], whole: Sequence[LogitRows], which: int, size: int
+) -> _Again:
+    """The first steps of a prompt, so many tokens at a time."""
+    ids = prompts[which][:_STEPS]
+    return which, FirstRows(whole[which], len(ids)), _in_chunks(runner, ids, [size])
 
 
 def _in_chunks(runner: Runner, token_ids: Sequence[int], sizes: Sequence[int]) -> Iterator[Float32]:
