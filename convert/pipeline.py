@@ -138,7 +138,7 @@ def convert(
     if budgets is not None:
         budgets.refuse(graph.config, plans)
     if validate_after:
-        _refuse_unreadable_prompts(graph, comparison)
+        _refuse_what_cannot_be_compared(graph, comparison)
     run = Execution(jobs=jobs, budget_bytes=budget, range_bytes=range_bytes)
     published: list[Path] = []
     with _told(published):
@@ -213,6 +213,7 @@ def validate(
     time_limit_s: float | None = None,
     other_reference: bool = False,
     source_hashes: Mapping[str, str] | None = None,
+    reference_cache: Path | None = None,
     revision: str | None = None,
     offline: bool = False,
     progress: Progress = SILENT,
@@ -221,7 +222,8 @@ def validate(
 
     Without a reference it is looked for, see `find_source`. One whose files are not those that the artifact's manifest
     lists is a failure of the artifact, unless `other_reference` says that it is meant; `source_hashes` are the sha256
-    of its files by path, if they are known already.
+    of its files by path, if they are known already. `reference_cache` is a folder that keeps the checkpoint's own run
+    for the next time, see `ReferenceCache`.
 
     A path may be an artifact's file, or a folder: then all artifacts of its manifest are meant. `suite`, `prompts`
     and `text` choose what they are run on, see `choose_prompts`; a checkpoint without tokenizer draws its own.
@@ -232,11 +234,13 @@ def validate(
     from ..validate.budgets import UNLIMITED
     from ..validate.lines import hold_to_lines
     from ..validate.parity import validate as compare
+    from ..validate.reference_cache import ReferenceCache, refuse_a_file
     from ..validate.results import Occasion
     from ..validate.sampled import sampled_prompts
     from ..validate.suites import choose_prompts, name_suite
 
     _refuse_none_at_all(artifacts=len(artifacts), threads=threads, time_limit_s=time_limit_s)
+    refuse_a_file(reference_cache)
     occasion = Occasion()
     found: list[Artifact] = []
     for each in artifacts:
@@ -261,6 +265,7 @@ def validate(
         time_limit_s=time_limit_s,
         foreign={} if other_reference else foreign(found, graph.name, own),
         progress=progress,
+        kept=None if reference_cache is None else ReferenceCache(reference_cache, digest(own), progress),
     )
     name = name_suite(suite=suite, prompts=prompts, text=text, n_chunks=n_chunks, is_drawn=is_drawn)
     report = replace(report, occasion=replace(occasion, suite=name, checkpoint_sha256=digest(own)))
@@ -280,13 +285,15 @@ def _refuse_none_at_all(**numbers: float | None) -> None:
             raise UsageError(f"{name} is {number}: expected more than none")
 
 
-def _refuse_unreadable_prompts(graph: WeightGraph, comparison: Mapping[str, Any]) -> None:
-    """Raises what validation would raise for the prompts, or for the checkpoint's tokenizer or template, before
-    anything is written.
+def _refuse_what_cannot_be_compared(graph: WeightGraph, comparison: Mapping[str, Any]) -> None:
+    """Raises what validation would raise for the prompts, for the checkpoint's tokenizer or template, or for the folder
+    of references, before anything is written.
     """
     from ..validate.prompts import encode_prompts
+    from ..validate.reference_cache import refuse_a_file
     from ..validate.suites import check_stored_ids, choose_prompts
 
+    refuse_a_file(comparison.get("reference_cache"))
     chosen = {key: comparison[key] for key in ("suite", "prompts", "text", "n_chunks") if key in comparison}
     prompts = choose_prompts(graph.tokenizer, **chosen)
     if graph.tokenizer is None and chosen.get("prompts") is None:  # then it draws ids, which any model can read

@@ -31,7 +31,8 @@ from .metrics import FirstRows, LogitRows, Metrics, PromptScore, score_prompt, s
 from .probes import CacheCheck
 from .prompts import Chat, EncodedPrompt, Prompt, added_tokens_text, chats_of, encode_prompts
 from .published import standing
-from .reference import Reference, compute_reference
+from .reference import Reference, compute_reference, load_reference
+from .reference_cache import ReferenceCache
 from .results import ArtifactResult, Excerpt, Report, Verdict, describe_environment
 from .selection import N_GREEDY_TOKENS, cache_prompts, end_prompt, greedy_prompts, probe_prompts
 from .steps import Step, Steps
@@ -55,13 +56,15 @@ def validate(
     progress: Progress = SILENT,
     foreign: Mapping[Path, str] = MappingProxyType({}),
     find_target: str = FIND_TARGET,
+    kept: ReferenceCache | None = None,
 ) -> Report:
     """Runs every artifact in a process of its own and compares it with the graph's own logits.
 
     `budgets` are limits of size and memory, `time_limit_s` what running each artifact may take, by
     default what its size lets expect; `foreign` says of artifacts,
     by path, why this is not the checkpoint they were made from, which they are not run for. The logits of one
-    artifact lie in the temporary folder prompt by prompt, and the reference's rows before the head.
+    artifact lie in the temporary folder prompt by prompt, and the reference's rows before the head, which are taken
+    from `kept` if they are there.
     Raises: UsageError or InputError for prompts or artifacts that cannot be compared; DiskError for a full
     temporary folder. What is wrong with an artifact is in its result.
     """
@@ -96,8 +99,7 @@ def validate(
             steps=Steps(progress, len(own)),
             find_target=find_target,
         )
-        progress.note(f"running the checkpoint itself on {len(encoded)} prompts")
-        reference = session.reference()
+        reference = session.reference(kept)
         checked = [session.check(artifact, reference) for artifact in own]
         found = session.with_greedy(checked, reference)
     results = tuple(found.get(artifact.path) or others[artifact.path] for artifact in artifacts)
@@ -146,15 +148,19 @@ class _Session:
     steps: Steps
     find_target: str
 
-    def reference(self) -> Reference:
+    def reference(self, kept: ReferenceCache | None) -> Reference:
+        note = self.steps.progress.note
+        found = kept.find(self.prompts) if kept else None
+        if found:
+            note(f"the checkpoint's run on {len(self.prompts)} prompts is taken from {found}")
+            return load_reference(self.graph, self.prompts, found)
+        note(f"running the checkpoint itself on {len(self.prompts)} prompts")
         folder = self.folder / "reference"
         folder.mkdir()
-        return compute_reference(
-            self.graph,
-            self.prompts,
-            folder,
-            on_prompt=self._prompts_run,
-        )
+        reference = compute_reference(self.graph, self.prompts, folder, on_prompt=self._prompts_run)
+        if kept:
+            kept.keep(self.prompts, folder)
+        return reference
 
     def _prompts_run(self, done: int) -> None:
         self.steps.reach(Step("prompts", done, len(self.prompts), "prompts"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 from ..graph.dtypes import Float32
 from ..graph.errors import DiskError, InputError
 from ..graph.graph import WeightGraph
-from ..graph.reference.forward import Logits, State
+from ..graph.reference.forward import Forward, Logits, State
 from .experts import Ranked, Routed, routed
 from .floor import Own
 from .metrics import FirstRows
@@ -21,12 +22,9 @@ from .prompts import EncodedPrompt
 _BATCH_TOKENS = 2048
 
 
-@dataclass(frozen=True)
-class _Choices:
-    """How one prompt's tokens were sent to experts, by layer: those chosen, and the scores of all."""
-
-    routed: Routed
-    ranked: Mapping[int, Float32]
+# What a run leaves in its folder.
+FILES = _ROWS, _EXPERTS = "rows.f32", "experts.npz"
+_CHOSEN, _SCORES = "chosen", "scores"
 
 
 @dataclass(frozen=True)
@@ -34,28 +32,31 @@ class Reference:
     """What prompts are scored against, by index.
 
     Kept are the normed rows before the head, on disk: tokens x hidden size, where logits are tokens x vocabulary.
+    `routed` and `ranked` are by layer, and of all tokens laid end to end as the rows are.
     """
 
-    forward: Ranked
-    folder: Path
+    forward: Forward
     prompts: Sequence[EncodedPrompt]
-    choices: Sequence[_Choices]
+    rows: Float32
+    routed: Routed
+    ranked: Mapping[int, Float32]
 
     def logits(self, index: int) -> Logits:
         """[n, V], of which rows are computed when they are asked for."""
-        return Logits(self.forward, np.load(_path(self.folder, index)))
+        start = sum(len(prompt.token_ids) for prompt in self.prompts[:index])
+        return Logits(self.forward, self.rows[start : start + len(self.prompts[index].token_ids)])
 
     def own(self, probe: Sequence[EncodedPrompt]) -> Own:
         """What a run on these prompts, or beginnings of some, says: it was made with the others."""
+        starts = np.cumsum([0, *(len(prompt.token_ids) for prompt in self.prompts)]).tolist()
         at = {prompt.id: i for i, prompt in enumerate(self.prompts)}
-        parts = [(at[prompt.id], len(prompt.token_ids)) for prompt in probe]
-        layers = self.choices[0].routed
+        rows = np.concatenate([starts[at[p.id]] + np.arange(len(p.token_ids)) for p in probe])
         return Own(
             self.forward.graph,
             tuple(probe),
-            [FirstRows(self.logits(i), n) for i, n in parts],
-            {layer: np.concatenate([self.choices[i].routed[layer][:n] for i, n in parts]) for layer in layers},
-            {layer: np.concatenate([self.choices[i].ranked[layer][:n] for i, n in parts]) for layer in layers},
+            [FirstRows(self.logits(at[p.id]), len(p.token_ids)) for p in probe],
+            {layer: chosen[rows] for layer, chosen in self.routed.items()},
+            {layer: scores[rows] for layer, scores in self.ranked.items()},
         )
 
 
@@ -66,41 +67,45 @@ def compute_reference(
     *,
     on_prompt: Callable[[int], None] = lambda done: None,
 ) -> Reference:
-    """Runs the graph on every prompt and stores what logits follow from in an existing folder.
+    """Runs the graph on every prompt and stores what logits follow from in an existing folder, for `load_reference`.
 
     `on_prompt` hears how many prompts are run.
     Raises: InputError if the checkpoint itself overflows; DiskError if the rows do not fit the folder.
     """
     forward = Ranked(graph)
-    choices: list[_Choices] = []
-    for batch in batches([prompt.token_ids for prompt in prompts]):
-        states = forward.states(State(len(batch)), [prompts[i].token_ids for i in batch])
-        for i, rows in zip(batch, states, strict=True):
-            if not np.isfinite(rows).all():
-                raise InputError(f"{graph.folder}: the checkpoint's own logits of prompt '{prompts[i].id}' overflow")
-            try:
-                np.save(_path(folder, i), rows)
-            except OSError as error:
-                raise DiskError(
-                    f"{folder}: cannot hold the reference: {error}; set TMPDIR to a folder with more room"
-                ) from None
-            on_prompt(i + 1)
-        choices += _by_prompt(forward, [len(rows) for rows in states])
-    return Reference(forward, folder, prompts, choices)
+    experts: dict[str, list[np.ndarray]] = defaultdict(list)
+    try:
+        with (folder / _ROWS).open("wb") as file:
+            for batch in batches([prompt.token_ids for prompt in prompts]):
+                states = forward.states(State(len(batch)), [prompts[i].token_ids for i in batch])
+                for i, rows in zip(batch, states, strict=True):
+                    if not np.isfinite(rows).all():
+                        raise InputError(
+                            f"{graph.folder}: the checkpoint's own logits of prompt '{prompts[i].id}' overflow"
+                        )
+                    rows.tofile(file)
+                    on_prompt(i + 1)
+                for name, layers in ((_CHOSEN, routed(forward)), (_SCORES, forward.ranked)):
+                    for layer, values in layers.items():
+                        experts[f"{name}/{layer}"].append(values)
+        np.savez(folder / _EXPERTS, **{name: np.concatenate(values) for name, values in experts.items()})  # type: ignore[arg-type]
+    except OSError as error:
+        raise DiskError(
+            f"{folder}: cannot hold the reference: {error}; set TMPDIR to a folder with more room"
+        ) from None
+    return load_reference(graph, prompts, folder)
 
 
-def _by_prompt(forward: Ranked, lengths: Sequence[int]) -> Iterator[_Choices]:
-    """The last call's choices, of each of the prompts that were laid end to end in it."""
-    start = 0
-    for n in lengths:
-        rows = slice(start, start + n)
-        ranked = {layer: scores[rows] for layer, scores in forward.ranked.items()}
-        yield _Choices({layer: chosen[rows] for layer, chosen in routed(forward).items()}, ranked)
-        start += n
-
-
-def _path(folder: Path, index: int) -> Path:
-    return folder / f"{index:05d}.npy"
+def load_reference(graph: WeightGraph, prompts: Sequence[EncodedPrompt], folder: Path) -> Reference:
+    """What `compute_reference` left in a folder for this graph and these prompts."""
+    shape = (sum(len(prompt.token_ids) for prompt in prompts), graph.config.hidden_size)
+    rows = np.memmap(folder / _ROWS, np.float32, mode="r", shape=shape)
+    layers: dict[str, dict[int, np.ndarray]] = {_CHOSEN: {}, _SCORES: {}}
+    with np.load(folder / _EXPERTS) as found:
+        for name, values in found.items():
+            kind, _, layer = name.partition("/")
+            layers[kind][int(layer)] = values
+    return Reference(Forward(graph), prompts, rows, layers[_CHOSEN], layers[_SCORES])
 
 
 def batches(texts: Sequence[Sequence[int]]) -> Iterator[list[int]]:

@@ -53,8 +53,15 @@ TimeLimit = Annotated[
         "--time-limit", min=1, help="Seconds for running each artifact; default: by its size.", show_default=False
     ),
 ]
-
-
+ReferenceFolder = Annotated[
+    Path | None,
+    typer.Option(
+        "--reference-cache",
+        metavar="DIR",
+        help="Keep the checkpoint's own run there, and take it from there the next time.",
+        show_default=False,
+    ),
+]
 MaxKld = Annotated[
     float | None,
     typer.Option(
@@ -89,6 +96,7 @@ def comparison_options(
     chunks: Chunks = None,
     threads: Threads = None,
     time_limit: TimeLimit = None,
+    reference_cache: ReferenceFolder = None,
 ) -> dict[str, Any]:
     """The options as `pipeline.validate` takes them; without a suite, if none is given."""
     return {
@@ -98,6 +106,7 @@ def comparison_options(
         "n_chunks": chunks,
         "threads": threads,
         "time_limit_s": time_limit,
+        "reference_cache": reference_cache,
     }
 
 

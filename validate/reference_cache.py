@@ -1,0 +1,127 @@
+"""The checkpoint's own run, kept between validations: in a folder that runs of CI may share.
+
+An entry is a folder named by the hash of what decides it: the checkpoint's files, the tokens of the prompts, and this
+tool's version. Its files are held to their recorded hashes before they are used. Entries appear whole, by one rename.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from .._version import __version__
+from ..graph.errors import LfmConvertError, UsageError
+from ..graph.files import hash_files
+from ..graph.progress import SILENT, Progress
+from .prompts import EncodedPrompt
+from .reference import FILES
+
+# The least recently used entries go when all together are larger.
+LIMIT_BYTES = 4 * 10**9
+# Raised when the reference computes other numbers than before under one version.
+_REVISION = 1
+_ENTRY = "entry.json"
+_PART = ".part-"
+# What a killed run left is no other run's any more.
+_STALE_S = 24 * 3600
+
+
+@dataclass(frozen=True)
+class ReferenceCache:
+    """References of one checkpoint in a folder, which is made; `checkpoint_sha256` is the digest of its files' hashes.
+
+    Raises: UsageError if there is a file in the folder's place.
+    """
+
+    folder: Path
+    checkpoint_sha256: str
+    progress: Progress = SILENT
+    limit_bytes: int = LIMIT_BYTES
+
+    def __post_init__(self) -> None:
+        refuse_a_file(self.folder)
+
+    def find(self, prompts: Sequence[EncodedPrompt]) -> Path | None:
+        """The folder of the run on these prompts; None if there is none, or what is there is not what was kept."""
+        entry = self.folder / self._key(prompts)
+        if not entry.is_dir():
+            return None
+        try:
+            recorded = json.loads((entry / _ENTRY).read_bytes())["sha256"]
+            expected = [recorded[name] for name in FILES]
+            found = hash_files([entry / name for name in FILES], jobs=1)
+        except (OSError, LfmConvertError, ValueError, KeyError, TypeError) as error:
+            self._distrust(entry, str(error))
+            return None
+        if found != expected:
+            self._distrust(entry, "a file has another sha256 than was recorded")
+            return None
+        with contextlib.suppress(OSError):  # a cache that may only be read
+            os.utime(entry / _ENTRY)
+        return entry
+
+    def keep(self, prompts: Sequence[EncodedPrompt], run: Path) -> None:
+        """Copies the files of a run into the cache; a folder that cannot be written is said, and not used."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            part = Path(tempfile.mkdtemp(prefix=_PART, dir=self.folder))
+            try:
+                for name in FILES:
+                    shutil.copyfile(run / name, part / name)
+                hashes = hash_files([part / name for name in FILES], jobs=1)
+                entry = {"sha256": dict(zip(FILES, hashes, strict=True))}
+                (part / _ENTRY).write_text(json.dumps(entry), encoding="utf-8")
+                self._place(part, self.folder / self._key(prompts))
+            finally:
+                shutil.rmtree(part, ignore_errors=True)
+            self._sweep()
+        except OSError as error:
+            self.progress.note(f"{self.folder}: the checkpoint's run is not kept: {error.strerror or error}")
+
+    def _key(self, prompts: Sequence[EncodedPrompt]) -> str:
+        decisive = [_REVISION, __version__, self.checkpoint_sha256, [prompt.token_ids for prompt in prompts]]
+        return hashlib.sha256(json.dumps(decisive).encode()).hexdigest()
+
+    def _distrust(self, entry: Path, why: str) -> None:
+        self.progress.note(f"{entry}: is not used, and computed again: {why}")
+        shutil.rmtree(entry, ignore_errors=True)
+
+    def _place(self, part: Path, entry: Path) -> None:
+        part.chmod(0o755)  # a temporary folder is its owner's only
+        try:
+            part.rename(entry)
+        except OSError:
+            if not entry.is_dir():  # else another run was first with the same numbers
+                raise
+
+    def _sweep(self) -> None:
+        """Drops the entries that were not used for longest, until the rest is within the limit, and what others left."""
+        used: list[tuple[float, int, Path]] = []
+        for path in self.folder.iterdir():
+            try:
+                if path.name.startswith(_PART):
+                    if time.time() - path.stat().st_mtime > _STALE_S:
+                        shutil.rmtree(path, ignore_errors=True)
+                    continue
+                used.append(((path / _ENTRY).stat().st_mtime, sum(f.stat().st_size for f in path.iterdir()), path))
+            except OSError:
+                continue  # no entry, or another run's to sweep
+        total = sum(size for _, size, _ in used)
+        for _, size, path in sorted(used)[:-1]:
+            if total > self.limit_bytes:
+                shutil.rmtree(path, ignore_errors=True)
+                total -= size
+
+
+def refuse_a_file(folder: Path | None) -> None:
+    """Raises UsageError if a cache cannot be where it was asked for."""
+    if folder is not None and folder.exists() and not folder.is_dir():
+        raise UsageError(f"--reference-cache {folder}: is a file; name a folder")
