@@ -1,4 +1,5 @@
-"""Stored results that later ones are held to: a file of means by prompt, keyed by model, target, quant and runtime.
+"""Stored results that later ones are held to: a file of means by prompt, keyed by model, target, quant, options and
+runtime.
 
 An absolute limit cannot tell a good artifact of a tolerant model from a bad one of a sensitive model; the last
 release's own numbers can. How many threads ran is no part of the key: a machine with other cores has the same artifact.
@@ -24,6 +25,8 @@ from .results import ArtifactResult, Held, Report, Verdict
 _SCHEMA = 2
 _WITH_THREADS = 1  # the schema of before, whose keys tell how many
 _THREADS = re.compile(r", \d+ threads?$")
+# Options that say only where an artifact lies, and that name a file.
+_PLACE, _FILE = "outfile", "imatrix"
 _ERRORS = 2.0
 # Relative; runtimes add up in another order on another day.
 _ROUNDING = 1e-3
@@ -41,8 +44,16 @@ class Baseline:
 
 
 def key_of(model: str, result: ArtifactResult) -> str:
-    """`MODEL | gguf | Q4_0 | llama.cpp … CPU`."""
-    return _without_threads(" | ".join((model, result.artifact.target, result.artifact.quant, result.backend)))
+    """`MODEL | gguf | Q4_0, imatrix | llama.cpp … CPU`."""
+    artifact = result.artifact
+    options = (_named(*each) for each in sorted(artifact.options.items()) if each[0] != _PLACE)
+    quant = ", ".join([artifact.quant, *options])
+    return _without_threads(" | ".join((model, artifact.target, quant, result.backend)))
+
+
+def _named(option: str, value: Any) -> str:
+    """An option as a key has it: by its name alone where the value is a file's, which another release calls otherwise."""
+    return option if value is True or option == _FILE else f"{option}={json.dumps(value)}"
 
 
 def _without_threads(key: str) -> str:

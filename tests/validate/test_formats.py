@@ -132,6 +132,18 @@ def test_a_baseline_holds_what_is_worse_than_it_was(tmp_path: Path) -> None:
         hold_to_baseline(Report("LFM2", (other,), {}), stored)
 
 
+def test_what_an_artifact_was_written_with_is_part_of_a_baseline(tmp_path: Path) -> None:
+    options = {"imatrix": "of-today.gguf", "refine": True, "outfile": "x.gguf", "tensor_type": ["attn_v=q8_0"]}
+    entry = {**PASSED.artifact.entry, "options": options}
+    made = replace(PASSED, artifact=replace(PASSED.artifact, entry=entry))
+    path = tmp_path / "baseline.json"
+    update_baseline(path, Report("LFM2", (made,), {}))
+    stored = load_baseline(path)
+    assert list(stored.entries) == ['LFM2 | gguf | Q4_0, imatrix, refine, tensor_type=["attn_v=q8_0"] | llama.cpp']
+    assert hold_to_baseline(Report("LFM2", (made,), {}), stored).results[0].baseline is Held.HELD
+    assert hold_to_baseline(Report("LFM2", (PASSED,), {}), stored).results[0].baseline is Held.NO_ENTRY
+
+
 def test_threads_are_no_part_of_a_baseline(tmp_path: Path) -> None:
     path = tmp_path / "baseline.json"
     made = replace(PASSED, backend="llama.cpp 1.0 CPU, 8 threads")
