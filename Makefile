@@ -19,7 +19,7 @@ CLIENTS := ort-1.30.0 ort-1.24.3 genai-0.18.0 tfjs-4.3.1 tfjs-4.0.1 browser
 # Runs GGUF files that are younger than llama.cpp's wheel, where `make wllama` has installed it.
 export LFM_CONVERT_WLLAMA ?= $(CURDIR)/.clients/wllama
 
-.PHONY: demo test slow full faults clients wllama fuzz audit golden check format bench screenshots lock clean
+.PHONY: demo test slow full full-gate faults clients wllama fuzz audit golden check format bench screenshots lock clean
 
 # convert the bundled model to every light target, run each artifact, write the report;
 # LFM3 is younger than the llama.cpp that wheels bring, and runs in npm's
@@ -43,6 +43,9 @@ slow: .venv/.dev  ## what takes long: full-size shapes
 
 full: .venv/.dev  ## the largest models at their real shapes: seconds against cp, memory, bytes; 63 GB of disk
 	$(BIN)/python benchmarks/full_size.py --scratch $(or $(SCRATCH),.)
+
+full-gate: .venv/.dev  ## judging an artifact of LFM2-8B-A1B's shape: CPU seconds and memory; 22 GB of disk
+	$(BIN)/python benchmarks/full_gate.py --scratch $(or $(SCRATCH),.)
 
 faults: .venv/.dev  ## ends conversions in every way at random moments: nothing may be lost
 	$(BIN)/pytest -q -n $(JOBS) tests/faults

@@ -11,16 +11,12 @@ words, which makes more tokens of most prompts than one of 65,536 would.
 from __future__ import annotations
 
 import argparse
-import resource
 import shutil
-import subprocess
 import sys
 import tempfile
-import time
-from collections import defaultdict
 from pathlib import Path
 
-import psutil
+from processes import measure_tree
 
 if not __package__:  # run as a script
     sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
@@ -38,51 +34,19 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        checkpoint = options.checkpoint or _generated(Path(scratch, "model"), options.shape)
+        checkpoint = options.checkpoint or generate(Path(scratch, "model"), options.shape)
         arguments = [checkpoint, "--target", options.target, "--quant", options.quant, "--suite", options.suite]
         arguments += ["--out", Path(scratch, "out")]
         command = [sys.executable, "-P", "-m", "lfm_convert", *map(str, arguments)]
-        before, began = _cpu_s(), time.monotonic()
-        child = subprocess.Popen(command)
-        peaks = _watch(child)
-        cpu_s, wall_s = _cpu_s() - before, time.monotonic() - began
-    print(f"exit {child.returncode}, {cpu_s:.0f} CPU s, {wall_s:.0f} s")
-    for name, (rss, anonymous) in sorted(peaks.items(), key=lambda item: -item[1][0]):
-        print(f"{name}: {rss / 1e9:.2f} GB resident, {anonymous / 1e9:.2f} GB anonymous")
+        measure_tree(command).show()
 
 
-def _generated(folder: Path, shape: str) -> Path:
+def generate(folder: Path, shape: str) -> Path:
+    """A checkpoint of random weights, with the bundled model's tokenizer."""
     make_checkpoint(folder, preset(shape), tokenizer=False)
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         shutil.copy(bundled.path("dense") / name, folder)
     return folder
-
-
-def _watch(child: subprocess.Popen[bytes]) -> dict[str, tuple[int, int]]:
-    """Peaks of the process and its descendants, by what they are, in bytes."""
-    peaks: dict[str, list[int]] = defaultdict(lambda: [0, 0])
-    while child.poll() is None:
-        try:
-            process = psutil.Process(child.pid)
-            for each in (process, *process.children(recursive=True)):
-                memory, name = each.memory_info(), "command" if each.pid == child.pid else _name(each)
-                found = peaks[name]
-                found[0], found[1] = max(found[0], memory.rss), max(found[1], memory.rss - memory.shared)
-        except psutil.Error:
-            pass
-        time.sleep(0.05)
-    return {name: (rss, anonymous) for name, (rss, anonymous) in peaks.items()}
-
-
-def _name(process: psutil.Process) -> str:
-    words = process.cmdline()
-    return next((word.rpartition(".")[2] for word in words if word.startswith("lfm_convert.")), "a runtime's child")
-
-
-def _cpu_s() -> float:
-    """Of the children that have ended, and theirs. Units: seconds."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
 
 
 if __name__ == "__main__":

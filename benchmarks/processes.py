@@ -6,9 +6,12 @@ import resource
 import subprocess
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import psutil
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,44 @@ def measure(command: Sequence[object]) -> Measured:
             raise SystemExit(f"{errors.read()}\n{' '.join(map(str, command))}: failed with {child.returncode}")
     used = {key: n_bytes / 1e9 for key, n_bytes in peaks.items()}
     return Measured(printed, time.monotonic() - began, _children_s() - before, used["RssAnon"], used["VmHWM"])
+
+
+@dataclass(frozen=True)
+class Tree:
+    """A command and its descendants. Units: seconds, bytes; `peaks` are resident and anonymous memory, by what each is."""
+
+    code: int
+    wall_s: float
+    cpu_s: float
+    peaks: dict[str, tuple[int, int]]
+
+    def show(self) -> None:
+        print(f"exit {self.code}, {self.cpu_s:.0f} CPU s, {self.wall_s:.0f} s")
+        for name, (rss, anonymous) in sorted(self.peaks.items(), key=lambda item: -item[1][0]):
+            print(f"{name}: {rss / 1e9:.2f} GB resident, {anonymous / 1e9:.2f} GB anonymous", flush=True)
+
+
+def measure_tree(command: Sequence[object]) -> Tree:
+    """Runs a command that shows what it prints, sampling the memory of all its processes."""
+    began, before = time.monotonic(), _children_s()
+    child = subprocess.Popen([str(part) for part in command])
+    peaks: dict[str, tuple[int, int]] = defaultdict(lambda: (0, 0))
+    while child.poll() is None:
+        try:
+            process = psutil.Process(child.pid)
+            for each in (process, *process.children(recursive=True)):
+                memory, name = each.memory_info(), "command" if each.pid == child.pid else _name(each)
+                rss, anonymous = peaks[name]
+                peaks[name] = max(rss, memory.rss), max(anonymous, memory.rss - memory.shared)
+        except psutil.Error:
+            pass
+        time.sleep(0.05)
+    return Tree(child.returncode, time.monotonic() - began, _children_s() - before, dict(peaks))
+
+
+def _name(process: psutil.Process) -> str:
+    words = process.cmdline()
+    return next((word.rpartition(".")[2] for word in words if word.startswith("lfm_convert.")), "a runtime's child")
 
 
 def _memory(pid: int) -> Iterator[tuple[str, int]]:
