@@ -17,15 +17,17 @@ from numpy.typing import NDArray
 from ..graph.dtypes import Float32
 from ..graph.errors import InputError
 from ..graph.graph import Weight, WeightGraph
+from ..graph.reference.cores import cut
 from ..graph.roles import EXPERTS, Address
 from ..graph.tensor import TensorView
 from ..quantize.encoding import Encoding
 from ..targets.encoded import as_stored, encoding_of
 from .gates import GateResult, Part, at_most
 
-# Elements read at a time from each of the two tensors: 16 MiB of float32.
-_BLOCK_ELEMENTS = 1 << 22
-# Rows of each such range that the format's own encoder gets too: some evenly, and those furthest off.
+# Elements read at a time from each of the two tensors: 2 MiB of float32, which stay near the core.
+_BLOCK_ELEMENTS = 1 << 19
+# Of each range of so many elements the format's own encoder gets some rows too: some evenly, and those furthest off.
+_RANGE_ELEMENTS = 1 << 22
 _N_SAMPLED = 8
 _N_WORST = 4
 # Relative error that float32 arithmetic on the way into a file may leave: a few units in the last place.
@@ -191,21 +193,21 @@ def _measure(weight: Weight, stored: TensorView, planned: Encoding | None) -> Te
 def _compare(view: TensorView, stored: TensorView, start: int, stop: int, planned: Encoding | None) -> _Sums:
     """A range of rows, held to what the stored tensor's own encoder leaves of them and to what the planned one would."""
     sums, own = _Sums(), encoding_of(stored)
-    step = max(1, _BLOCK_ELEMENTS // view.n_cols)
-    for low in range(start, stop, step):
-        high = min(low + step, stop)
-        wanted, found = view.rows(low, high), stored.rows(low, high)
-        weights, errors = _squares(wanted), _squares(wanted - found)
+    for low, high in cut(stop - start, max(1, _RANGE_ELEMENTS // view.n_cols)):
+        low, high = start + low, start + high
+        weights, errors = _squares_of(view, stored, low, high)
         sums.weights += float(weights.sum())
         sums.error += float(errors.sum())
-        even = np.unique(np.linspace(0, len(wanted) - 1, _N_SAMPLED).astype(int))
+        even = np.unique(np.linspace(0, high - low - 1, _N_SAMPLED).astype(int))
         with np.errstate(divide="ignore", invalid="ignore"):
             order = np.argsort(np.where(errors == 0, 0, errors / weights))  # NaN last, as the worst
         chosen = np.concatenate([even, order[-_N_WORST:]])
-        expected = _squares(wanted[chosen] - as_stored(stored, wanted[chosen]))
+        wanted = np.concatenate([view.rows(low + row, low + row + 1) for row in chosen.tolist()])
+        expected = _squares(wanted - as_stored(stored, wanted))
         as_planned = expected[: len(even)]
         if planned is not None and planned is not own:
-            as_planned = _squares(wanted[even] - as_stored(stored, wanted[even], planned))
+            spread = wanted[: len(even)]
+            as_planned = _squares(spread - as_stored(stored, spread, planned))
         sums.sampled += float(errors[even].sum())
         sums.expected += float(as_planned.sum())
         ratios = _ratios(errors[chosen], expected, weights[chosen])
@@ -213,6 +215,17 @@ def _compare(view: TensorView, stored: TensorView, start: int, stop: int, planne
         if ratios[at] > sums.row_ratio:
             sums.row_ratio, sums.row = float(ratios[at]), low - start + int(chosen[at])
     return sums
+
+
+def _squares_of(
+    view: TensorView, stored: TensorView, low: int, high: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The sums of squares of each row's weights, and of their errors."""
+    weights, errors = np.empty(high - low), np.empty(high - low)
+    for first, last in cut(high - low, max(1, _BLOCK_ELEMENTS // view.n_cols)):
+        wanted, found = (each.rows(low + first, low + last) for each in (view, stored))
+        weights[first:last], errors[first:last] = _squares(wanted), _squares(wanted - found)
+    return weights, errors
 
 
 def _ratios(found: NDArray[np.float64], expected: NDArray[np.float64], weights: NDArray[np.float64]) -> Float32:
