@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -29,7 +30,9 @@ LIMIT_BYTES = 4 * 10**9
 # Raised when the reference computes other numbers than before under one version.
 _REVISION = 1
 _ENTRY = "entry.json"
-_PART = ".part-"
+_PART = ".lfm-reference-"
+# What an entry is called; whatever else lies in the folder is somebody's.
+_KEY = re.compile(r"[0-9a-f]{64}")
 # What a killed run left is no other run's any more.
 _STALE_S = 24 * 3600
 
@@ -110,8 +113,9 @@ class ReferenceCache:
                 if path.name.startswith(_PART):
                     if time.time() - path.stat().st_mtime > _STALE_S:
                         shutil.rmtree(path, ignore_errors=True)
-                    continue
-                used.append(((path / _ENTRY).stat().st_mtime, sum(f.stat().st_size for f in path.iterdir()), path))
+                elif _KEY.fullmatch(path.name):
+                    size = sum(file.stat().st_size for file in path.iterdir())
+                    used.append(((path / _ENTRY).stat().st_mtime, size, path))
             except OSError:
                 continue  # no entry, or another run's to sweep
         total = sum(size for _, size, _ in used)

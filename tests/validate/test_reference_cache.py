@@ -88,7 +88,12 @@ def test_the_least_recently_used_go_first(run: tuple[Reference, Path], tmp_path:
         cache.keep(PROMPTS, run[1])
         os.utime(_entry(cache) / "entry.json", (i, i))
     assert caches[0].find(PROMPTS)  # used now
+    mine = caches[0].folder / "mine"
+    mine.mkdir()
+    (mine / "entry.json").write_text("{}")
+    os.utime(mine / "entry.json", (0, 0))
     caches[2].keep(PROMPTS, run[1])
+    assert mine.exists()
     assert [cache.find(PROMPTS) is not None for cache in caches] == [True, False, True]
 
 
