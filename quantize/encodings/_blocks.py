@@ -177,6 +177,19 @@ def column(values: NDArray[Any]) -> Float32:
     return values.astype(np.float32)[:, None]
 
 
+def to_values(levels: NDArray[Any], scale: Float32, offset: Float32 | None = None, *, zero: float = 0) -> Float32:
+    """(levels - zero) * scale + offset; both broadcast. One array of floats is made: more of them cost more than they
+    compute.
+    """
+    values: Float32 = levels.astype(np.float32)
+    if zero:
+        values -= np.float32(zero)
+    values *= scale
+    if offset is not None:
+        values += offset
+    return values
+
+
 def unpack_nibbles(packed: Levels) -> Levels:
     """Levels [n, …, 32] of bytes [n, …, 16]: byte j holds element j in its low half, element 16 + j in its high half."""
     return np.concatenate([packed & np.uint8(15), packed >> np.uint8(4)], axis=-1)

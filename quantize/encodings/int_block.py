@@ -90,8 +90,11 @@ class IntBlock32(Encoding):
         values, scales, zero_points = parts
         n, n_blocks = scales.shape
         zero = self._unpack(zero_points)[:, :n_blocks].astype(np.float32)
-        codes = self._unpack(values).astype(np.float32)
-        decoded: Float32 = (codes - zero[..., None]) * scales.astype(np.float32)[..., None]
+        decoded: Float32 = self._unpack(values).astype(
+            np.float32
+        )  # in place from here: more arrays cost more than sums
+        decoded -= zero[..., None]
+        decoded *= scales.astype(np.float32)[..., None]
         return decoded.reshape(n, n_blocks * self.block)
 
     def _weights(self, importance: Float32 | None) -> Float32:

@@ -85,7 +85,9 @@ class Affine(GroupEncoding):
 
     def _values(self, codes: Codes, *parameters: Bytes) -> Float32:
         scale, bias = (self.floats.decode(each) for each in parameters)
-        return codes * scale + bias
+        values: Float32 = codes * scale  # uint8 by float32: one array, which the rest is done in
+        values += bias
+        return values
 
 
 def _least_squares(

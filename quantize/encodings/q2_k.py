@@ -17,7 +17,7 @@ import numpy as np
 
 from ...graph.dtypes import Float32
 from ..encoding import Encoding
-from ._blocks import BlockEncoding, Records, column, unpack_pairs
+from ._blocks import BlockEncoding, Records, column, to_values, unpack_pairs
 
 
 class Q2_K(BlockEncoding):
@@ -36,8 +36,8 @@ class Q2_K(BlockEncoding):
     def _decode(self, records: Records) -> Float32:
         scales = (records["scales"] & 15) * column(records["d"])
         minima = (records["scales"] >> 4) * column(records["dmin"])
-        levels = unpack_pairs(records["qs"]).reshape(-1, 16, 16).astype(np.float32)
-        return scales[:, :, None] * levels - minima[:, :, None]
+        levels = unpack_pairs(records["qs"]).reshape(-1, 16, 16)
+        return to_values(levels, scales[:, :, None], -minima[:, :, None])
 
 
 ENCODINGS: tuple[Encoding, ...] = (Q2_K(),)

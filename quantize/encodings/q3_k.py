@@ -19,7 +19,7 @@ import numpy as np
 
 from ...graph.dtypes import Float32
 from ..encoding import Encoding
-from ._blocks import BlockEncoding, Records, column, unpack_high_bits, unpack_pairs
+from ._blocks import BlockEncoding, Records, column, to_values, unpack_high_bits, unpack_pairs
 
 
 class Q3_K(BlockEncoding):
@@ -41,7 +41,7 @@ class Q3_K(BlockEncoding):
         scales = (fours | (twos.reshape(-1, 16) << 4)).astype(np.float32) - 32
         levels = unpack_pairs(records["qs"]) | (unpack_high_bits(records["hmask"]) << 2)
         scaled = column(records["d"]) * scales
-        return scaled[:, :, None] * (levels.reshape(-1, 16, 16).astype(np.float32) - 4)
+        return to_values(levels.reshape(-1, 16, 16), scaled[:, :, None], zero=4)
 
 
 ENCODINGS: tuple[Encoding, ...] = (Q3_K(),)

@@ -14,7 +14,7 @@ import numpy as np
 
 from ...graph.dtypes import Float32
 from ..encoding import Encoding
-from ._blocks import BlockEncoding, Records, column, unpack_nibbles
+from ._blocks import BlockEncoding, Records, column, to_values, unpack_nibbles
 
 
 class Q4_0(BlockEncoding):
@@ -28,8 +28,7 @@ class Q4_0(BlockEncoding):
     module = "_kernels_32"
 
     def _decode(self, records: Records) -> Float32:
-        levels = unpack_nibbles(records["qs"]).astype(np.float32)
-        return (levels - 8) * column(records["d"])
+        return to_values(unpack_nibbles(records["qs"]), column(records["d"]), zero=8)
 
 
 ENCODINGS: tuple[Encoding, ...] = (Q4_0(),)

@@ -15,7 +15,7 @@ import numpy as np
 
 from ...graph.dtypes import Float32
 from ..encoding import Encoding
-from ._blocks import BlockEncoding, Records, column, unpack_nibbles
+from ._blocks import BlockEncoding, Records, column, to_values, unpack_nibbles
 
 
 class Q4_1(BlockEncoding):
@@ -30,8 +30,7 @@ class Q4_1(BlockEncoding):
     halves = ("d", "m")
 
     def _decode(self, records: Records) -> Float32:
-        levels = unpack_nibbles(records["qs"]).astype(np.float32)
-        return levels * column(records["d"]) + column(records["m"])
+        return to_values(unpack_nibbles(records["qs"]), column(records["d"]), column(records["m"]))
 
 
 ENCODINGS: tuple[Encoding, ...] = (Q4_1(),)

@@ -20,7 +20,7 @@ import numpy as np
 
 from ...graph.dtypes import Float32
 from ..encoding import Encoding
-from ._blocks import BlockEncoding, Records, column, unpack_sixes
+from ._blocks import BlockEncoding, Records, column, to_values, unpack_sixes
 
 
 class Q4_K(BlockEncoding):
@@ -37,9 +37,9 @@ class Q4_K(BlockEncoding):
 
     def _decode(self, records: Records) -> Float32:
         scales, minima = unpack_sixes(records["scales"])
-        levels = np.stack([records["qs"] & 15, records["qs"] >> 4], axis=2).reshape(-1, 8, 32).astype(np.float32)
+        levels = np.stack([records["qs"] & 15, records["qs"] >> 4], axis=2).reshape(-1, 8, 32)
         scales, minima = scales * column(records["d"]), minima * column(records["dmin"])
-        return scales[:, :, None] * levels - minima[:, :, None]
+        return to_values(levels, scales[:, :, None], -minima[:, :, None])
 
 
 ENCODINGS: tuple[Encoding, ...] = (Q4_K(),)

@@ -15,7 +15,7 @@ import numpy as np
 
 from ...graph.dtypes import Float32
 from ..encoding import Encoding
-from ._blocks import BlockEncoding, Records, column, unpack_fifth_bits, unpack_nibbles
+from ._blocks import BlockEncoding, Records, column, to_values, unpack_fifth_bits, unpack_nibbles
 
 
 class Q5_0(BlockEncoding):
@@ -30,7 +30,7 @@ class Q5_0(BlockEncoding):
 
     def _decode(self, records: Records) -> Float32:
         levels = unpack_nibbles(records["qs"]) | unpack_fifth_bits(records["qh"])
-        return (levels.astype(np.float32) - 16) * column(records["d"])
+        return to_values(levels, column(records["d"]), zero=16)
 
 
 ENCODINGS: tuple[Encoding, ...] = (Q5_0(),)

@@ -16,7 +16,7 @@ import numpy as np
 
 from ...graph.dtypes import Float32
 from ..encoding import Encoding
-from ._blocks import BlockEncoding, Records, column, unpack_fifth_bits, unpack_nibbles
+from ._blocks import BlockEncoding, Records, column, to_values, unpack_fifth_bits, unpack_nibbles
 
 
 class Q5_1(BlockEncoding):
@@ -32,7 +32,7 @@ class Q5_1(BlockEncoding):
 
     def _decode(self, records: Records) -> Float32:
         levels = unpack_nibbles(records["qs"]) | unpack_fifth_bits(records["qh"])
-        return levels.astype(np.float32) * column(records["d"]) + column(records["m"])
+        return to_values(levels, column(records["d"]), column(records["m"]))
 
 
 ENCODINGS: tuple[Encoding, ...] = (Q5_1(),)

@@ -19,7 +19,7 @@ import numpy as np
 
 from ...graph.dtypes import Float32
 from ..encoding import Encoding
-from ._blocks import BlockEncoding, Records, column
+from ._blocks import BlockEncoding, Records, column, to_values
 
 
 class Q6_K(BlockEncoding):
@@ -38,10 +38,9 @@ class Q6_K(BlockEncoding):
         ql, qh = records["ql"].reshape(-1, 2, 1, 64), records["qh"].reshape(-1, 2, 1, 32)
         low = np.concatenate([ql & 15, ql >> 4], axis=2).reshape(-1, 2, 4, 32)
         high = (qh >> np.arange(0, 8, 2, dtype=np.uint8)[:, None]) & 3
-        levels = (low | (high << 4)).astype(np.float32).reshape(-1, 16, 16) - 32
+        levels = (low | (high << 4)).reshape(-1, 16, 16)
         scales = column(records["d"]) * records["scales"]
-        values: Float32 = scales[:, :, None] * levels
-        return values.reshape(-1, 256)
+        return to_values(levels, scales[:, :, None], zero=32).reshape(-1, 256)
 
 
 ENCODINGS: tuple[Encoding, ...] = (Q6_K(),)

@@ -14,7 +14,7 @@ import numpy as np
 
 from ...graph.dtypes import Float32
 from ..encoding import Encoding
-from ._blocks import BlockEncoding, Records, column
+from ._blocks import BlockEncoding, Records, column, to_values
 
 
 class Q8_0(BlockEncoding):
@@ -29,7 +29,7 @@ class Q8_0(BlockEncoding):
     module = "_kernels_32"
 
     def _decode(self, records: Records) -> Float32:
-        return records["qs"].astype(np.float32) * column(records["d"])
+        return to_values(records["qs"], column(records["d"]))
 
 
 ENCODINGS: tuple[Encoding, ...] = (Q8_0(),)
