@@ -102,6 +102,7 @@ def render_by_server(
     params.model.path = str(path)
     params.n_ctx, params.n_parallel, params.n_gpu_layers, params.port = 256, 1, 0, 0
     params.warmup = params.fit_params = False
+    params.no_extra_bufts = True  # nothing is multiplied, so that weights stay mapped instead of being copied in order
     params.verbosity = -1
     key = secrets.token_hex()
     params.api_keys = [key]
