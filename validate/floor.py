@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..graph.blocks import Norm
 from ..graph.dtypes import DType, Float32, to_bfloat16, widen
@@ -96,17 +95,10 @@ class _Again(Ranked):
         super().__init__(graph)
         self._n_exact = n_exact
 
-    def linear(
-        self,
-        x: Float32,
-        weight: Weight,
-        bias: Weight | None = None,
-        *,
-        expert: int | None = None,
-        tokens: NDArray[np.int64] | None = None,
-    ) -> Float32:
+    def linear(self, x: Float32, weight: Weight, bias: Weight | None = None, **rows: Any) -> Float32:
+        tokens = rows.pop("tokens", None)
         at = self.exact(x) if tokens is None else int(np.searchsorted(tokens, self._n_exact))
-        out = self.after(super().linear(self.before(x, at, weight), weight, expert=expert), at, len(x))
+        out = self.after(super().linear(self.before(x, at, weight), weight, **rows), at, len(x))
         return out if bias is None else out + self.vector(bias)
 
     def exact(self, x: Float32) -> int:
