@@ -178,7 +178,7 @@ class _Session:
         """Results by path, with how far each artifact's free-running text is the checkpoint's, which is run once."""
         said = [each for each in checked if each.texts]
         if said:
-            self.steps.reach(Step("what the checkpoint would say"))
+            self.steps.reach(Step("greedy text"))
         prompts = [self.prompts[i] for i in self.greedy_prompts]
         read = [prompt.token_ids for prompt in prompts] * len(said)
         chosen = choices(reference.forward, read, [text for each in said for text in each.texts])

@@ -39,7 +39,9 @@ class Steps:
         self._shown = None
 
     def end_artifact(self, seconds: float) -> None:
+        """What comes until the next begins is the checkpoint's."""
         self._seconds.append(seconds)
+        self._subject, self._shown = CHECKPOINT, None
 
     def reach(self, step: Step) -> None:
         """Shows a step: begins it if it is another one than before, else goes on to where it is."""
