@@ -118,6 +118,7 @@ class Trial:
     trees: dict[str, Tree] = field(default_factory=dict)
     seconds: float = 0.0
     n_calls: int = 0
+    n_writes: int = 0
 
     def __post_init__(self) -> None:
         self.scratch.mkdir()
@@ -129,7 +130,8 @@ class Trial:
             child = self._start(model, out, count_to=count)
             if _ended(child) != 0:
                 raise SystemExit(f"{self.target}: the conversion itself fails")
-            self.seconds, self.n_calls = time.monotonic() - began, int(count.read_text())
+            self.seconds = time.monotonic() - began
+            self.n_calls, self.n_writes = map(int, count.read_text().split())
             self.trees[name] = _tree(out)
         assert self.trees["old"] != self.trees["new"]
         self.trees["nothing"] = {}
@@ -192,7 +194,7 @@ class Trial:
     def full_disk(self) -> str:
         """A write, a rename or a new file finds no room, wherever it is."""
         out, before = self._destination()
-        code = _ended(self._start(self.new, out, fail_at=self.random.randrange(self.n_calls + 1)))
+        code = _ended(self._start(self.new, out, fail_at=self.random.randrange(self.n_writes)))
         if code not in (0, 7):
             return f"LOST: exit code {code}"
         state = self._state(out, before)
@@ -270,17 +272,19 @@ class Trial:
             code = int(end.code or 0)
         finally:
             if count_to is not None:
-                count_to.write_text(str(calls.n))
+                count_to.write_text(f"{calls.n} {calls.n_writes}")
             os._exit(code)
 
 
 class _Calls:
-    """An audit hook that counts what a process does to a destination, and ends or fails it at one call."""
+    """An audit hook that counts what a process does to a destination, and ends it at one call or fails it at one that
+    writes: most only read.
+    """
 
     def __init__(self, out: Path, kill_at: int | None, fail_at: int | None) -> None:
         self._prefix = os.path.realpath(out)
         self._kill_at, self._fail_at = kill_at, fail_at
-        self.n = 0
+        self.n = self.n_writes = 0
 
     def __call__(self, event: str, arguments: tuple[object, ...]) -> None:
         if event not in _EVENTS:
@@ -291,7 +295,8 @@ class _Calls:
         if self.n - 1 == self._kill_at:
             os.kill(os.getpid(), signal.SIGKILL)
         is_write = event in ("os.mkdir", "os.rename") or (event == "open" and int(str(arguments[2])) & _WRITING)
-        if self.n - 1 == self._fail_at and is_write:
+        self.n_writes += bool(is_write)
+        if self.n_writes - 1 == self._fail_at and is_write:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
