@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -49,15 +50,19 @@ def _cache_folder() -> str:
 
 def kernel(function: _F) -> _F:
     """Compiles a function when it is first called, keeps the machine code on disk, and runs it without the GIL."""
-    before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, _CACHE
-    try:
-        compiled: _F = numba.njit(cache=True, nogil=True, error_model="numpy")(function)
-    finally:
-        numba.config.CACHE_DIR = before
+    with _ONE_AT_A_TIME:
+        before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, _CACHE
+        try:
+            compiled: _F = numba.njit(cache=True, nogil=True, error_model="numpy")(function)
+        finally:
+            numba.config.CACHE_DIR = before
     return compiled
 
 
 _CACHE = _cache_folder()
+# Kernels are imported by whichever thread needs them first, and numba has one folder for all: in the midst of another
+# thread's change it takes the working directory for it.
+_ONE_AT_A_TIME = threading.Lock()
 
 
 def _cast(source: Any, result: Any, generate: Callable[[Any, Any], Any]) -> Callable[[Any], Any]:
