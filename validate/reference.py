@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -43,14 +45,12 @@ class Reference:
 
     def logits(self, index: int) -> Logits:
         """[n, V], of which rows are computed when they are asked for."""
-        start = sum(len(prompt.token_ids) for prompt in self.prompts[:index])
-        return Logits(self.forward, self.rows[start : start + len(self.prompts[index].token_ids)])
+        return Logits(self.forward, self.rows[self._starts[index] : self._starts[index + 1]])
 
     def own(self, probe: Sequence[EncodedPrompt]) -> Own:
         """What a run on these prompts, or beginnings of some, says: it was made with the others."""
-        starts = np.cumsum([0, *(len(prompt.token_ids) for prompt in self.prompts)]).tolist()
         at = {prompt.id: i for i, prompt in enumerate(self.prompts)}
-        rows = np.concatenate([starts[at[p.id]] + np.arange(len(p.token_ids)) for p in probe])
+        rows = np.concatenate([self._starts[at[p.id]] + np.arange(len(p.token_ids)) for p in probe])
         return Own(
             self.forward.graph,
             tuple(probe),
@@ -58,6 +58,11 @@ class Reference:
             {layer: chosen[rows] for layer, chosen in self.routed.items()},
             {layer: scores[rows] for layer, scores in self.ranked.items()},
         )
+
+    @cached_property
+    def _starts(self) -> list[int]:
+        """The first row of each prompt, and how many there are."""
+        return np.cumsum([0, *(len(prompt.token_ids) for prompt in self.prompts)]).tolist()
 
 
 def compute_reference(
@@ -74,26 +79,31 @@ def compute_reference(
     """
     forward = Ranked(graph)
     experts: dict[str, list[np.ndarray]] = defaultdict(list)
-    try:
-        with (folder / _ROWS).open("wb") as file:
-            for batch in batches([prompt.token_ids for prompt in prompts]):
-                states = forward.states(State(len(batch)), [prompts[i].token_ids for i in batch])
-                for i, rows in zip(batch, states, strict=True):
-                    if not np.isfinite(rows).all():
-                        raise InputError(
-                            f"{graph.folder}: the checkpoint's own logits of prompt '{prompts[i].id}' overflow"
-                        )
-                    rows.tofile(file)
-                    on_prompt(i + 1)
-                for name, layers in ((_CHOSEN, routed(forward)), (_SCORES, forward.ranked)):
-                    for layer, values in layers.items():
-                        experts[f"{name}/{layer}"].append(values)
+    for batch in batches([prompt.token_ids for prompt in prompts]):
+        states = forward.states(State(len(batch)), [prompts[i].token_ids for i in batch])
+        for i, rows in zip(batch, states, strict=True):
+            if not np.isfinite(rows).all():
+                raise InputError(f"{graph.folder}: the checkpoint's own logits of prompt '{prompts[i].id}' overflow")
+            with _room(folder), (folder / _ROWS).open("ab") as file:
+                rows.tofile(file)
+            on_prompt(i + 1)
+        for name, layers in ((_CHOSEN, routed(forward)), (_SCORES, forward.ranked)):
+            for layer, values in layers.items():
+                experts[f"{name}/{layer}"].append(values)
+    with _room(folder):
         np.savez(folder / _EXPERTS, **{name: np.concatenate(values) for name, values in experts.items()})  # type: ignore[arg-type]
+    return load_reference(graph, prompts, folder)
+
+
+@contextmanager
+def _room(folder: Path) -> Iterator[None]:
+    """Raises DiskError for what cannot be written into the folder; nothing is read in here."""
+    try:
+        yield
     except OSError as error:
         raise DiskError(
             f"{folder}: cannot hold the reference: {error}; set TMPDIR to a folder with more room"
         ) from None
-    return load_reference(graph, prompts, folder)
 
 
 def load_reference(graph: WeightGraph, prompts: Sequence[EncodedPrompt], folder: Path) -> Reference:
