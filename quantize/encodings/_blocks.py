@@ -177,12 +177,14 @@ def column(values: NDArray[Any]) -> Float32:
     return values.astype(np.float32)[:, None]
 
 
-def to_values(levels: NDArray[Any], scale: Float32, offset: Float32 | None = None, *, zero: float = 0) -> Float32:
-    """(levels - zero) * scale + offset; both broadcast. One array of floats is made: more of them cost more than they
+def to_values(
+    levels: NDArray[Any], scale: Float32, offset: Float32 | None = None, *, zero: float | Float32 | None = None
+) -> Float32:
+    """(levels - zero) * scale + offset; all broadcast. One array of floats is made: more of them cost more than they
     compute.
     """
     values: Float32 = levels.astype(np.float32)
-    if zero:
+    if zero is not None:
         values -= np.float32(zero)
     values *= scale
     if offset is not None:

@@ -22,6 +22,7 @@ from ...graph.dtypes import Float32
 from ...graph.errors import needs_extra
 from ..encoding import Bytes, Encoding, Part
 from ..importance import all_counted
+from ._blocks import to_values
 
 Codes = NDArray[np.uint8]
 
@@ -90,11 +91,7 @@ class IntBlock32(Encoding):
         values, scales, zero_points = parts
         n, n_blocks = scales.shape
         zero = self._unpack(zero_points)[:, :n_blocks].astype(np.float32)
-        decoded: Float32 = self._unpack(values).astype(
-            np.float32
-        )  # in place from here: more arrays cost more than sums
-        decoded -= zero[..., None]
-        decoded *= scales.astype(np.float32)[..., None]
+        decoded = to_values(self._unpack(values), scales.astype(np.float32)[..., None], zero=zero[..., None])
         return decoded.reshape(n, n_blocks * self.block)
 
     def _weights(self, importance: Float32 | None) -> Float32:

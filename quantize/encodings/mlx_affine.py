@@ -18,6 +18,7 @@ import numpy as np
 
 from ...graph.dtypes import Float32
 from ..encoding import Bytes
+from ._blocks import to_values
 from .mlx_pack import FLOATS, Codes, GroupEncoding, sum_groups
 
 BITS = (2, 3, 4, 5, 6, 8)
@@ -85,9 +86,7 @@ class Affine(GroupEncoding):
 
     def _values(self, codes: Codes, *parameters: Bytes) -> Float32:
         scale, bias = (self.floats.decode(each) for each in parameters)
-        values: Float32 = codes * scale  # uint8 by float32: one array, which the rest is done in
-        values += bias
-        return values
+        return to_values(codes, scale, bias)
 
 
 def _least_squares(
