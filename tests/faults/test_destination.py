@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -510,18 +511,19 @@ def test_resume_gives_the_bytes_of_an_uninterrupted_run(
 
 def test_parts_are_taken_over_only_if_they_read_as_written(tmp_path: Path) -> None:
     path = tmp_path / "data"
-    path.write_bytes(bytes(range(100)))
+    data = random.Random(0).randbytes((2 << 20) + 113)  # a part longer than what is read at once
+    path.write_bytes(data)
     first = journal.Journal(tmp_path / "journal")
-    first.add("0:0:1", [memoryview(bytes(range(10))), memoryview(bytes(range(50, 60)))])
+    first.add("0:0:1", [memoryview(data)[:10], memoryview(data)[50:]])
     first.close()
     with (tmp_path / "journal").open("a") as file:
         file.write("0:1:2 12")  # cut short by a kill
     descriptor = os.open(path, os.O_RDWR)
     second = journal.Journal(tmp_path / "journal")
-    places = [(descriptor, 0, 10), (descriptor, 50, 10)]
+    places = [(descriptor, 0, 10), (descriptor, 50, len(data) - 50)]
     assert second.holds("0:0:1", places)
     assert not second.holds("0:1:2", places)
-    os.pwrite(descriptor, b"x", 55)
+    os.pwrite(descriptor, bytes(4096), 1 << 20)  # a page that never came to the disk
     assert not second.holds("0:0:1", places)
     os.close(descriptor)
     second.close()
