@@ -4,8 +4,10 @@
 
 Each attempt is a process of its own, forked from one that has imported what it needs. Half of the kills come at a
 random time, half at a random call that the process makes to the file system (an audit hook counts them), so that the
-moments between two renames are met as often as the hours of encoding. After each the destination is read as a reader
-would; then the next run must sweep what is left. Ends with 1 if anything was lost.
+moments between two renames are met as often as the hours of encoding. Each call that makes, opens for writing or renames
+something finds the disk full once over nothing and once over an old artifact; from the first rename on the new artifact
+is there all the same. After each fault the destination is read as a reader would; then the next run must sweep what is
+left. Ends with 1 if anything was lost.
 """
 
 from __future__ import annotations
@@ -100,7 +102,7 @@ def _faults(trial: Trial, n_kills: int, n_others: int) -> list[tuple[str, Callab
         ("SIGINT", lambda: trial.signalled(signal.SIGINT), n_others),
         ("SIGTERM", lambda: trial.signalled(signal.SIGTERM), n_others),
         ("SIGKILL, then --resume", trial.resumed, n_others),
-        ("full disk at a random call", trial.full_disk, n_others),
+        ("full disk at each call", trial.full_disk, 2 * trial.n_writes if n_others else 0),
         ("two processes", trial.two_processes, max(1, n_others // 4)),
         ("source changed meanwhile", trial.source_changed, max(1, n_others // 4)),
     ]
@@ -119,6 +121,7 @@ class Trial:
     seconds: float = 0.0
     n_calls: int = 0
     n_writes: int = 0
+    n_full: int = 0
 
     def __post_init__(self) -> None:
         self.scratch.mkdir()
@@ -192,9 +195,11 @@ class Trial:
         return f"LOST: left {hidden[0]}" if hidden else state
 
     def full_disk(self) -> str:
-        """A write, a rename or a new file finds no room, wherever it is."""
-        out, before = self._destination()
-        code = _ended(self._start(self.new, out, fail_at=self.random.randrange(self.n_writes)))
+        """A file, folder or rename finds no room: one call after the other, over nothing and over an old artifact."""
+        call, out_of_two = divmod(self.n_full, 2)
+        self.n_full += 1
+        out, before = self._destination(("old", "nothing")[out_of_two])
+        code = _ended(self._start(self.new, out, fail_at=call))
         if code not in (0, 7):
             return f"LOST: exit code {code}"
         state = self._state(out, before)
@@ -220,11 +225,11 @@ class Trial:
         state = self._state(out, before)
         return state if code in (0, 5) and (state == "new") == (code == 0) else f"LOST: exit code {code}, {state}"
 
-    def _destination(self) -> tuple[Path, str]:
-        """A folder in the state it is to be converted into."""
+    def _destination(self, before: str = "") -> tuple[Path, str]:
+        """A folder in the state it is to be converted into, by default one or the other."""
         out = self.scratch / "out"
         shutil.rmtree(out, ignore_errors=True)
-        before = self.random.choice(("old", "nothing"))
+        before = before or self.random.choice(("old", "nothing"))
         if before == "old":
             shutil.copytree(self.scratch / "old", out, copy_function=os.link)
         return out, before
@@ -294,7 +299,8 @@ class _Calls:
         self.n += 1
         if self.n - 1 == self._kill_at:
             os.kill(os.getpid(), signal.SIGKILL)
-        is_write = event in ("os.mkdir", "os.rename") or (event == "open" and int(str(arguments[2])) & _WRITING)
+        makes = event == "os.mkdir" and not os.path.exists(str(arguments[0]))  # what is there is asked for as well
+        is_write = makes or event == "os.rename" or (event == "open" and int(str(arguments[2])) & _WRITING)
         self.n_writes += bool(is_write)
         if self.n_writes - 1 == self._fail_at and is_write:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
