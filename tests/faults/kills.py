@@ -299,7 +299,7 @@ class _Calls:
         self.n += 1
         if self.n - 1 == self._kill_at:
             os.kill(os.getpid(), signal.SIGKILL)
-        makes = event == "os.mkdir" and not os.path.exists(str(arguments[0]))  # what is there is asked for as well
+        makes = event == "os.mkdir" and not Path(str(arguments[0])).exists()  # what is there is asked for as well
         is_write = makes or event == "os.rename" or (event == "open" and int(str(arguments[2])) & _WRITING)
         self.n_writes += bool(is_write)
         if self.n_writes - 1 == self._fail_at and is_write:
