@@ -89,7 +89,9 @@ def widen(bits: NDArray[np.unsignedinteger[Any]], dtype: DType, *, out: Float32 
     """Stored elements as float32, exactly, in `out` or a new array of the same size."""
     out = np.empty(bits.shape, np.float32) if out is None else out
     if dtype is DType.BF16:
-        np.left_shift(bits, np.uint32(16), out=out.view(np.uint32), dtype=np.uint32)
+        wide = out.view(np.uint32)
+        np.copyto(wide, bits)
+        wide <<= 16
     else:
         out[...] = bits.view("<f2" if dtype is DType.F16 else "<f4")
     return out
