@@ -29,11 +29,14 @@ from lfm_convert.graph.errors import UsageError
 from lfm_convert.graph.graph import WeightGraph
 from lfm_convert.graph.opening import open_graph
 from lfm_convert.targets.target import get_target
+from lfm_convert.validate.jobs import FIND_TARGET
 from lfm_convert.validate.parity import validate
 from lfm_convert.validate.results import Verdict
 from support import sweep_bugs, sweep_models
 from support.artifacts import write_artifact
 from support.planted_check import few_prompts
+from support.real_bugs import BROKEN_MLX, patch_runtime
+from support.sweep_bugs import Bug
 
 _Z = 1.96  # of a 95 % interval
 
@@ -72,19 +75,26 @@ def examine(cache: Path, seed: int, targets: list[str], n_sound: int, n_bugs: in
     rows = []
     with tempfile.TemporaryDirectory() as name:
         for target, quant in rng.sample(quants, min(n_sound, len(quants))):
-            rows.append(_one(graph, graph, target, quant, Path(name) / f"{target}-{quant}", seed, ""))
-        bugs = [bug for bug in sweep_bugs.BUGS if bug.is_possible(graph)]
+            rows.append(_one(graph, graph, target, quant, Path(name) / f"{target}-{quant}", seed))
+        bugs = [bug for bug in sweep_bugs.BUGS if bug.is_possible(graph) and ("mlx" in targets or not bug.runtime)]
         for bug in rng.sample(bugs, min(n_bugs, len(bugs))):
-            target, quant = rng.choice(quants)
+            target, quant = rng.choice([each for each in quants if not bug.runtime or each[0] == "mlx"])
             wrong = bug.plant(graph, rng, Path(name) / "mistaken")
-            rows.append(_one(graph, wrong.graph, target, quant, Path(name) / "bug", seed, bug.name, wrong.where))
+            rows.append(_one(graph, wrong.graph, target, quant, Path(name) / "bug", seed, bug, wrong.where))
             shutil.rmtree(Path(name) / "bug", ignore_errors=True)
             shutil.rmtree(Path(name) / "mistaken", ignore_errors=True)
     return [row for row in rows if row]
 
 
 def _one(
-    graph: WeightGraph, stored: WeightGraph, target: str, quant: str, folder: Path, seed: int, bug: str, where: str = ""
+    graph: WeightGraph,
+    stored: WeightGraph,
+    target: str,
+    quant: str,
+    folder: Path,
+    seed: int,
+    bug: Bug | None = None,
+    where: str = "",
 ) -> dict[str, Any]:
     """A row: an artifact of `stored`, validated against `graph`; empty if the target cannot express it."""
     try:
@@ -93,12 +103,15 @@ def _one(
     except UsageError:
         return {}
     artifact = replace(artifact, entry={"layout": LAYOUT_REVISION, "tensors": tensors})
-    result = validate([artifact], graph, prompts=few_prompts(), threads=1).results[0]
+    if bug and bug.runtime:
+        patch_runtime(bug.runtime)
+    finder = BROKEN_MLX if bug and bug.runtime else FIND_TARGET
+    result = validate([artifact], graph, prompts=few_prompts(), threads=1, find_target=finder).results[0]
     is_failed = result.verdict is Verdict.FAIL
     ratios = {gate.name: gate.value / gate.limit if gate.limit else gate.value for gate in result.gates}
     return {
         "seed": seed, "model": graph.folder.name, "is_trained": sweep_models.is_trained(seed), "target": target,
-        "quant": quant, "bug": bug, "verdict": result.verdict.value, "message": result.message,
+        "quant": quant, "bug": bug.name if bug else "", "verdict": result.verdict.value, "message": result.message,
         "is_wrong": result.verdict is not Verdict.SKIPPED and is_failed is not bool(bug),
         "is_named": not bug or where in result.message,
         "ratios": {name: ratio for name, ratio in ratios.items() if math.isfinite(ratio)},

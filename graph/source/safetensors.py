@@ -31,7 +31,7 @@ from ..tensor import Shape, TensorView
 # The largest of the family (64 experts, 40 layers) needs 1 MB; the format allows 100 MB.
 _MAX_HEADER_BYTES = 16 << 20
 _MAX_AXES = 8
-_AT_ONCE = 1 << 20  # elements read and widened while they are in a cache; each piece costs the interpreter 80 µs
+_AT_ONCE = 1 << 20  # bytes read and widened while they are in a cache; each piece costs the interpreter 80 µs
 _own = threading.local()
 _LFS_POINTER = b"version https://git-lfs"
 
@@ -132,8 +132,9 @@ class StoredTensor(TensorView):
             )
         values = np.empty((stop - start, self.n_cols), np.float32)
         flat, first = values.reshape(-1), start * self.n_cols
-        for at in range(0, flat.size, _AT_ONCE):
-            piece = flat[at : at + _AT_ONCE]
+        n_at_once = _AT_ONCE // self.dtype.itemsize
+        for at in range(0, flat.size, n_at_once):
+            piece = flat[at : at + n_at_once]
             raw = _scratch(piece.size * self.dtype.itemsize)
             self._file.read_into(raw, self.offset + (first + at) * self.dtype.itemsize)
             bits = stored(raw, self.dtype)
@@ -156,7 +157,7 @@ class StoredTensor(TensorView):
 def _scratch(n_bytes: int) -> memoryview:
     """Bytes that belong to the thread until it asks again: new memory for every piece would cost more than reading it."""
     if not hasattr(_own, "buffer"):
-        _own.buffer = bytearray(_AT_ONCE * max(dtype.itemsize for dtype in WEIGHT_DTYPES))
+        _own.buffer = bytearray(_AT_ONCE)
     return memoryview(_own.buffer)[:n_bytes]
 
 

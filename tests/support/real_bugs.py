@@ -78,11 +78,16 @@ def plant(planted: Planted, graph: WeightGraph, folder: Path) -> Artifact:
     artifact = write_artifact(source, target, planted.quant, folder / "artifact")
     if planted.edit is not None:
         planted.edit(artifact)
-    os.environ[_BUG] = planted.runtime
-    os.environ["PYTHONPATH"] = os.pathsep.join(
-        [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
-    )
+    patch_runtime(planted.runtime)
     return artifact
+
+
+def patch_runtime(bug: str) -> None:
+    """Readies the environment, so that workers that look for `BROKEN_MLX` have this bug."""
+    os.environ[_BUG] = bug
+    support = str(Path(__file__).parents[1])
+    others = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path not in ("", support)]
+    os.environ["PYTHONPATH"] = os.pathsep.join([support, *others])
 
 
 # Mistaken checkpoints
@@ -356,7 +361,22 @@ def _mlx_interleaved() -> None:
     _mlx_after_init("Attention", change)
 
 
+def _mlx_turned_keys() -> None:
+    """Once a conversation has more than 256 tokens, keys are read from a position beside their values'."""
+    import mlx.core as mx
+    from mlx_lm.models.cache import KVCache
+
+    update = KVCache.update_and_fetch
+
+    def turned(self: Any, keys: Any, values: Any) -> tuple[Any, Any]:
+        all_keys, all_values = update(self, keys, values)
+        return (mx.roll(all_keys, 1, axis=2) if all_keys.shape[2] > 256 else all_keys), all_values
+
+    KVCache.update_and_fetch = turned
+
+
 _MLX_BUGS: dict[str, Callable[[], None]] = {
+    "keys turned after 256": _mlx_turned_keys,
     "softmax": lambda: _mlx_route("softmax"),
     "bias": lambda: _mlx_route("bias"),
     "factor": lambda: _mlx_route("factor"),
@@ -430,6 +450,10 @@ def planted_bugs(targets: tuple[str, ...] = ("gguf", "onnx", "mlx")) -> list[Pla
         Planted(
             bug="padding read as tokens", target="onnx", quant="q4", part=Part.CACHE, gate="cache_batch_left_kld",
             where="cache_batch_left_kld", edit=onnx_graph(onnx_unmasked),
+        ),
+        _run(
+            "keys out of order after 256 tokens", "mlx", "execution_kld_prompt", quant="4bit",
+            gate="execution_kld_prompt", runtime="keys turned after 256",
         ),
         *(_stored("w1 and w3 swapped", t, "layer 0 ffn_", w1_w3) for t in _FOUR),
         *(_stored("conv taps reversed", t, "layer 2 conv_kernel", taps) for t in _FOUR),

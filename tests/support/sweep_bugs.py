@@ -1,4 +1,6 @@
-"""Bugs that can be planted in any model: in what is stored, in what the artifact's config says, in its tokenizer."""
+"""Bugs that can be planted in any model: in what is stored, in what the artifact's config says, in its tokenizer, in the
+runtime.
+"""
 
 from __future__ import annotations
 
@@ -30,9 +32,12 @@ class Wrong:
 
 @dataclass(frozen=True)
 class Bug:
+    """`runtime` is one of real_bugs' patches of mlx-lm: then the artifact is sound."""
+
     name: str
     plant: Callable[[WeightGraph, Random, Path], Wrong]
     is_possible: Callable[[WeightGraph], bool] = lambda graph: True
+    runtime: str = ""
 
 
 def _stored(graph: WeightGraph, weight: Weight, values: np.ndarray) -> Wrong:
@@ -138,6 +143,10 @@ def _added_token(graph: WeightGraph, rng: Random, folder: Path) -> Wrong:
     return Wrong(replace(found, name=graph.name), "texts_encoded_otherwise")
 
 
+def _in_the_runtime(graph: WeightGraph, rng: Random, folder: Path) -> Wrong:
+    return Wrong(graph, "execution_kld")
+
+
 def _has(kind: type) -> Callable[[WeightGraph], bool]:
     return lambda graph: bool(graph.config.of_kind(kind))
 
@@ -158,4 +167,5 @@ BUGS = (
     Bug("rope factor ignored", _blocks("should be at rest", _all_turned), _has_window),
     Bug("window off by one", _blocks("a position too short", _shorter), _has_window),
     Bug("one added token missing", _added_token),
+    Bug("keys out of order after 256 tokens", _in_the_runtime, _has(Attention), runtime="keys turned after 256"),
 )  # fmt: skip
