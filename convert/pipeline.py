@@ -111,7 +111,7 @@ def convert(
 ) -> Converted:
     """Writes the artifacts of one target, then runs each and compares it with the checkpoint.
 
-    `max_memory` and `range_bytes` are bytes; `jobs` defaults to the number of cores; `options` are the target's own,
+    `max_memory` and `range_bytes` are bytes, the first what each process may hold beside the files it maps; `jobs` defaults to the number of cores; `options` are the target's own,
     such as `{"refine": True}`. A plan that is over one of the `budgets` is refused before any weight is read.
     `comparison` is what `validate` takes; without anything else said, its suite is `smoke`. Artifacts that were there
     and have passed are compared again with `validate_all` only.
@@ -121,7 +121,7 @@ def convert(
     """
     _refuse_none_at_all(jobs=jobs, range_bytes=range_bytes)
     jobs = jobs or os.cpu_count() or 1
-    comparison = {"suite": "smoke", **(comparison or {})}
+    comparison = {"suite": "smoke", "max_memory": max_memory, **(comparison or {})}
     chosen = get_target(target).with_options(options or {})
     quants = _quants(chosen, quant)
     graph = model if isinstance(model, WeightGraph) else open_model(model, progress=progress)
@@ -211,6 +211,7 @@ def validate(
     require_baseline: bool = False,
     threads: int | None = None,
     time_limit_s: float | None = None,
+    max_memory: int | None = None,
     other_reference: bool = False,
     source_hashes: Mapping[str, str] | None = None,
     reference_cache: Path | None = None,
@@ -223,7 +224,8 @@ def validate(
     Without a reference it is looked for, see `find_source`. One whose files are not those that the artifact's manifest
     lists is a failure of the artifact, unless `other_reference` says that it is meant; `source_hashes` are the sha256
     of its files by path, if they are known already. `reference_cache` is a folder that keeps the checkpoint's own run
-    for the next time, see `ReferenceCache`.
+    for the next time, see `ReferenceCache`. `time_limit_s` is what running one artifact may take, `max_memory` the bytes
+    that each process may hold beside the files it maps.
 
     A path may be an artifact's file, or a folder: then all artifacts of its manifest are meant. `suite`, `prompts`
     and `text` choose what they are run on, see `choose_prompts`; a checkpoint without tokenizer draws its own.
@@ -233,13 +235,14 @@ def validate(
     from ..validate.baseline import hold_to_baseline
     from ..validate.budgets import UNLIMITED
     from ..validate.lines import hold_to_lines
+    from ..validate.memory import refuse_too_little
     from ..validate.parity import validate as compare
     from ..validate.reference_cache import ReferenceCache, refuse_a_file
     from ..validate.results import Occasion
     from ..validate.sampled import sampled_prompts
     from ..validate.suites import choose_prompts, name_suite
 
-    _refuse_none_at_all(artifacts=len(artifacts), threads=threads, time_limit_s=time_limit_s)
+    _refuse_none_at_all(artifacts=len(artifacts), threads=threads, time_limit_s=time_limit_s, max_memory=max_memory)
     refuse_a_file(reference_cache)
     occasion = Occasion()
     found: list[Artifact] = []
@@ -251,6 +254,7 @@ def validate(
         graph = open_model(reference, revision=revision, offline=offline, progress=progress)
     else:
         graph = reference
+    refuse_too_little(graph, max_memory)
     own = hash_source(graph, progress=progress) if source_hashes is None else source_hashes
     chosen = choose_prompts(graph.tokenizer, suite=suite, prompts=prompts, text=text, n_chunks=n_chunks)
     is_drawn = graph.tokenizer is None and prompts is None
@@ -263,6 +267,7 @@ def validate(
         budgets=budgets or UNLIMITED,
         threads=threads or os.cpu_count() or 1,
         time_limit_s=time_limit_s,
+        max_memory=max_memory,
         foreign={} if other_reference else foreign(found, graph.name, own),
         progress=progress,
         kept=None if reference_cache is None else ReferenceCache(reference_cache, digest(own), progress),
@@ -289,11 +294,13 @@ def _refuse_what_cannot_be_compared(graph: WeightGraph, comparison: Mapping[str,
     """Raises what validation would raise for the prompts, for the checkpoint's tokenizer or template, or for the folder
     of references, before anything is written.
     """
+    from ..validate.memory import refuse_too_little
     from ..validate.prompts import encode_prompts
     from ..validate.reference_cache import refuse_a_file
     from ..validate.suites import check_stored_ids, choose_prompts
 
     refuse_a_file(comparison.get("reference_cache"))
+    refuse_too_little(graph, comparison.get("max_memory"))
     chosen = {key: comparison[key] for key in ("suite", "prompts", "text", "n_chunks") if key in comparison}
     prompts = choose_prompts(graph.tokenizer, **chosen)
     if graph.tokenizer is None and chosen.get("prompts") is None:  # then it draws ids, which any model can read

@@ -23,12 +23,15 @@ class Part(enum.StrEnum):
 
 
 class Failure(enum.StrEnum):
-    """Why an artifact does not pass, the gravest first. `LATE` is said of the run: nothing was found wrong before."""
+    """Why an artifact does not pass, the gravest first. The last two are said of the run, which was ended: nothing was
+    found wrong before.
+    """
 
     BROKEN = "broken"
     WORSE = "worse than its format"
     OVER = "over the line the team set"
     LATE = "not finished in time"
+    TOO_LARGE = "over the memory limit"
 
 
 _FAILURES: Mapping[Part, Failure] = {Part.FORMAT: Failure.WORSE, Part.QUALITY: Failure.OVER}

@@ -104,12 +104,15 @@ def load_step(folder: Path) -> Step | None:
 
 
 class Status(enum.StrEnum):
-    """How a worker ended. `DISK` is a full temporary folder, which says nothing of the artifact; `LATE` was ended."""
+    """How a worker ended. `DISK` is a full temporary folder, which says nothing of the artifact; `LATE` and `TOO_LARGE`
+    were ended by us.
+    """
 
     DONE = "done"
     SKIPPED = "skipped"
     FAILED = "failed"
     LATE = "late"
+    TOO_LARGE = "too large"
     DISK = "disk"
 
 
@@ -120,7 +123,8 @@ class Outcome:
     `greedy` holds the tokens of each greedy prompt, `encoded` the ids of each of the job's texts, `rendered` its chats
     as text without BOS; None if the artifact takes ids only. `experts` is [n, top_k] by layer, of the expert prompts
     laid end to end; None if the runtime does not show them. `stops` are the ids at which each of the artifact's readers
-    ends a text, `end` the tokens of the prompt that was run to its end by them.
+    ends a text, `end` the tokens of the prompt that was run to its end by them. `held_bytes` is the most memory that the
+    worker and its children held beside the files they map, which who watches it adds; None if nobody could look.
     """
 
     status: Status
@@ -133,6 +137,7 @@ class Outcome:
     experts: Mapping[int, Sequence[Sequence[int]]] | None = None
     stops: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     end: tuple[int, ...] | None = None
+    held_bytes: int | None = None
 
     def save(self, folder: Path) -> None:
         path = folder / _OUTCOME

@@ -21,7 +21,7 @@ from .budgets import UNLIMITED, BudgetCheck, Budgets
 from .execution import arithmetic_of
 from .experts import compare_experts
 from .floor import Own, class_distance, run_with_floor
-from .gates import GateResult, Part
+from .gates import Failure, GateResult, Part
 from .greedy import choices, compare_greedy
 from .isolate import run_job
 from .jobs import FIND_TARGET, Job, Outcome, Status, resolve_target
@@ -43,6 +43,7 @@ from .time_limit import time_limit_s
 from .weights import weight_errors
 
 _EXCERPT_CHARACTERS = 60
+_ENDED = {Status.LATE: Failure.LATE, Status.TOO_LARGE: Failure.TOO_LARGE}
 
 
 def validate(
@@ -52,6 +53,7 @@ def validate(
     prompts: Sequence[Prompt],
     threads: int,
     time_limit_s: float | None = None,
+    max_memory: int | None = None,
     budgets: Budgets = UNLIMITED,
     progress: Progress = SILENT,
     foreign: Mapping[Path, str] = MappingProxyType({}),
@@ -61,7 +63,8 @@ def validate(
     """Runs every artifact in a process of its own and compares it with the graph's own logits.
 
     `budgets` are limits of size and memory, `time_limit_s` what running each artifact may take, by
-    default what its size lets expect; `foreign` says of artifacts,
+    default what its size lets expect, and `max_memory` the bytes its processes may hold beside the files they map;
+    `foreign` says of artifacts,
     by path, why this is not the checkpoint they were made from, which they are not run for. The logits of one
     artifact lie in the temporary folder prompt by prompt, and the reference's rows before the head, which are taken
     from `kept` if they are there.
@@ -95,6 +98,7 @@ def validate(
             folder=Path(name),
             threads=threads,
             time_limit_s=time_limit_s,
+            max_memory=max_memory,
             budgets=budgets,
             steps=Steps(progress, len(own)),
             find_target=find_target,
@@ -144,6 +148,7 @@ class _Session:
     folder: Path
     threads: int
     time_limit_s: float | None
+    max_memory: int | None
     budgets: Budgets
     steps: Steps
     find_target: str
@@ -246,7 +251,8 @@ class _Session:
             cache=run.cache,
             experts=run.experts,
             stops=run.stops,
-            is_late=run.outcome.status is Status.LATE,
+            ended=_ENDED.get(run.outcome.status),
+            held_bytes=run.outcome.held_bytes,
             not_judged=dict.fromkeys((Part.WEIGHTS, Part.EXECUTION), unread) if unread else {},
             notes=notes,
             message="; ".join(filter(None, [message, *causes])),
@@ -287,6 +293,7 @@ class _Session:
                 self._job(artifact),
                 Path(name),
                 time_limit_s=self.time_limit_s or time_limit_s(self.graph, self.prompts, artifact.size_bytes),
+                max_memory=self.max_memory,
                 on_logits=score,
                 on_step=self.steps.reach,
             )
@@ -394,7 +401,7 @@ def _notes(artifact: Artifact, unread: str, *, has_any: bool) -> tuple[str, ...]
 def _decide(outcome: Outcome, gates: Sequence[GateResult]) -> tuple[Verdict, str]:
     """The verdict and the sentence that explains it."""
     failed = [gate.sentence for gate in gates if not gate.passed]
-    if failed or outcome.status in (Status.FAILED, Status.LATE):
+    if failed or outcome.status is Status.FAILED or outcome.status in _ENDED:
         found = Verdict.FAIL
     else:
         found = Verdict.SKIPPED if outcome.status is Status.SKIPPED else Verdict.PASS

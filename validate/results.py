@@ -109,12 +109,12 @@ class Excerpt:
 class ArtifactResult:
     """One artifact: how it did and why. What it did not get to is None or empty.
 
-    One that `is_foreign` was made from another checkpoint, and was not run; one that `is_late` was ended at its time
-    limit.
+    One that `is_foreign` was made from another checkpoint, and was not run; `ended` says why one was ended while it ran.
     `metrics` compare it with the checkpoint, `execution` with the forward of its own `weights`, whose errors are
     worst first, and `floor` is what rounding does to that. `standing` is its place among published artifacts.
     `location` and `mistake` say where a failure comes from. `run_bytes` estimates what
-    running takes with caches of `context` tokens; `seconds` is what running and comparing it took. `not_judged` are
+    running takes with caches of `context` tokens; `seconds` is what running and comparing it took, and `held_bytes` the
+    most that its processes held beside the files they map. `not_judged` are
     parts of which something could not be read, and why; `notes` say what the verdict does not rest on.
     """
 
@@ -140,9 +140,10 @@ class ArtifactResult:
     greedy: GreedyCheck | None = None
     stops: StopCheck | None = None
     is_foreign: bool = False
-    is_late: bool = False
+    ended: Failure | None = None
     baseline: Held = Held.NOT_ASKED
     seconds: float | None = None
+    held_bytes: int | None = None
     not_judged: Mapping[Part, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     message: str = ""
@@ -166,10 +167,10 @@ class ArtifactResult:
 
     @property
     def failure(self) -> Failure | None:
-        """The gravest thing wrong with it; what ended without a gate is broken, or late. None if it did not fail."""
+        """The gravest thing wrong with it; what ended without a gate is broken, or was ended. None if it did not fail."""
         if self.verdict is not Verdict.FAIL:
             return None
-        return failure_of(self.gates) or (Failure.LATE if self.is_late else Failure.BROKEN)
+        return failure_of(self.gates) or self.ended or Failure.BROKEN
 
     @property
     def path(self) -> str:
@@ -208,7 +209,7 @@ class ArtifactResult:
     def to_json(self) -> dict[str, Any]:
         """The result as reports keep it: what was found, of which files, and how long that took."""
         named = {"label": self.artifact.label, "path": self.path, "files": self.files, "sha256": self.sha256}
-        return {**named, "seconds": self.seconds, **self.findings()}
+        return {**named, "seconds": self.seconds, "held_bytes": self.held_bytes, **self.findings()}
 
     def findings(self) -> dict[str, Any]:
         """What manifests keep, too, since the same run gives it again; numbers that are not finite are null."""

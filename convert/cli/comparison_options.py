@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ...graph.units import parse_size
 from ...validate.lines import Lines, parse_fraction
 from ...validate.recipe import load_recipe
 from ..source import SETTINGS_FILE
@@ -51,6 +52,12 @@ TimeLimit = Annotated[
     float | None,
     typer.Option(
         "--time-limit", min=1, help="Seconds for running each artifact; default: by its size.", show_default=False
+    ),
+]
+MaxMemory = Annotated[
+    str | None,
+    typer.Option(
+        "--max-memory", help="What each process may hold beside the files it maps, like 2GB.", show_default=False
     ),
 ]
 ReferenceFolder = Annotated[
@@ -96,6 +103,7 @@ def comparison_options(
     chunks: Chunks = None,
     threads: Threads = None,
     time_limit: TimeLimit = None,
+    max_memory: MaxMemory = None,
     reference_cache: ReferenceFolder = None,
 ) -> dict[str, Any]:
     """The options as `pipeline.validate` takes them; without a suite, if none is given."""
@@ -106,6 +114,7 @@ def comparison_options(
         "n_chunks": chunks,
         "threads": threads,
         "time_limit_s": time_limit,
+        "max_memory": None if max_memory is None else parse_size(max_memory),
         "reference_cache": reference_cache,
     }
 

@@ -11,7 +11,7 @@ import typer
 
 from ...graph.errors import UsageError
 from ...graph.graph import WeightGraph
-from ...graph.units import format_size, parse_size
+from ...graph.units import format_size
 from ...targets.target import get_target
 from ...validate.budgets import Budgets
 from ...validate.lines import Lines
@@ -63,9 +63,6 @@ def convert(
     jobs: Annotated[
         int | None, typer.Option("--jobs", "-j", min=1, help="Workers; default: all cores.", show_default=False)
     ] = None,
-    max_memory: Annotated[
-        str | None, typer.Option("--max-memory", help="Peak memory of writing, like 1GB.", show_default=False)
-    ] = None,
     budgets: Budgets,
     no_validate: Annotated[bool, typer.Option("--no-validate", help="Write only; do not run the artifacts.")] = False,
     comparison: dict[str, Any],
@@ -99,7 +96,7 @@ def convert(
             skip_existing=skip_existing,
             resume=resume,
             jobs=jobs,
-            max_memory=None if max_memory is None else parse_size(max_memory),
+            max_memory=comparison.pop("max_memory"),
             budgets=replace(budgets, context=options.get("context", budgets.context)),
             validate_after=not no_validate,
             validate_all=bool(lines) or reports.is_asked,

@@ -8,6 +8,7 @@ are one function, `extend`, that continues from a `State`. Each kind of block is
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
@@ -33,16 +34,22 @@ _BLOCKS: Mapping[type, Callable[..., Float32]] = {
 
 
 # Elements of logits that are computed at a time, so that the head is read for many rows together.
-_HEAD_ELEMENTS = 1 << 25
+HEAD_ELEMENTS = 1 << 25
 
 
 class Logits:
-    """Logits [n, V] of which only the normed rows [n, H] before the head are kept; slices are arrays."""
+    """Logits [n, V] of which only the normed rows [n, H] before the head are kept; slices are arrays.
+
+    All logits of one forward keep a single block between them, however many prompts there are and words.
+    """
+
+    _start: int
+    _block: Float32
 
     def __init__(self, forward: Forward, states: Float32) -> None:
         self._forward, self._states = forward, states
         self.shape = (len(states), forward.graph.config.vocab_size)
-        self._start, self._block = 0, np.empty((0, self.shape[1]), np.float32)
+        self.forget()
 
     def __len__(self) -> int:
         return len(self._states)
@@ -50,13 +57,27 @@ class Logits:
     def __getitem__(self, rows: slice) -> Float32:
         start, stop, _ = rows.indices(len(self))
         if not self._start <= start <= stop <= self._start + len(self._block):
-            n_rows = max(stop - start, _HEAD_ELEMENTS // self.shape[1])
+            self._forward.let_only(self)
+            n_rows = max(stop - start, HEAD_ELEMENTS // self.shape[1])
             self._start, self._block = start, self._forward.head(self._states[start : start + n_rows])
         return self._block[start - self._start : stop - self._start]
+
+    def forget(self) -> None:
+        """Lets go of the block, which is computed again if it is asked for."""
+        self._start, self._block = 0, np.empty((0, self.shape[1]), np.float32)
 
 
 class Forward(AttentionWeights, RoutedWeights):
     """Runs a weight graph."""
+
+    _holder: weakref.ref[Logits] | None = None
+
+    def let_only(self, logits: Logits) -> None:
+        """Of all logits of this forward only these hold a block from now on."""
+        before = self._holder() if self._holder else None
+        if before is not None and before is not logits:
+            before.forget()
+        self._holder = weakref.ref(logits)
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> tuple[list[Float32], State]:
         """Logits [n_tokens, V] of each prompt from an empty state, and the state after it."""

@@ -16,6 +16,8 @@ from .cores import by_rows, cut, each
 _PIECE_ELEMENTS = 3 << 17
 _PIECE_PRODUCTS = 1 << 22
 _PIECE_ROWS = 128
+# A model that is no larger than this in float32 is kept.
+KEEP_BYTES = 1 << 28
 
 
 class Weights:
@@ -25,7 +27,7 @@ class Weights:
     one are streamed from the checkpoint each time, a piece at a time, and peak memory is that of the activations.
     """
 
-    def __init__(self, graph: WeightGraph, *, keep_bytes: int = 1 << 28) -> None:
+    def __init__(self, graph: WeightGraph, *, keep_bytes: int = KEEP_BYTES) -> None:
         self.graph = graph
         self._kept: dict[int, Float32] = {}
         self.is_kept = 4 * graph.n_parameters <= keep_bytes

@@ -51,7 +51,8 @@ class FakeRunner(Runner):
 
     `bug`: one of `planted.BUGS`, in what is stored or in how it is run; `noise`: deviation added to all logits; `swap`: exchanges w1 and w3 of layer 0; `nan_after`: a NaN in the
     logits of every call after so many; `wide`: so many ids too many; `keep_state`: reset does nothing;
-    `forget_conv`: the convolutions start anew at every call; `crash_at`, `hang_at`: the call it happens in;
+    `forget_conv`: the convolutions start anew at every call; `crash_at`, `hang_at`: the call it happens in; `eats`: bytes
+    that the second call takes;
     `shared_state`: a second conversation goes on in the first; `padding_counts`: padded tokens are read as tokens;
     `alone`: it holds one conversation, takes one sequence, and shows no experts; `template`: of its chats; `stops`: ids by reader.
     """
@@ -124,6 +125,8 @@ class FakeRunner(Runner):
             os.kill(os.getpid(), signal.SIGSEGV)
         if self._calls == self._fault.get("hang_at"):
             time.sleep(600)
+        if self._calls == 2:
+            self._eaten = np.ones(self._fault.get("eats", 0), np.uint8)
         if self._calls == self._fault.get("raise_at"):
             raise RuntimeError("no kernel for this row")
 

@@ -131,6 +131,22 @@ def test_a_hang_is_ended(check: Check) -> None:
     assert result.failure is Failure.LATE
 
 
+def test_one_that_holds_too_much_is_ended(check: Check) -> None:
+    result = check(eats=2 * 10**9, hang_at=3, options={"max_memory": 10**9})
+    assert result.verdict is Verdict.FAIL
+    assert result.message == "the runtime held more than 1.00 GB beside the files it maps and was ended"
+    assert result.failure is Failure.TOO_LARGE
+    assert result.held_bytes is not None and result.held_bytes > 10**9
+
+
+def test_what_was_held_is_told(check: Check) -> None:
+    """An artifact whose runtime takes 300 MB, and one that takes next to nothing."""
+    much, little = (check(eats=n, hang_at=None) for n in (300 * 10**6, 0))
+    assert much.held_bytes is not None and little.held_bytes is not None
+    assert much.held_bytes - little.held_bytes == pytest.approx(300 * 10**6, rel=0.2)
+    assert much.verdict is Verdict.PASS
+
+
 def test_an_exception_is_the_message(check: Check) -> None:
     result = check(raise_at=2)
     assert (result.verdict, result.message) == (Verdict.FAIL, "RuntimeError: no kernel for this row")
