@@ -23,7 +23,7 @@ from ..targets.target import Artifact, Target, get_target
 from .artifacts import find_artifacts, record, verified
 from .destination import owned
 from .manifest import hash_source, load_manifest
-from .provenance import find_source, foreign
+from .provenance import find_source, foreign, listed_hashes
 from .source import Source, find_model
 from .writing import Writing
 
@@ -224,7 +224,7 @@ def validate(
     Without a reference it is looked for, see `find_source`. One whose files are not those that the artifact's manifest
     lists is a failure of the artifact, unless `other_reference` says that it is meant; `source_hashes` are the sha256
     of its files by path, if they are known already. `reference_cache` is a folder that keeps the checkpoint's own run
-    for the next time, see `ReferenceCache`. `time_limit_s` is what running one artifact may take, `max_memory` the bytes
+    for the next time, see `ReferenceCache`; with what it keeps artifacts are compared where the checkpoint is not at hand. `time_limit_s` is what running one artifact may take, `max_memory` the bytes
     that each process may hold beside the files it maps.
 
     A path may be an artifact's file, or a folder: then all artifacts of its manifest are meant. `suite`, `prompts`
@@ -249,7 +249,7 @@ def validate(
     for each in artifacts:
         found += [each] if isinstance(each, Artifact) else verified(find_artifacts(Path(each)), progress)
     if reference is None:
-        graph = open_source(find_source(found, revision=revision, offline=offline), progress=progress)
+        graph, source_hashes = _source_of(found, reference_cache, revision=revision, offline=offline, progress=progress)
     elif isinstance(reference, str):
         graph = open_model(reference, revision=revision, offline=offline, progress=progress)
     else:
@@ -258,6 +258,8 @@ def validate(
     own = hash_source(graph, progress=progress) if source_hashes is None else source_hashes
     chosen = choose_prompts(graph.tokenizer, suite=suite, prompts=prompts, text=text, n_chunks=n_chunks)
     is_drawn = graph.tokenizer is None and prompts is None
+    if is_drawn and not graph.is_at_hand:
+        raise UsageError(f"--reference is needed: {graph.name} has no tokenizer, and its weights draw the prompts")
     if is_drawn:
         chosen = sampled_prompts(graph, suite=suite, progress=progress)
     report = compare(
@@ -281,6 +283,29 @@ def validate(
             progress.note(baseline.note)
         report = hold_to_baseline(report, baseline, require=require_baseline)
     return report.with_results(result.without_folders() for result in report.results)
+
+
+def _source_of(
+    artifacts: Sequence[Artifact], cache: Path | None, *, revision: str | None, offline: bool, progress: Progress
+) -> tuple[WeightGraph, Mapping[str, str] | None]:
+    """The checkpoint that artifacts were made from, or what is kept of it; of the latter also its files' hashes.
+
+    Raises: as `find_source`.
+    """
+    from ..validate.kept_checkpoint import open_kept
+    from ..validate.reference_cache import ReferenceCache
+
+    try:
+        return open_source(find_source(artifacts, revision=revision, offline=offline), progress=progress), None
+    except UsageError:
+        hashes = listed_hashes(artifacts)
+        if cache is None or hashes is None:
+            raise
+        kept = ReferenceCache(cache, digest(hashes), progress).find_checkpoint()
+        if kept is None:
+            raise
+    progress.note(f"the checkpoint is not at hand: its run is taken from {cache}, and weights are not compared")
+    return open_kept(kept), hashes
 
 
 def _refuse_none_at_all(**numbers: float | None) -> None:

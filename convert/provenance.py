@@ -38,6 +38,13 @@ def find_source(artifacts: Sequence[Artifact], *, revision: str | None = None, o
     raise UsageError(f"--reference is needed: the artifacts were made from {names}, which is not at hand here")
 
 
+def listed_hashes(artifacts: Sequence[Artifact]) -> dict[str, str] | None:
+    """sha256 by path of the files that all artifacts say they were made from; None where they do not say it as one."""
+    sources = [_hashes(manifest.source) for manifest in _manifests(artifacts).values()]
+    is_one = len(sources) > 0 and all(source == sources[0] for source in sources)
+    return sources[0] if is_one and not any(artifact.is_recognised for artifact in artifacts) else None
+
+
 def foreign(artifacts: Sequence[Artifact], name: str, own: Mapping[str, str]) -> dict[Path, str]:
     """Why artifacts are not of this checkpoint, by their path; nothing of those that are, or have no manifest.
 

@@ -82,6 +82,11 @@ class WeightGraph:
         return self.top.get(Role.LM_HEAD, self.top[Role.EMBED]).view
 
     @property
+    def is_at_hand(self) -> bool:
+        """Whether its weights can be read."""
+        return self.checkpoint is not None
+
+    @property
     def is_tied(self) -> bool:
         return Role.LM_HEAD not in self.top
 

@@ -49,7 +49,8 @@ class Stored:
     """What an artifact holds: its weights, what its quant would make of them, and how far they are off.
 
     `own` is the graph run with them, `floor` what rounding does to that. Where not all can be read (`unread` says why),
-    they are the checkpoint's own, and what rounding to the artifact's class does to it.
+    they are the checkpoint's own, and what rounding to the artifact's class does to it. Without a checkpoint at hand
+    there are no `errors`.
     """
 
     decoded: Mapping[Address, TensorView]
@@ -109,7 +110,7 @@ class Judge:
             gates += judge_experts(run.experts, stored.floor)
         if run.cache is not None:
             gates += judge_cache(run.cache, self._cache_floor(stored))
-        if not stored.unread:
+        if stored.errors and not stored.unread:
             gates.append(self._format(stored))
         return gates
 
@@ -128,7 +129,7 @@ class Judge:
         if failed:
             self.steps.reach(Step("tracing the loss"))
         is_lost = failed & {Part.WEIGHTS, Part.EXECUTION, Part.FORMAT}
-        location = locate(self.graph, own.graph, prompts) if is_lost else None
+        location = locate(self.graph, own.graph, prompts) if is_lost and self.graph.is_at_hand else None
         if not run.is_probed or not (Part.EXECUTION in failed or is_suspicious(run.fidelity, floor)):
             return list(gates), location, ""
         allowed = ROOM[floor.arithmetic] * floor.metrics.kld_mean + LEAST

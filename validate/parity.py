@@ -40,9 +40,10 @@ from .stops import StopCheck
 from .stored_logits import StoredLogits
 from .suites import check_stored_ids
 from .time_limit import time_limit_s
-from .weights import weight_errors
+from .weights import TensorError, refuse_misshapen, weight_errors
 
 _EXCERPT_CHARACTERS = 60
+_NOT_AT_HAND = "the checkpoint is not at hand"
 _ENDED = {Status.LATE: Failure.LATE, Status.TOO_LARGE: Failure.TOO_LARGE}
 
 
@@ -159,12 +160,18 @@ class _Session:
         if found:
             note(f"the checkpoint's run on {len(self.prompts)} prompts is taken from {found}")
             return load_reference(self.graph, self.prompts, found)
+        if not self.graph.is_at_hand:
+            raise UsageError(
+                f"--reference is needed: {self.graph.name} is not at hand, and no run of it on these {len(self.prompts)} "
+                f"prompts is kept{f' in {kept.folder}' if kept else ''}"
+            )
         note(f"running the checkpoint itself on {len(self.prompts)} prompts")
         folder = self.folder / "reference"
         folder.mkdir()
         reference = compute_reference(self.graph, self.prompts, folder, on_prompt=self._prompts_run)
         if kept:
             kept.keep(self.prompts, folder)
+            kept.keep_checkpoint(self.graph)
         return reference
 
     def _prompts_run(self, done: int) -> None:
@@ -181,7 +188,7 @@ class _Session:
 
     def with_greedy(self, checked: Sequence[_Checked], reference: Reference) -> dict[Path, ArtifactResult]:
         """Results by path, with how far each artifact's free-running text is the checkpoint's, which is run once."""
-        said = [each for each in checked if each.texts]
+        said = [each for each in checked if each.texts and self.graph.is_at_hand]
         if said:
             self.steps.reach(Step("greedy text"))
         prompts = [self.prompts[i] for i in self.greedy_prompts]
@@ -201,7 +208,13 @@ class _Session:
             target = resolve_target(self.find_target, artifact.target)
             decoded, unread = _decoded(target, artifact)
             planned = planned_encodings(target, artifact, self.graph)
-            errors = weight_errors(self.graph, decoded, planned, is_whole=not unread)
+            errors: tuple[TensorError, ...] = ()
+            if self.graph.is_at_hand:
+                errors = weight_errors(self.graph, decoded, planned, is_whole=not unread)
+            elif unread:
+                raise BackendError(f"{_NOT_AT_HAND}, and {unread}: give it by --reference")
+            else:
+                refuse_misshapen(self.graph, decoded)
         except BackendError as error:
             return _Checked(self._unread(artifact, Verdict.SKIPPED, str(error)))
         except (OSError, LfmConvertError) as error:
@@ -218,7 +231,7 @@ class _Session:
         run = self._run(artifact, reference, stored, judge.checkpoint)
         gates, location, mistake = judge.explained(judge.gates(run, stored), run, stored)
         found, message = _decide(run.outcome, gates)
-        notes = _notes(artifact, unread, has_any=bool(decoded))
+        notes = _notes(artifact, unread, has_any=bool(decoded), is_at_hand=self.graph.is_at_hand)
         causes = [
             location.sentence if location else "",
             mistake and f"the logits are those of a runtime where {mistake}",
@@ -253,7 +266,7 @@ class _Session:
             stops=run.stops,
             ended=_ENDED.get(run.outcome.status),
             held_bytes=run.outcome.held_bytes,
-            not_judged=dict.fromkeys((Part.WEIGHTS, Part.EXECUTION), unread) if unread else {},
+            not_judged=_not_judged(unread, is_at_hand=self.graph.is_at_hand),
             notes=notes,
             message="; ".join(filter(None, [message, *causes])),
         )
@@ -391,9 +404,18 @@ def _decoded(target: Target, artifact: Artifact) -> tuple[Mapping[Address, Tenso
         return error.decoded, str(error)
 
 
-def _notes(artifact: Artifact, unread: str, *, has_any: bool) -> tuple[str, ...]:
+def _not_judged(unread: str, *, is_at_hand: bool) -> Mapping[Part, str]:
+    """The parts that a verdict does not rest on, and why."""
+    if not is_at_hand:
+        return dict.fromkeys((Part.WEIGHTS, Part.FORMAT), _NOT_AT_HAND)
+    return dict.fromkeys((Part.WEIGHTS, Part.EXECUTION), unread) if unread else {}
+
+
+def _notes(artifact: Artifact, unread: str, *, has_any: bool, is_at_hand: bool) -> tuple[str, ...]:
     """What a verdict does not rest on."""
     found = ["no manifest: provenance unknown"] if artifact.is_recognised else []
+    if not is_at_hand:
+        found.append(f"weights and format are not judged: {_NOT_AT_HAND}, its kept run is")
     parts = "execution, and weights in part, are" if has_any else "weights and execution are"
     return (*found, f"{parts} not judged: {unread}") if unread else tuple(found)
 

@@ -102,6 +102,12 @@ def weight_errors(
     return tuple(sorted(found, key=lambda error: -error.rel_rms))
 
 
+def refuse_misshapen(graph: WeightGraph, decoded: Mapping[Address, TensorView]) -> None:
+    """Raises InputError if an artifact lacks a weight of the graph, or holds one in another shape."""
+    for weight in graph.weights():
+        _stored(weight, decoded)
+
+
 def as_format_makes_it(graph: WeightGraph, decoded: Mapping[Address, TensorView], planned: Encodings) -> WeightGraph:
     """The checkpoint as the encoders of the artifact's quant store it, encoded and decoded as rows are read."""
     return graph.with_weights(

@@ -65,7 +65,7 @@ ReferenceFolder = Annotated[
     typer.Option(
         "--reference-cache",
         metavar="DIR",
-        help="Keep the checkpoint's own run there, and take it from there the next time.",
+        help="Keep the checkpoint's own run there, and take it from there the next time, at hand or not.",
         show_default=False,
     ),
 ]

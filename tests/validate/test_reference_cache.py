@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
-from lfm_convert.convert import pipeline
+from lfm_convert.convert import bundled, pipeline
+from lfm_convert.convert.manifest import MANIFEST_FILE
 from lfm_convert.graph.errors import UsageError
 from lfm_convert.graph.graph import WeightGraph
+from lfm_convert.graph.opening import open_graph
 from lfm_convert.graph.progress import Progress
+from lfm_convert.validate import prompts
+from lfm_convert.validate.gates import Part
+from lfm_convert.validate.kept_checkpoint import open_kept
 from lfm_convert.validate.prompts import EncodedPrompt
 from lfm_convert.validate.reference import Reference, compute_reference, load_reference
 from lfm_convert.validate.reference_cache import ReferenceCache
+from lfm_convert.validate.results import Verdict
+from support.checkpoints import make_checkpoint
+from support.configs import dense_config
 
 PROMPTS = tuple(EncodedPrompt(f"p{n}", (1, *range(30, 30 + n))) for n in (9, 20))
 
@@ -126,3 +137,106 @@ def test_a_second_validation_takes_it(moe_graph: WeightGraph, tmp_path: Path) ->
     assert [any("is taken from" in text for text in each) for each in notes] == [False, True]
     assert reports[0]["metrics"] == reports[1]["metrics"]
     assert reports[0]["verdict"] == reports[1]["verdict"] == "pass"
+
+
+def _few(folder: Path) -> Path:
+    """A file of four of the shared prompts: texts, a chat, and a token."""
+    path = folder / "few.jsonl"
+    if not path.exists():
+        lines = Path(prompts.__file__).with_name("prompts.jsonl").read_text(encoding="utf-8").splitlines()
+        kinds = {
+            kind: [line for line in lines if json.loads(line)["kind"] == kind] for kind in ("short", "text", "chat")
+        }
+        path.write_text("\n".join([*kinds["short"][:1], *kinds["text"][:2], *kinds["chat"][:1]]), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
+    """A checkpoint, a folder of artifacts made from it, and a cache that has its run on the smoke suite."""
+    folder = tmp_path_factory.mktemp("kept")
+    model = Path(shutil.copytree(bundled.path("dense"), folder / "model"))
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "transformers_version": "0"}))  # else it is a bundled one
+    for target, quant in (("mlx", "4bit"), ("onnx", "q4")):
+        pipeline.convert(str(model), target=target, quant=quant, out=folder / "out" / target, validate_after=False)
+    pipeline.validate(
+        [folder / "out" / "mlx"], reference=str(model), prompts=_few(folder), reference_cache=folder / "cache"
+    )
+    return model, folder / "out", folder / "cache"
+
+
+def test_artifacts_are_compared_where_the_checkpoint_is_not_at_hand(
+    kept: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    model, out, cache = kept
+    with_it = pipeline.validate([out / "onnx", out / "mlx"], reference=str(model), prompts=_few(out.parent))
+    gone = model.rename(tmp_path / "elsewhere")
+    try:
+        without = pipeline.validate(
+            [out / "onnx", out / "mlx"], reference=None, prompts=_few(out.parent), reference_cache=cache
+        )
+    finally:
+        gone.rename(model)
+    for a, b in zip(with_it.results, without.results, strict=True):
+        assert b.verdict is a.verdict is Verdict.PASS
+        assert a.metrics is not None and b.metrics is not None
+        assert b.metrics.kld_mean == pytest.approx(a.metrics.kld_mean, rel=1e-6)
+        assert set(b.not_judged) == {Part.WEIGHTS, Part.FORMAT} and not a.not_judged
+        judged = {gate.part for gate in a.gates} - {Part.WEIGHTS, Part.FORMAT}
+        assert {gate.part for gate in b.gates} == judged
+        assert "weights and format are not judged: the checkpoint is not at hand" in b.message
+
+
+def test_a_runtime_that_is_wrong_is_found_without_the_checkpoint(kept: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    """The config beside the weights has another epsilon."""
+    model, out, cache = kept
+    wrong = Path(shutil.copytree(out / "mlx", tmp_path / "wrong"))
+    config = next(wrong.rglob("config.json"))
+    config.write_text(json.dumps({**json.loads(config.read_text()), "norm_eps": 1e-2}))
+    manifest = wrong / MANIFEST_FILE
+    text = json.loads(manifest.read_text())
+    for file in text["artifacts"][0]["files"]:
+        if Path(file["path"]).name == "config.json":
+            file["sha256"] = hashlib.sha256(config.read_bytes()).hexdigest()
+            file["bytes"] = config.stat().st_size
+    manifest.write_text(json.dumps(text))
+    gone = model.rename(tmp_path / "elsewhere")
+    try:
+        (found,) = pipeline.validate([wrong], reference=None, prompts=_few(out.parent), reference_cache=cache).results
+    finally:
+        gone.rename(model)
+    assert found.verdict is Verdict.FAIL and "execution_kld" in found.message
+
+
+def test_what_is_not_kept_asks_for_the_checkpoint(kept: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    model, out, cache = kept
+    gone = model.rename(tmp_path / "elsewhere")
+    try:
+        with pytest.raises(UsageError, match="--reference is needed: the artifacts were made from model"):
+            pipeline.validate(
+                [out / "mlx"], reference=None, prompts=_few(out.parent), reference_cache=tmp_path / "empty"
+            )
+        with pytest.raises(UsageError, match=r"--reference is needed: model is not at hand, and no run of it on these"):
+            pipeline.validate([out / "mlx"], reference=None, suite="standard", reference_cache=cache)
+        damaged = Path(shutil.copytree(cache, tmp_path / "damaged"))
+        next(damaged.glob("*/head.bin")).write_bytes(b"")
+        with pytest.raises(UsageError, match="which is not at hand here"):
+            pipeline.validate([out / "mlx"], reference=None, prompts=_few(out.parent), reference_cache=damaged)
+    finally:
+        gone.rename(model)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_the_kept_head_is_the_checkpoints_to_the_bit(tmp_path: Path, dtype: str) -> None:
+    source = make_checkpoint(tmp_path / "model", dense_config(), dtype=dtype)
+    graph = open_graph(source)
+    cache = ReferenceCache(tmp_path / "cache", "abc")
+    cache.keep_checkpoint(graph)
+    folder = cache.find_checkpoint()
+    assert folder is not None
+    again = open_kept(folder)
+    n = graph.head.n_rows
+    assert np.array_equal(again.head.rows(0, n), graph.head.rows(0, n))
+    assert again.config.vocab_size == n and again.is_tied == graph.is_tied and not again.is_at_hand
+    assert again.stop_ids == graph.stop_ids
