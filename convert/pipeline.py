@@ -111,8 +111,9 @@ def convert(
 ) -> Converted:
     """Writes the artifacts of one target, then runs each and compares it with the checkpoint.
 
-    `max_memory` and `range_bytes` are bytes, the first what each process may hold beside the files it maps; `jobs` defaults to the number of cores; `options` are the target's own,
-    such as `{"refine": True}`. A plan that is over one of the `budgets` is refused before any weight is read.
+    `max_memory` and `range_bytes` are bytes, the first what each process may hold beside the files it maps; `jobs`
+    defaults to the number of cores; `options` are the target's own, such as `{"refine": True}`. A plan that is over one
+    of the `budgets` is refused before any weight is read.
     `comparison` is what `validate` takes; without anything else said, its suite is `smoke`. Artifacts that were there
     and have passed are compared again with `validate_all` only.
     Each artifact is published when it is whole. `skip_existing` leaves those that are there and are what this run
@@ -224,8 +225,9 @@ def validate(
     Without a reference it is looked for, see `find_source`. One whose files are not those that the artifact's manifest
     lists is a failure of the artifact, unless `other_reference` says that it is meant; `source_hashes` are the sha256
     of its files by path, if they are known already. `reference_cache` is a folder that keeps the checkpoint's own run
-    for the next time, see `ReferenceCache`; with what it keeps artifacts are compared where the checkpoint is not at hand. `time_limit_s` is what running one artifact may take, `max_memory` the bytes
-    that each process may hold beside the files it maps.
+    for the next time, see `ReferenceCache`; with what it keeps artifacts are compared where the checkpoint is not at
+    hand. `time_limit_s` is what running one artifact may take, `max_memory` the bytes that each process may hold beside
+    the files it maps.
 
     A path may be an artifact's file, or a folder: then all artifacts of its manifest are meant. `suite`, `prompts`
     and `text` choose what they are run on, see `choose_prompts`; a checkpoint without tokenizer draws its own.

@@ -63,12 +63,12 @@ def validate(
 ) -> Report:
     """Runs every artifact in a process of its own and compares it with the graph's own logits.
 
-    `budgets` are limits of size and memory, `time_limit_s` what running each artifact may take, by
-    default what its size lets expect, and `max_memory` the bytes its processes may hold beside the files they map;
-    `foreign` says of artifacts,
-    by path, why this is not the checkpoint they were made from, which they are not run for. The logits of one
-    artifact lie in the temporary folder prompt by prompt, and the reference's rows before the head, which are taken
-    from `kept` if they are there.
+    `budgets` are limits of size and memory, `time_limit_s` what running each artifact may take, by default what its
+    size lets expect, and `max_memory` the bytes its processes may hold beside the files they map; `foreign` says of
+    artifacts, by path, why this is not the checkpoint they were made from, which they are not run for. Of a graph whose
+    weights are not at hand the run must be `kept`, and stored weights are not judged. The logits of one artifact lie in
+    the temporary folder prompt by prompt, and the reference's rows before the head, which are taken from `kept` if they
+    are there.
     Raises: UsageError or InputError for prompts or artifacts that cannot be compared; DiskError for a full
     temporary folder. What is wrong with an artifact is in its result.
     """
@@ -157,6 +157,8 @@ class _Session:
     def reference(self, kept: ReferenceCache | None) -> Reference:
         note = self.steps.progress.note
         found = kept.find(self.prompts) if kept else None
+        if kept and self.graph.is_at_hand:
+            kept.keep_checkpoint(self.graph)
         if found:
             note(f"the checkpoint's run on {len(self.prompts)} prompts is taken from {found}")
             return load_reference(self.graph, self.prompts, found)
@@ -171,7 +173,6 @@ class _Session:
         reference = compute_reference(self.graph, self.prompts, folder, on_prompt=self._prompts_run)
         if kept:
             kept.keep(self.prompts, folder)
-            kept.keep_checkpoint(self.graph)
         return reference
 
     def _prompts_run(self, done: int) -> None:
