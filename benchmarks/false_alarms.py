@@ -1,6 +1,6 @@
 """False alarms and misses of the validator on models that no limit was chosen on.
 
-    python benchmarks/false_alarms.py --cache FOLDER [--seeds 60] [--artifacts 12] [--bugs 4] [--targets gguf,onnx,mlx]
+    python benchmarks/false_alarms.py --cache FOLDER [--seeds 60] [--artifacts 12] [--bugs 4] [--targets gguf,onnx,mlx] [--jobs 2]
 
 Each seed is a small model of its own (tests/support/sweep_models.py), made once and kept in the cache with what was
 found, so that a run that was ended goes on. Of each, sound artifacts of a draw of quants are validated, and artifacts
@@ -14,10 +14,14 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import shutil
 import sys
 import tempfile
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -48,20 +52,34 @@ def main() -> None:
     parser.add_argument("--artifacts", type=int, default=12, help="sound ones of each model")
     parser.add_argument("--bugs", type=int, default=4, help="planted in each model")
     parser.add_argument("--targets", default="gguf,onnx,mlx")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="models at a time")
     options = parser.parse_args()
     options.cache.mkdir(parents=True, exist_ok=True)
+    one = partial(
+        kept,
+        options.cache,
+        targets=options.targets.split(","),
+        n_sound=options.artifacts,
+        n_bugs=options.bugs,
+    )
     rows = []
-    for seed in range(options.seeds):
-        kept = options.cache / f"found-{seed}.json"
-        if not kept.exists():
-            found = examine(options.cache, seed, options.targets.split(","), options.artifacts, options.bugs)
-            kept.write_text(json.dumps(found, indent=1))
-        rows += json.loads(kept.read_text())
-        print(f"seed {seed}: {sum(row['is_wrong'] for row in rows)} wrong of {len(rows)} so far", flush=True)
+    with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
+        for seed, found in enumerate(pool.map(one, range(options.seeds))):
+            rows += found
+            print(f"seed {seed}: {sum(row['is_wrong'] for row in rows)} wrong of {len(rows)} so far", flush=True)
     table(rows, options.seeds)
 
 
-def examine(cache: Path, seed: int, targets: list[str], n_sound: int, n_bugs: int) -> list[dict[str, Any]]:
+def kept(cache: Path, seed: int, **options: Any) -> list[dict[str, Any]]:
+    """What was found of a seed, now or by an earlier run."""
+    path = cache / f"found-{seed}.json"
+    if not path.exists():
+        path.write_text(json.dumps(examine(cache, seed, **options), indent=1))
+    found: list[dict[str, Any]] = json.loads(path.read_text())
+    return found
+
+
+def examine(cache: Path, seed: int, *, targets: list[str], n_sound: int, n_bugs: int) -> list[dict[str, Any]]:
     """What a validation said of every artifact of a seed's model."""
     graph = open_graph(sweep_models.model(cache, seed))
     rng = Random(seed)
