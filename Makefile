@@ -38,8 +38,11 @@ test: .venv/.dev  ## everything that runs in minutes
 	-@npm --version >/dev/null 2>&1 && timeout 300 $(MAKE) --no-print-directory wllama
 	$(BIN)/pytest -n $(JOBS) -m "not slow"
 
+# The limit of a test that hangs is for those of every day; on a busy machine a slow one takes longer.
+PATIENT := -o faulthandler_timeout=3600
+
 slow: .venv/.dev  ## what takes long: full-size shapes
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest -m slow $(PATIENT)
 
 full: .venv/.dev  ## the largest models at their real shapes: seconds against cp, memory, bytes; 63 GB of disk
 	$(BIN)/python benchmarks/full_size.py --scratch $(or $(SCRATCH),.)
@@ -48,7 +51,7 @@ full-gate: .venv/.dev  ## judging an artifact of LFM2-8B-A1B's shape: CPU second
 	$(BIN)/python benchmarks/full_gate.py --scratch $(or $(SCRATCH),.)
 
 faults: .venv/.dev  ## ends conversions in every way at random moments: nothing may be lost
-	$(BIN)/pytest -q -n $(JOBS) tests/faults
+	$(BIN)/pytest -q -n $(JOBS) $(PATIENT) tests/faults
 	$(BIN)/python tests/faults/kills.py
 
 clients: .venv/.dev $(CLIENTS:%=.clients/%/.done)  ## ONNX folders in every client; BROWSER=--browser adds Chromium
