@@ -70,6 +70,7 @@ def test_runs_in_an_empty_environment(wheel: Path, tmp_path: Path) -> None:
         "jinja2",
         "junitparser",
         "numpy",
+        "psutil",
         "rich",
         "threadpoolctl",
         "tokenizers",
