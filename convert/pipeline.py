@@ -237,7 +237,7 @@ def validate(
     from ..validate.baseline import hold_to_baseline
     from ..validate.budgets import UNLIMITED
     from ..validate.lines import hold_to_lines
-    from ..validate.memory import refuse_too_little
+    from ..validate.own_memory import refuse_too_little
     from ..validate.parity import validate as compare
     from ..validate.reference_cache import ReferenceCache, refuse_a_file
     from ..validate.results import Occasion
@@ -301,7 +301,7 @@ def _source_of(
         return open_source(find_source(artifacts, revision=revision, offline=offline), progress=progress), None
     except UsageError:
         hashes = listed_hashes(artifacts)
-        if cache is None or hashes is None:
+        if cache is None or hashes is None or revision is not None:
             raise
         kept = ReferenceCache(cache, digest(hashes), progress).find_checkpoint()
         if kept is None:
@@ -321,7 +321,7 @@ def _refuse_what_cannot_be_compared(graph: WeightGraph, comparison: Mapping[str,
     """Raises what validation would raise for the prompts, for the checkpoint's tokenizer or template, or for the folder
     of references, before anything is written.
     """
-    from ..validate.memory import refuse_too_little
+    from ..validate.own_memory import refuse_too_little
     from ..validate.prompts import encode_prompts
     from ..validate.reference_cache import refuse_a_file
     from ..validate.suites import check_stored_ids, choose_prompts

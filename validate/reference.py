@@ -21,7 +21,7 @@ from .metrics import FirstRows
 from .prompts import EncodedPrompt
 
 # Tokens of one batch: the weights of a large model are streamed once a batch, and activations grow with it.
-_BATCH_TOKENS = 2048
+BATCH_TOKENS = 2048
 
 
 # What a run leaves in its folder.
@@ -123,7 +123,7 @@ def batches(texts: Sequence[Sequence[int]]) -> Iterator[list[int]]:
     batch: list[int] = []
     n_tokens = 0
     for index, token_ids in enumerate(texts):
-        if batch and n_tokens + len(token_ids) > _BATCH_TOKENS:
+        if batch and n_tokens + len(token_ids) > BATCH_TOKENS:
             yield batch
             batch, n_tokens = [], 0
         batch.append(index)

@@ -8,7 +8,8 @@ from lfm_convert.convert.cli.main import main
 from lfm_convert.graph.errors import UsageError
 from lfm_convert.graph.graph import WeightGraph
 from lfm_convert.graph.source.config_file import parse_config
-from lfm_convert.validate.memory import cache_bytes, comparison_bytes, refuse_too_little, run_bytes
+from lfm_convert.validate.memory import cache_bytes, run_bytes
+from lfm_convert.validate.own_memory import comparison_bytes, refuse_too_little
 
 
 def test_caches_of_the_1_2_b_model(published_configs: Path) -> None:

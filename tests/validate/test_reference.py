@@ -15,7 +15,7 @@ def test_batches_do_not_change_the_logits(
     dense_graph: WeightGraph, prompts: tuple[Prompt, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encoded = [EncodedPrompt(prompt.id, prompt.ids) for prompt in prompts]
-    monkeypatch.setattr(reference, "_BATCH_TOKENS", 40)  # four batches
+    monkeypatch.setattr(reference, "BATCH_TOKENS", 40)  # four batches
     found = compute_reference(dense_graph, encoded, tmp_path)
     expected, _ = Forward(dense_graph).prefill([prompt.ids for prompt in prompts])
     for index, logits in enumerate(expected):
