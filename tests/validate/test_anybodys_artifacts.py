@@ -20,7 +20,6 @@ from lfm_convert.graph.roles import Role
 from lfm_convert.graph.tensor import ArrayTensor
 from lfm_convert.quantize.gguf_file.reader import read_gguf, tensor_nbytes
 from lfm_convert.quantize.policies.gguf import FILE_TYPES
-from lfm_convert.validate import prompts
 from lfm_convert.validate.gates import Part, part_verdicts
 from lfm_convert.validate.results import ArtifactResult, Report, Verdict
 from support.artifacts import write_artifact
@@ -35,16 +34,6 @@ pytest.importorskip("onnxruntime")
 UNKNOWN = "no manifest: provenance unknown"
 EXACT = (Part.TOKENIZER, Part.WEIGHTS, Part.EXECUTION, Part.CACHE)
 IQ3_S = 26  # of `enum llama_ftype`
-
-
-@pytest.fixture(scope="module")
-def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four prompts of ours: two texts, a chat, and a token."""
-    lines = (Path(prompts.__file__).with_name("prompts.jsonl")).read_text(encoding="utf-8").splitlines()
-    kinds = {kind: [line for line in lines if json.loads(line)["kind"] == kind] for kind in ("short", "text", "chat")}
-    path = tmp_path_factory.mktemp("prompts") / "few.jsonl"
-    path.write_text("\n".join([*kinds["short"][:1], *kinds["text"][:2], *kinds["chat"][:1]]), encoding="utf-8")
-    return path
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,6 @@ from lfm_convert.graph.errors import UsageError
 from lfm_convert.graph.graph import WeightGraph
 from lfm_convert.graph.opening import open_graph
 from lfm_convert.graph.progress import Progress
-from lfm_convert.validate import prompts
 from lfm_convert.validate.gates import Part
 from lfm_convert.validate.kept_checkpoint import open_kept
 from lfm_convert.validate.prompts import EncodedPrompt
@@ -139,43 +138,27 @@ def test_a_second_validation_takes_it(moe_graph: WeightGraph, tmp_path: Path) ->
     assert reports[0]["verdict"] == reports[1]["verdict"] == "pass"
 
 
-def _few(folder: Path) -> Path:
-    """A file of four of the shared prompts: texts, a chat, and a token."""
-    path = folder / "few.jsonl"
-    if not path.exists():
-        lines = Path(prompts.__file__).with_name("prompts.jsonl").read_text(encoding="utf-8").splitlines()
-        kinds = {
-            kind: [line for line in lines if json.loads(line)["kind"] == kind] for kind in ("short", "text", "chat")
-        }
-        path.write_text("\n".join([*kinds["short"][:1], *kinds["text"][:2], *kinds["chat"][:1]]), encoding="utf-8")
-    return path
-
-
 @pytest.fixture(scope="module")
-def kept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
-    """A checkpoint, a folder of artifacts made from it, and a cache that has its run on the smoke suite."""
+def kept(few: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
+    """A checkpoint, a folder of artifacts made from it, and a cache that has its run on few prompts."""
     folder = tmp_path_factory.mktemp("kept")
     model = Path(shutil.copytree(bundled.path("dense"), folder / "model"))
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps({**config, "transformers_version": "0"}))  # else it is a bundled one
     for target, quant in (("mlx", "4bit"), ("onnx", "q4")):
         pipeline.convert(str(model), target=target, quant=quant, out=folder / "out" / target, validate_after=False)
-    pipeline.validate(
-        [folder / "out" / "mlx"], reference=str(model), prompts=_few(folder), reference_cache=folder / "cache"
-    )
+    pipeline.validate([folder / "out" / "mlx"], reference=str(model), prompts=few, reference_cache=folder / "cache")
     return model, folder / "out", folder / "cache"
 
 
 def test_artifacts_are_compared_where_the_checkpoint_is_not_at_hand(
-    kept: tuple[Path, Path, Path], tmp_path: Path
+    kept: tuple[Path, Path, Path], few: Path, tmp_path: Path
 ) -> None:
     model, out, cache = kept
-    with_it = pipeline.validate([out / "onnx", out / "mlx"], reference=str(model), prompts=_few(out.parent))
+    with_it = pipeline.validate([out / "onnx", out / "mlx"], reference=str(model), prompts=few)
     gone = model.rename(tmp_path / "elsewhere")
     try:
-        without = pipeline.validate(
-            [out / "onnx", out / "mlx"], reference=None, prompts=_few(out.parent), reference_cache=cache
-        )
+        without = pipeline.validate([out / "onnx", out / "mlx"], reference=None, prompts=few, reference_cache=cache)
     finally:
         gone.rename(model)
     for a, b in zip(with_it.results, without.results, strict=True):
@@ -188,7 +171,9 @@ def test_artifacts_are_compared_where_the_checkpoint_is_not_at_hand(
         assert "weights and format are not judged: the checkpoint is not at hand" in b.message
 
 
-def test_a_runtime_that_is_wrong_is_found_without_the_checkpoint(kept: tuple[Path, Path, Path], tmp_path: Path) -> None:
+def test_a_runtime_that_is_wrong_is_found_without_the_checkpoint(
+    kept: tuple[Path, Path, Path], few: Path, tmp_path: Path
+) -> None:
     """The config beside the weights has another epsilon."""
     model, out, cache = kept
     wrong = Path(shutil.copytree(out / "mlx", tmp_path / "wrong"))
@@ -203,26 +188,24 @@ def test_a_runtime_that_is_wrong_is_found_without_the_checkpoint(kept: tuple[Pat
     manifest.write_text(json.dumps(text))
     gone = model.rename(tmp_path / "elsewhere")
     try:
-        (found,) = pipeline.validate([wrong], reference=None, prompts=_few(out.parent), reference_cache=cache).results
+        (found,) = pipeline.validate([wrong], reference=None, prompts=few, reference_cache=cache).results
     finally:
         gone.rename(model)
     assert found.verdict is Verdict.FAIL and "execution_kld" in found.message
 
 
-def test_what_is_not_kept_asks_for_the_checkpoint(kept: tuple[Path, Path, Path], tmp_path: Path) -> None:
+def test_what_is_not_kept_asks_for_the_checkpoint(kept: tuple[Path, Path, Path], few: Path, tmp_path: Path) -> None:
     model, out, cache = kept
     gone = model.rename(tmp_path / "elsewhere")
     try:
         with pytest.raises(UsageError, match="--reference is needed: the artifacts were made from model"):
-            pipeline.validate(
-                [out / "mlx"], reference=None, prompts=_few(out.parent), reference_cache=tmp_path / "empty"
-            )
+            pipeline.validate([out / "mlx"], reference=None, prompts=few, reference_cache=tmp_path / "empty")
         with pytest.raises(UsageError, match=r"--reference is needed: model is not at hand, and no run of it on these"):
             pipeline.validate([out / "mlx"], reference=None, suite="standard", reference_cache=cache)
         damaged = Path(shutil.copytree(cache, tmp_path / "damaged"))
         next(damaged.glob("*/head.bin")).write_bytes(b"")
         with pytest.raises(UsageError, match="which is not at hand here"):
-            pipeline.validate([out / "mlx"], reference=None, prompts=_few(out.parent), reference_cache=damaged)
+            pipeline.validate([out / "mlx"], reference=None, prompts=few, reference_cache=damaged)
     finally:
         gone.rename(model)
 
