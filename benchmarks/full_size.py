@@ -4,9 +4,10 @@
 
 Each conversion is a process of its own; `cp` of the checkpoint runs in the same session, and every wall time is given as
 a ratio to it. The copy is on the disk when its time ends, as an artifact is when it is published: `cp` alone ends when the
-bytes are in memory, which took from 19 to 87 s for the same file. Before each the checkpoint's pages are dropped from memory, so that all of them read the disk. Memory is
-the process's own high-water mark. A .pte is also loaded by another process, which generates eight tokens. Disk: the
-checkpoint, its copy and one artifact, 42 GB for the 8 B shapes and 63 GB for 24 B, which is not copied but read.
+bytes are in memory, which took from 19 to 87 s for the same file. Before each the checkpoint's pages are dropped from
+memory, so that all of them read the disk. Memory is the process's own high-water mark. A .pte is also loaded by another
+process, which generates eight tokens. Disk: the checkpoint, its copy and one artifact, 42 GB for the 8 B shapes and 63 GB
+for 24 B, which is not copied but read.
 Ends with 1 if a size is not as planned (.pte: within 1 %), or a process held more than 400 MB (.pte: 14 GB of anonymous
 memory, torch and executorch alone being more than 400 MB).
 """
