@@ -34,7 +34,7 @@ SHAPES = {"moe-8b": CASES, "lfm2.5-8b": CASES, "moe-24b": ("gguf:Q4_0",)}
 _COPIED_BYTES = 20 * 10**9
 _PTE_TOLERANCE = 0.01
 _RSS_LIMIT_GB = 0.4
-_PTE_LIMIT_GB = 14.0
+_PTE_LIMIT_GB = 2.0
 _PROMPT = list(range(100, 108))
 _N_TOKENS = 8
 
@@ -109,7 +109,7 @@ def copy(files: list[Path], scratch: Path) -> tuple[str, float]:
     forget(files)
     target = scratch / "copy"
     target.mkdir()
-    wall_s = measure(["sh", "-c", 'cp "$@" && cd "$0" && sync *', target, *files]).wall_s
+    wall_s = measure(["sh", "-c", 'cp "$@" "$0" && cd "$0" && sync *', target, *files]).wall_s
     shutil.rmtree(target)
     return "cp and sync", wall_s
 
