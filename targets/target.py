@@ -22,6 +22,7 @@ from ..graph.tensor import TensorView
 from ..quantize.policy import Policy, find_policy
 from .options import changed, checked
 from .plans import Plan
+from .running import RunMemory
 from .stream import Execution
 
 # The address of a weight: its role, and its layer (None outside the layers).
@@ -172,12 +173,9 @@ class Target(ABC):
     runs_in_float32: ClassVar[bool] = False
     file_suffix: ClassVar[str | None] = None
 
-    # Keys and values in 16 bits, as llama.cpp and MLX keep them by default.
-    CACHE_ITEMSIZE: ClassVar[int] = 2
-
-    def cache_itemsize(self, quant: str) -> int:
-        """Bytes of one number of the keys and values that runtimes of a quant keep."""
-        return self.CACHE_ITEMSIZE
+    def run_memory(self, quant: str, tensors: Sequence[ListedTensor], size_bytes: int) -> RunMemory:
+        """What the runtime holds in memory of an artifact of these tensors and files, on the CPU."""
+        return RunMemory(weights=size_bytes)
 
     def policy(self, quant: str) -> Policy:
         """Raises UsageError listing the valid quants."""

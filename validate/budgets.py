@@ -14,7 +14,7 @@ from ..graph.errors import BudgetError, InputError
 from ..graph.units import format_size, parse_size
 from ..targets.plans import Plan
 from ..targets.target import Artifact, target_names
-from .memory import CONTEXT_TOKENS, run_bytes
+from .memory import CONTEXT_TOKENS, plan_run_bytes, run_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,11 +74,12 @@ class Budgets:
     def check_artifact(self, config: ModelConfig, artifact: Artifact) -> tuple[BudgetCheck, ...]:
         """Every limit that is meant for an artifact on disk."""
         sizes = {file.relative_to(artifact.folder).as_posix(): file.stat().st_size for file in artifact.files}
-        return self._check(config, artifact.target, artifact.quant, sizes)
+        return self._check(artifact, sizes, lambda context: run_bytes(config, artifact, context))
 
     def check_plan(self, config: ModelConfig, plan: Plan) -> tuple[BudgetCheck, ...]:
         """The same of an artifact that is not written yet."""
-        return self._check(config, plan.target, plan.quant, {file.path: file.nbytes for file in plan.files})
+        sizes = {file.path: file.nbytes for file in plan.files}
+        return self._check(plan, sizes, lambda context: plan_run_bytes(config, plan, context))
 
     def refuse(self, config: ModelConfig, plans: Sequence[Plan]) -> None:
         """Raises: BudgetError naming every plan that is over a budget."""
@@ -91,18 +92,20 @@ class Budgets:
         if over:
             raise BudgetError(f"{'; '.join(over)}; nothing was written")
 
-    def _check(self, config: ModelConfig, target: str, quant: str, sizes: Mapping[str, int]) -> tuple[BudgetCheck, ...]:
+    def _check(
+        self, each: Artifact | Plan, sizes: Mapping[str, int], memory: Callable[[int], int]
+    ) -> tuple[BudgetCheck, ...]:
+        """`memory` gives bytes for a context of that many tokens."""
         own = DeviceClass(name="", max_size=self.max_size, max_file_size=self.max_file_size)
         largest = max(sizes, key=lambda name: sizes[name])
         total = sum(sizes.values())
         found = []
-        for device in (own, *(device for device in self.devices if device.takes(target, quant))):
+        for device in (own, *(device for device in self.devices if device.takes(each.target, each.quant))):
             context = device.context or self.context
-            used = run_bytes(config, total, target=target, quant=quant, n_tokens=context)
             for name, value, limit, where in (
                 ("size", total, device.max_size, ""),
                 ("file", sizes[largest], device.max_file_size, largest),
-                ("memory", used, device.max_memory, f"{context:,} tokens"),
+                ("memory", memory(context) if device.max_memory else 0, device.max_memory, f"{context:,} tokens"),
             ):
                 if limit is not None:
                     found.append(BudgetCheck(name, device.name, value, limit, where))

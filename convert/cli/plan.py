@@ -12,7 +12,7 @@ from ...graph.errors import ExitCode
 from ...graph.units import format_size
 from ...targets.plans import Plan
 from ...validate.budgets import BudgetCheck, Budgets
-from ...validate.memory import run_bytes
+from ...validate.memory import plan_run_bytes
 from .. import pipeline
 from .budget_options import budget_options
 from .console import Json, Model, Offline, Quant, Revision, Target, output, print_json, watched
@@ -42,9 +42,7 @@ def plan(
             each.refuse_fallbacks()
     budgets = replace(budgets, context=options.get("context", budgets.context))
     checks = [budgets.check_plan(graph.config, each) for each in plans]
-    memory = [
-        run_bytes(graph.config, p.total_bytes, target=p.target, quant=p.quant, n_tokens=budgets.context) for p in plans
-    ]
+    memory = [plan_run_bytes(graph.config, each, budgets.context) for each in plans]
     fits = all(check.passed for found in checks for check in found)
     code = ExitCode.OK if fits else ExitCode.BUDGET
     if as_json:

@@ -21,8 +21,9 @@ from ..hub_folder import base_config, common_files, json_bytes
 from ..naming import fit_name
 from ..options import option
 from ..plans import FilePlan, Plan
+from ..running import RunMemory
 from ..stream import Execution, prepare_file, write_tensors
-from ..target import Artifact, NotJudged, Runner, Target, named_stem
+from ..target import Artifact, ListedTensor, NotJudged, Runner, Target, named_stem
 from .backends import BACKENDS, XNNPACK, find_backend, refuse_missing, refuse_running
 from .file_size import file_bytes
 from .fused import MINIMUM_RUNTIME, MOE_FORMS, OPERATOR, moe_policy
@@ -30,6 +31,7 @@ from .layout import DATA_SUFFIX, place
 from .memory import base_memory_bytes
 from .recognise import recognise
 from .refusals import refuse_blocks
+from .running import run_memory
 
 _DEFAULT_CONTEXT = 4096
 _PACKAGES = ("torch", "torchao", "executorch")
@@ -70,8 +72,8 @@ class ExecutorchTarget(Target):
     )
     outfile: str | None = option(None, help="name of the file", is_asked=False)
 
-    def cache_itemsize(self, quant: str) -> int:
-        return 4  # float32 at any quant
+    def run_memory(self, quant: str, tensors: Sequence[ListedTensor], size_bytes: int) -> RunMemory:
+        return run_memory(size_bytes)
 
     def policy(self, quant: str) -> Policy:
         """Of any name of the grammar, listed or not. Raises UsageError with the grammar."""

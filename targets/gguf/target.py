@@ -15,6 +15,7 @@ from ...quantize.imatrix import ImportanceMatrix, read_importance
 from ...quantize.policies.gguf import FLOATS, POLICIES, gguf_policy
 from ..options import imatrix_option, option, refine_option
 from ..plans import Fallback, FilePlan, Plan
+from ..running import RunMemory
 from ..stream import Execution, prepare_file, write_tensors
 from ..target import Artifact, ListedTensor, Runner, Target, named_stem
 from .choices import Choices, Chosen, type_name, type_rules
@@ -22,6 +23,7 @@ from .file_names import file_stem
 from .metadata import REFINED_KEY, metadata, overridden
 from .reader import read_weights
 from .recognise import listed, recognise
+from .running import run_memory
 from .shards import lay_out
 from .stored import Stored, converter_order, quantizer_order, stored_tensors
 from .vocab import stop_notes
@@ -60,6 +62,9 @@ class GgufTarget(Target):
     )
     refine: bool = refine_option()
     outfile: str | None = option(None, help="name of the file", is_asked=False)
+
+    def run_memory(self, quant: str, tensors: Sequence[ListedTensor], size_bytes: int) -> RunMemory:
+        return run_memory(tensors, size_bytes)
 
     def plan(self, graph: WeightGraph, quant: str) -> Plan:
         name = self.policy(quant).name

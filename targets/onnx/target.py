@@ -18,6 +18,7 @@ from ...quantize.policies.onnx import FLOATS, POLICIES
 from ...quantize.policy import Policy
 from ..options import imatrix_option, option
 from ..plans import FilePlan, Plan, TensorPlan
+from ..running import RunMemory
 from ..stream import Execution, prepare_file, write_tensors
 from ..target import Artifact, ListedTensor, Runner, Target
 from .caches import kept_positions
@@ -28,6 +29,7 @@ from .model import PRODUCER, build_graph
 from .package import HALF_CACHES, shared_files
 from .qmoe import MINIMUM_RUNTIME
 from .reader import read_listed, read_planned
+from .running import run_memory
 from .store import Initializer
 
 # Transformers.js finds a variant by this stem, or by `model_file_name` "model_mixed" and dtype "q4".
@@ -82,8 +84,8 @@ class OnnxTarget(Target):
     )
     imatrix: str | None = imatrix_option()
 
-    def cache_itemsize(self, quant: str) -> int:
-        return 2 if quant in HALF_CACHES else 4
+    def run_memory(self, quant: str, tensors: Sequence[ListedTensor], size_bytes: int) -> RunMemory:
+        return run_memory(tensors, is_half=quant in HALF_CACHES)
 
     def plan(self, graph: WeightGraph, quant: str) -> Plan:
         policy = self.policy(quant)

@@ -8,7 +8,7 @@ from lfm_convert.convert.pipeline import plan
 from lfm_convert.graph.errors import BudgetError
 from lfm_convert.graph.graph import WeightGraph
 from lfm_convert.validate.budgets import Budgets, DeviceClass
-from lfm_convert.validate.memory import run_bytes
+from lfm_convert.validate.memory import plan_run_bytes
 from lfm_convert.validate.recipe import load_recipe
 
 RECIPE = """
@@ -37,7 +37,7 @@ def test_device_classes_are_read(tmp_path: Path) -> None:
 def test_each_limit_holds_to_the_byte(moe_graph: WeightGraph) -> None:
     (each,) = plan(moe_graph, target="gguf", quant="Q4_0")
     size = each.total_bytes
-    used = run_bytes(moe_graph.config, size, target="gguf", quant="Q4_0", n_tokens=100)
+    used = plan_run_bytes(moe_graph.config, each, 100)
     assert used > size
 
     def passed(**limits: int) -> list[bool]:
