@@ -1,6 +1,6 @@
 """Ends conversions in every way at random moments, and looks at what is left: the old artifact or the whole new one.
 
-    python tests/faults/kills.py [--kills 200] [--targets gguf onnx mlx executorch] [--big 20] [--seed 0]
+    python tests/faults/kills.py [--kills 200] [--targets gguf onnx mlx executorch] [--big 20] [--seed 0] [--jobs 2]
 
 Each attempt is a process of its own, forked from one that has imported what it needs. Half of the kills come at a
 random time, half at a random call that the process makes to the file system (an audit hook counts them), so that the
@@ -19,11 +19,13 @@ import os
 import random
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -54,7 +56,10 @@ def main() -> None:
     parser.add_argument("--targets", nargs="*", choices=QUANTS, default=list(QUANTS))
     parser.add_argument("--scratch", type=Path)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--jobs", type=int, default=1, help="so many targets at a time, each in a process of its own")
     arguments = parser.parse_args()
+    if arguments.jobs > 1 and len(arguments.targets) > 1:
+        sys.exit(_side_by_side(arguments))
     lost = 0
     with tempfile.TemporaryDirectory(dir=arguments.scratch) as name:
         scratch = Path(name)
@@ -69,6 +74,15 @@ def main() -> None:
                 lost += trial.report("1.2 B", [("SIGKILL at a random time", trial.kill_at_time, arguments.big)])
     print(f"{lost} lost")
     sys.exit(1 if lost else 0)
+
+
+def _side_by_side(arguments: argparse.Namespace) -> int:
+    """The same command once a target, those that take longest first. Returns 1 if one of them lost something."""
+    more = [f"--{name}={getattr(arguments, name)}" for name in ("kills", "big", "others", "seed")]
+    more += [f"--scratch={arguments.scratch}"] if arguments.scratch else []
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        commands = [[sys.executable, __file__, "--targets", each, *more] for each in reversed(arguments.targets)]
+        return max(pool.map(lambda command: subprocess.run(command, check=False).returncode, commands))
 
 
 def _variants(folder: Path) -> tuple[Path, Path]:
