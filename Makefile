@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 # Targets whose packages are small; TARGETS=all adds those that bring gigabytes.
 LIGHT := gguf onnx mlx
-HEAVY := executorch
+HEAVY := executorch coreml
 TARGETS ?= $(LIGHT)
 CHOSEN := $(if $(filter all,$(TARGETS)),$(LIGHT) $(HEAVY),$(TARGETS))
 # What the demo shows of each; `lfm-convert targets` lists every quant.
@@ -11,6 +11,7 @@ QUANTS.gguf := F32,F16,Q8_0,Q6_K,Q5_K_M,Q4_K_M,Q4_0
 QUANTS.onnx := fp32,fp16,q8,q4,q4f16
 QUANTS.mlx := bf16,8bit,4bit
 QUANTS.executorch := fp32,8da4w
+QUANTS.coreml := fp16,int8,int4,int4-pal
 OUT ?= demo-out
 MODEL ?= bundled:moe
 JOBS := 2

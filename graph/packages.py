@@ -9,7 +9,8 @@ from importlib.metadata import PackageNotFoundError, version
 WRITING = ("numpy", "onnx", "tokenizers")
 # What is asked for beside that to fetch, run and compare.
 RUNNING = (
-    "huggingface_hub", "onnxruntime", "xllamacpp", "mlx", "mlx-lm", "executorch", "torch", "torchao", "transformers",
+    "huggingface_hub", "onnxruntime", "xllamacpp", "mlx", "mlx-lm", "executorch", "coremltools", "torch", "torchao",
+    "transformers",
 )  # fmt: skip
 
 

@@ -109,7 +109,7 @@ class Encoding(ABC):
 
 _MODULES = (
     "floats", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "iq4_nl", "iq4_xs", "mxfp4",
-    "int_block", "mlx_affine", "mlx_fp", "et_int", "et_tiles",
+    "int_block", "mlx_affine", "mlx_fp", "et_int", "et_tiles", "coreml_int", "coreml_lut",
 )  # fmt: skip
 
 

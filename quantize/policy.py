@@ -48,12 +48,20 @@ class Policy:
         if wanted is None:
             raise UsageError(f"policy '{self.name}' has no rule for {weight.role.value}")
         used, reason = wanted, None
-        while (refusal := get_encoding(used).refusal(weight.view.n_cols)) is not None:
+        while (refusal := _refusal(get_encoding(used), weight)) is not None:
             reason = reason or refusal
             if used not in self.fallbacks:
                 raise UsageError(f"tensor '{weight.view.name}' cannot be stored as {wanted}: {refusal}")
             used = self.fallbacks[used]
         return Choice(wanted, get_encoding(used), reason)
+
+
+def _refusal(encoding: Encoding, weight: Weight) -> str | None:
+    """Why a weight cannot be stored so, or None."""
+    n_rows = weight.shape[-2] if len(weight.shape) > 1 else 1
+    if n_rows % encoding.tile_rows:
+        return f"{n_rows} rows are not a multiple of the {encoding.tile_rows} that are stored together"
+    return encoding.refusal(weight.view.n_cols)
 
 
 @dataclass(frozen=True)

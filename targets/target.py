@@ -28,6 +28,9 @@ from .stream import Execution
 # The address of a weight: its role, and its layer (None outside the layers).
 Address = tuple[Role, int | None]
 
+# Main files that are called so in every artifact of their format: MLX folders, Core ML packages.
+_ALIKE = (CONFIG_FILE, "Manifest.json")
+
 
 @dataclass(frozen=True)
 class Artifact:
@@ -54,7 +57,7 @@ class Artifact:
         """
         if self.is_recognised and self.path.suffix == ".onnx":
             return f"{self.folder.absolute().name}/{self.path.relative_to(self.folder).as_posix()}"
-        return self.path.parent.name if self.path.name == CONFIG_FILE else self.path.name
+        return self.path.parent.name if self.path.name in _ALIKE else self.path.name
 
     @property
     def size_bytes(self) -> int:
@@ -159,9 +162,10 @@ class Target(ABC):
     """A runtime's format; its fields are its options. `extra` is the pip extra that brings what `run` needs.
 
     `grammar` says what quants there are where `policies` are only those of common names.
-    `runs_in_float32` says that runners multiply quantised weights by float32 activations, not by 8-bit ones.
+    `arithmetic` is the type of the activations that runners multiply by weights of any class, as `Arithmetic` of
+    validate/execution.py names it; None of those whose kernels round activations as each class asks.
     `file_suffix` is that of a format whose artifact is a file that the user may name: its targets have the option
-    `outfile`.
+    `outfile`. One that `is_package` is a folder to the file system.
     """
 
     name: ClassVar[str]
@@ -170,8 +174,9 @@ class Target(ABC):
     policies: ClassVar[Sequence[Policy]]
     default_quant: ClassVar[str]
     grammar: ClassVar[str | None] = None
-    runs_in_float32: ClassVar[bool] = False
+    arithmetic: ClassVar[str | None] = None
     file_suffix: ClassVar[str | None] = None
+    is_package: ClassVar[bool] = False
 
     def run_memory(self, quant: str, tensors: Sequence[ListedTensor], size_bytes: int) -> RunMemory:
         """What the runtime holds in memory of an artifact of these tensors and files, on the CPU."""
@@ -252,7 +257,13 @@ def named_stem(outfile: str | None, suffix: str, quant: str, default: str) -> st
     return stem
 
 
-_TARGETS = {"gguf": "gguf.target", "onnx": "onnx.target", "mlx": "mlx.target", "executorch": "executorch.target"}
+_TARGETS = {
+    "gguf": "gguf.target",
+    "onnx": "onnx.target",
+    "mlx": "mlx.target",
+    "executorch": "executorch.target",
+    "coreml": "coreml.target",
+}
 
 
 @cache

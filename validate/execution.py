@@ -54,7 +54,7 @@ _ARITHMETIC = {"f32": Arithmetic.FLOAT32, "f16": Arithmetic.FLOAT16}
 
 def arithmetic_of(target: Target, class_name: str) -> Arithmetic:
     """What a target's runtime computes a class in: CPU kernels of quantised weights quantise activations, too."""
-    return Arithmetic.FLOAT32 if target.runs_in_float32 else _ARITHMETIC.get(class_name, Arithmetic.INT8)
+    return Arithmetic(target.arithmetic) if target.arithmetic else _ARITHMETIC.get(class_name, Arithmetic.INT8)
 
 
 def judge_execution(scores: Sequence[PromptScore], floor: Distance) -> list[GateResult]:

@@ -47,7 +47,7 @@ def convert(
         typer.Option(
             "--outfile",
             metavar="FILE",
-            help="GGUF, ExecuTorch: the file to write; {ftype} in it is the quant.",
+            help="GGUF, ExecuTorch, Core ML: the file to write; {ftype} in it is the quant.",
             show_default=False,
         ),
     ] = None,
@@ -134,14 +134,14 @@ def _placed(
 ) -> tuple[Path | None, dict[str, Any]]:
     """The folder to write, and the target's options with the file's name if there is to be one.
 
-    `--out model.gguf` means the file, too, unless there is a folder of that name. `~` is the user's home in both, as
-    it is in MODEL: shells leave the one in `--out=~/models` alone.
+    `--out model.gguf` means the file, too, unless there is a folder of that name; `--out model.mlpackage` always means the
+    package. `~` is the user's home in both, as it is in MODEL: shells leave the one in `--out=~/models` alone.
     """
     out, outfile = (None if path is None else path.expanduser() for path in (out, outfile))
     if out is not None and outfile is not None:
         raise UsageError("give --out, a folder, or --outfile, a file, not both")
-    if out is not None and out.suffix and out.suffix.lower() == get_target(target).file_suffix and not out.is_dir():
-        outfile = out
+    if out is not None and out.suffix and out.suffix.lower() == get_target(target).file_suffix:
+        outfile = out if get_target(target).is_package or not out.is_dir() else None
     if outfile is None:
         return out, options
     return outfile.parent, {**options, "outfile": outfile.name}

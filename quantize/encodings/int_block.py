@@ -13,7 +13,7 @@ Source: ONNX Runtime contrib operators, com.microsoft.MatMulNBits.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,6 +47,7 @@ class IntBlock32(Encoding):
 
     block = 32
     weighs_columns = True
+    extra: ClassVar[str] = "onnx"
 
     def __init__(self, bits: int, scale_dtype: str, ending: str) -> None:
         self.name = f"int{bits}_block32_{ending}"
@@ -69,7 +70,7 @@ class IntBlock32(Encoding):
 
     def encode(self, rows: Float32, importance: Float32 | None = None) -> tuple[Bytes, ...]:
         """See `Encoding.encode`. Raises BackendError if numba, which compiles the search, is not installed."""
-        with needs_extra("onnx", f"encoding {self.name}"):
+        with needs_extra(self.extra, f"encoding {self.name}"):
             from ._int_fit import codes, fit, nibbles
 
         n, n_blocks = len(rows), rows.shape[1] // self.block

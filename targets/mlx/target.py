@@ -63,7 +63,7 @@ class MlxTarget(Target):
     policies = POLICIES
     grammar = GRAMMAR
     default_quant = "8bit"
-    runs_in_float32 = True
+    arithmetic = "float32"
 
     refine: bool = refine_option()
     imatrix: str | None = imatrix_option()

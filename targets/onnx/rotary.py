@@ -8,16 +8,14 @@ of 262,144 positions cost 134, and is exact on GPUs, whose own cosines are not f
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-
-import numpy as np
 
 from ...graph.blocks import Attention, Rope
 from ...graph.config import ModelConfig
 from ...graph.dtypes import DType, Float32
-from ...graph.rotary import cosine, exact_angles, rotary_angles, sine
+from ...graph.rotary import exact_angles
 from ...graph.tensor import TensorView
+from ..rotary_table import ROTARY_FUNCTIONS, RotaryFunction, RotaryTable
 from .builder import MICROSOFT, GraphBuilder
 from .caches import Kept
 from .store import WeightStore
@@ -27,26 +25,11 @@ _RUN = 512
 # Of all whole tables together: 32 MiB in float32.
 _MAX_VALUES = 1 << 23
 
-_Function = Callable[..., Float32]
-_FUNCTIONS: tuple[tuple[str, _Function], ...] = (("cos", cosine), ("sin", sine))
-
-
-class RotaryTable(TensorView):
-    """Cosines or sines of the first positions, computed on demand: [n_positions, head_dim / 2]."""
-
-    def __init__(self, name: str, rope: Rope, n_positions: int, function: _Function) -> None:
-        super().__init__(name, DType.F32, (n_positions, len(rope.inverse_frequencies)))
-        self._rope, self._function = rope, function
-
-    def _rows(self, start: int, stop: int) -> Float32:
-        found = self._function(rotary_angles(self._rope, start, stop))
-        return found if self._rope.factor == 1 else found * np.float32(self._rope.factor)
-
 
 class RunTable(TensorView):
     """Cosines or sines of the first position of each run: [n_runs, head_dim / 2]."""
 
-    def __init__(self, name: str, rope: Rope, n_runs: int, function: _Function) -> None:
+    def __init__(self, name: str, rope: Rope, n_runs: int, function: RotaryFunction) -> None:
         super().__init__(name, DType.F32, (n_runs, len(rope.inverse_frequencies)))
         self._rope, self._function = rope, function
 
@@ -90,7 +73,7 @@ def rotations(
 
 def _whole(b: GraphBuilder, store: WeightStore, prefix: str, rope: Rope, n_positions: int) -> Rotation:
     """The tables themselves."""
-    tables = [RotaryTable(f"{prefix}.{name}", rope, n_positions, function) for name, function in _FUNCTIONS]
+    tables = [RotaryTable(f"{prefix}.{name}", rope, n_positions, function) for name, function in ROTARY_FUNCTIONS]
     cos, sin = (store.add_constant(table.name, table, "F16" if b.is_half else "F32") for table in tables)
     return Rotation(cos=cos, sin=sin, is_inside=True, pairs_neighbours=rope.pairs_neighbours)
 
@@ -112,8 +95,10 @@ def _of_new(
     def rows(table: TensorView, indices: str) -> str:
         return b.op("Gather", store.add_constant(table.name, table, "F32"), indices, axis=0)
 
-    cos_run, sin_run = (rows(RunTable(f"{prefix}.{name}_{_RUN}", rope, n_runs, f), runs) for name, f in _FUNCTIONS)
-    cos_rest, sin_rest = (rows(RotaryTable(f"{prefix}.{name}", rope, _RUN, f), rests) for name, f in _FUNCTIONS)
+    cos_run, sin_run = (
+        rows(RunTable(f"{prefix}.{name}_{_RUN}", rope, n_runs, f), runs) for name, f in ROTARY_FUNCTIONS
+    )
+    cos_rest, sin_rest = (rows(RotaryTable(f"{prefix}.{name}", rope, _RUN, f), rests) for name, f in ROTARY_FUNCTIONS)
     cos = b.op("Sub", b.op("Mul", cos_run, cos_rest), b.op("Mul", sin_run, sin_rest))
     sin = b.op("Add", b.op("Mul", sin_run, cos_rest), b.op("Mul", cos_run, sin_rest))
     cos, sin = b.from_float32(cos), b.from_float32(sin)

@@ -198,7 +198,7 @@ def test_empty_parts_of_values_are_refused(
     [
         ("targets = []", "[] is not a list of names"),  # it might mean all or none
         ("quants = []", "[] is not a list of names"),
-        ("targets = ['gguf', 'tflite']", "no target 'tflite': expected some of gguf, onnx, mlx, executorch"),
+        ("targets = ['gguf', 'tflite']", "no target 'tflite': expected some of gguf, onnx, mlx, executorch, coreml"),
         ("context = 0", "context is 0"),
     ],
 )

@@ -205,6 +205,7 @@ FOREIGN = {
     "gguf": ("Q8_0", ["LICENSE"]),
     "mlx": ("4bit", ["model-4bit/config.json", "model-4bit/README.md", "model-4bit/model.safetensors"]),
     "executorch": ("fp32", ["config.json", "tokenizer.json"]),
+    "coreml": ("int8", ["config.json", "model_config.json", "model-int8.mlpackage/Manifest.json"]),
 }
 
 

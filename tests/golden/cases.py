@@ -16,7 +16,7 @@ from lfm_convert.quantize.imatrix import importance_bytes
 from lfm_convert.targets.target import get_target
 from support.checkpoints import dense_25_config, dense_config, lfm3_config, make_checkpoint, moe_config
 
-TARGETS = ("gguf", "onnx", "mlx", "executorch")
+TARGETS = ("gguf", "onnx", "mlx", "executorch", "coreml")
 IMATRIX = "IMATRIX"  # in options: the path of a matrix made for the model
 _BUNDLED = ("bundled:dense", "bundled:moe", "bundled:lfm3")
 # llama.cpp has no bias in the short convolution, mlx-lm no head of its own. Of ExecuTorch's LFM3 two quants are kept.
@@ -42,6 +42,7 @@ _ODD_QUANTS = {
     "onnx": ("fp32", "fp16", "q8", "q4", "q4f16"),
     "mlx": ("bf16", "8bit", "4bit", "mxfp4"),
     "executorch": ("fp32", "8da4w-emb8"),
+    "coreml": ("fp16", "int8", "int4", "int4-pal"),
 }
 # Options that change the stored numbers or the program, and the quants that show it.
 _OPTIONS: dict[str, Sequence[tuple[Mapping[str, Any], Sequence[str]]]] = {
@@ -61,6 +62,7 @@ _OPTIONS: dict[str, Sequence[tuple[Mapping[str, Any], Sequence[str]]]] = {
         ({"mlx_model_file": True}, ("4bit", "bf16")),
     ),
     "executorch": (({"et_moe": "moe_ffn"}, ("8da4w",)), ({"external_weights": True}, ("8da4w",))),
+    "coreml": (({"coreml_state": "all"}, ("int8",)), ({"context": 512, "chunk": 32}, ("int4",))),
 }
 # The model that has what an option is about.
 _MEANT_FOR = {

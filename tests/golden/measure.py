@@ -29,8 +29,9 @@ _LIBRARIES = {
     "onnx": ("numpy", "numba", "llvmlite", "onnx"),
     "mlx": ("numpy",),
     "executorch": ("numpy", "executorch", "torch", "torchao", "flatbuffers"),
+    "coreml": ("numpy", "numba", "llvmlite"),
 }
-_WEIGHTS = {".gguf", ".onnx", ".safetensors", ".pte", ".ptd"}
+_WEIGHTS = {".gguf", ".onnx", ".safetensors", ".pte", ".ptd", ".mlmodel", ".bin"}
 
 Measured = dict[str, Any]
 

@@ -1,0 +1,121 @@
+"""Files of an .mlpackage and beside it.
+
+| file                                        | content                                               |
+|---------------------------------------------|-------------------------------------------------------|
+| NAME.mlpackage/Manifest.json                | the package's items and which of them is the model    |
+| …/Data/com.apple.CoreML/model.mlmodel       | the specification: functions, their inputs, metadata  |
+| …/Data/com.apple.CoreML/weights/weight.bin  | constants, see `store`                                |
+| model_config.json                           | of all packages of the folder: what an app feeds them |
+| config.json, tokenizer.json, …              | what swift-transformers' `AutoTokenizer` reads        |
+
+Identifiers of items, random in packages of Apple's tools, are derived from what they stand for.
+Source: coremltools `modelpackage/src/ModelPackage.cpp`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import uuid
+from collections.abc import Mapping
+from typing import Any
+
+from ..._version import __version__
+from ...graph.graph import WeightGraph
+from ..hub_folder import json_bytes
+from .caches import Caches
+from .mil import Feature
+from .model import DECODE, PREFILL, signature
+
+MANIFEST = "Manifest.json"
+_AUTHOR = "com.apple.CoreML"
+MODEL = f"Data/{_AUTHOR}/model.mlmodel"
+WEIGHTS = f"Data/{_AUTHOR}/weights/weight.bin"
+SUFFIX = ".mlpackage"
+MODEL_CONFIG = "model_config.json"
+_LICENSE = re.compile(r"license: *(.+)")
+
+
+def manifest() -> bytes:
+    """Manifest.json."""
+    items = {"model.mlmodel": "CoreML Model Specification", "weights": "CoreML Model Weights"}
+    identifiers = {name: str(uuid.uuid5(uuid.NAMESPACE_URL, f"{_AUTHOR}/{name}")) for name in items}
+    content = {
+        "fileFormatVersion": "1.0.0",
+        "itemInfoEntries": {
+            identifiers[name]: {
+                "author": _AUTHOR,
+                "description": description,
+                "name": name,
+                "path": f"{_AUTHOR}/{name}",
+            }
+            for name, description in sorted(items.items(), key=lambda item: identifiers[item[0]])
+        },
+        "rootModelIdentifier": identifiers["model.mlmodel"],
+    }
+    return (json.dumps(content, indent=4) + "\n").encode()
+
+
+def metadata(graph: WeightGraph, caches: Caches, quant: str) -> dict[str, object]:
+    """What Xcode shows of a package, and by which an app sees that package and tokenizer belong together."""
+    config = json.dumps(graph.config.raw, sort_keys=True).encode()
+    own = {
+        "context": str(caches.context),
+        "chunk": str(caches.chunk),
+        "quant": quant,
+        "model_type": graph.config.model_type,
+        "stop_token_ids": ",".join(map(str, graph.stop_ids)),
+        "config_sha256": hashlib.sha256(config).hexdigest(),
+    }
+    if graph.tokenizer is not None:
+        own["tokenizer_sha256"] = hashlib.sha256(graph.tokenizer.raw).hexdigest()
+    return {
+        "shortDescription": f"{graph.name} ({quant}), converted to Core ML",
+        "versionString": __version__,
+        "author": "lfm-convert",
+        "license": _license(graph.assets.model_card),
+        "userDefined": dict(sorted(own.items())),
+    }
+
+
+def _license(card: str | None) -> str:
+    """As the front matter of the model's card names it; empty without one."""
+    lines = (card or "").splitlines()
+    front = lines[1 : lines.index("---", 1)] if lines[:1] == ["---"] and "---" in lines[1:] else []
+    return next((match[1].strip() for line in front if (match := _LICENSE.fullmatch(line))), "")
+
+
+def model_config(graph: WeightGraph, packages: Mapping[str, tuple[Caches, str, bool]]) -> bytes:
+    """model_config.json: by the name of each package its caches, its quant, and whether all of them are states."""
+    config = graph.config
+    content = {
+        "model_type": config.model_type,
+        "vocab_size": config.vocab_size,
+        "bos_token_id": config.bos_token_id,
+        "pad_token_id": config.pad_token_id,
+        "stop_token_ids": list(graph.stop_ids),
+        "packages": {
+            name: {
+                "quant": quant,
+                "context": caches.context,
+                "chunk": caches.chunk,
+                "functions": {
+                    function: _functions(graph, caches, function, n, all_states=all_states)
+                    for function, n in ((DECODE, 1), (PREFILL, caches.chunk))
+                },
+            }
+            for name, (caches, quant, all_states) in sorted(packages.items())
+        },
+    }
+    return json_bytes(content)
+
+
+def _functions(graph: WeightGraph, caches: Caches, name: str, n: int, *, all_states: bool) -> dict[str, Any]:
+    said = signature(graph, caches, name, n, all_states=all_states)
+    kinds = {"inputs": said.inputs, "outputs": said.outputs, "states": said.states}
+    return {kind: {each.name: _described(each) for each in features} for kind, features in kinds.items()}
+
+
+def _described(feature: Feature) -> dict[str, Any]:
+    return {"type": feature.dtype.name.lower(), "shape": list(feature.shape)}
