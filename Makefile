@@ -2,8 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 # Targets whose packages are small; TARGETS=all adds those that bring gigabytes.
-LIGHT := gguf onnx mlx
-HEAVY := executorch coreml
+LIGHT := gguf onnx mlx coreml
+HEAVY := executorch
 TARGETS ?= $(LIGHT)
 CHOSEN := $(if $(filter all,$(TARGETS)),$(LIGHT) $(HEAVY),$(TARGETS))
 # What the demo shows of each; `lfm-convert targets` lists every quant.
