@@ -71,10 +71,12 @@ def examine(path: Path) -> Findings:
     faults = [*_versions(package, functions), *_description(package, functions), *_weights(package)]
     for function in functions.values():
         faults += [*_ranks(function), *stale_reads(function)]
-    notes = [*_states(functions), *_sizes(package)]
+    said: dict[str, list[str]] = {}
     for function in functions.values():
-        notes += _refused(function)
-    return Findings(tuple(faults), tuple(dict.fromkeys(notes)))
+        for sentence in _refused(function):
+            said.setdefault(sentence, []).append(shown(function.name))
+    refused = (f"{' and '.join(names)}: {sentence}" for sentence, names in said.items())
+    return Findings(tuple(faults), (*_states(functions), *_sizes(package), *refused))
 
 
 def stale_reads(function: Function) -> list[str]:
@@ -229,17 +231,14 @@ def _refused(function: Function) -> Iterator[str]:
     """Operations that run elsewhere than on the Neural Engine, by kind."""
     for kind in dict.fromkeys(step.kind for step in function.steps):
         if kind in _REFUSED:
-            yield f"function '{shown(function.name)}' has {kind}: {_REFUSED[kind]}"
+            yield f"{kind}: {_REFUSED[kind]}"
     wide = sum(any(result.type.element.name == "fp32" for result in step.results) for step in function.steps)
     halves = sum(any(result.type.element.name == FLOAT16 for result in step.results) for step in function.steps)
     if wide:
-        yield (
-            f"function '{shown(function.name)}' computes {wide} of {wide + halves} results in float32, "
-            "which the Neural Engine leaves to other units"
-        )
+        yield f"{wide} of {wide + halves} results are in float32, which the Neural Engine leaves to other units"
     depthwise = sum(_is_depthwise(step.kind, step.operands) for step in function.steps)
     if depthwise:
-        yield f"function '{shown(function.name)}' has {depthwise} depthwise convolutions: they fall back to the CPU"
+        yield f"{depthwise} depthwise convolutions fall back to the CPU"
 
 
 def _is_depthwise(kind: str, operands: Mapping[str, Any]) -> bool:

@@ -32,14 +32,14 @@ def test_operations_of_other_units_are_noted(tmp_path: Path) -> None:
         return mb.scatter(data=x, indices=i, updates=x, axis=0, mode="update", name="y")
 
     said = notes(tmp_path, body, tensor(1, 8, 16), tensor(1, dtype=INT))
-    assert "has scatter: the Neural Engine does not scatter" in said
-    assert "has 1 depthwise convolutions: they fall back to the CPU" in said
+    assert "scatter: the Neural Engine does not scatter" in said
+    assert "1 depthwise convolutions fall back to the CPU" in said
     assert "float32" not in said
 
 
 def test_float32_is_noted(tmp_path: Path) -> None:
     said = notes(tmp_path, lambda x: mb.exp(x=mb.square(x=x), name="y"), tensor(1, 8, dtype=SINGLE))
-    assert "computes 2 of 2 results in float32" in said
+    assert "main: 2 of 2 results are in float32" in said
 
 
 def test_states_are_counted_and_measured(tmp_path: Path) -> None:
