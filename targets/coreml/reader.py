@@ -21,6 +21,8 @@ from .store import OPERATIONS
 from .transposed import Transposed
 
 _CONST = "const"
+# The part of a constant that has the constant's own shape.
+_WHOLE = ("val", "data", "indices")
 _NAME = re.compile(r"(?P<role>[a-z_]+?)(?:_(?P<layer>\d+))?")
 
 # The parts of a constant by the names that its operation has for them: element type, shape, file, offset of its record.
@@ -90,24 +92,25 @@ def _address(name: str) -> Address | None:
 def _view(package: Package, address: Address, kind: str, parts: Parts) -> TensorView:
     """Raises InputError for a constant that no encoding of ours makes, or whose data are not all there."""
     name = f"{address[0].value} of layer {address[1]}" if address[1] is not None else address[0].value
+    shape = next((parts[key][1] for key in _WHOLE if key in parts), ())
     stored = {key: (each[0].in_spec, each[1]) for key, each in parts.items()}
     for encoding_name, (operation, shapes) in OPERATIONS.items():
-        shape = (
-            next(iter(parts.values()))[1]
-            if operation == _CONST
-            else parts.get("data", parts.get("indices", (0, ())))[1]
-        )
-        made = {key: (dtype.value, size) for key, (dtype, size) in shapes(shape).items()} if shape else {}
-        if (operation, made) == (kind, stored):
-            places = []
-            for key in made:
-                element, size, file, offset = parts[key]
-                weights = package.weights(file)
-                weights.constant(offset, element, size)
-                places.append(StoredPart(weights.path, weights.entry(offset).start))
-            view: TensorView = EncodedTensor(name, shape, get_encoding(encoding_name), tuple(places))
+        if operation != kind or len(shape) < (1 if kind == _CONST else 2):
+            continue
+        made = {key: (dtype.value, size) for key, (dtype, size) in shapes(shape).items()}
+        if made == stored:
+            places = tuple(_place(package, parts[key]) for key in made)
+            view: TensorView = EncodedTensor(name, shape, get_encoding(encoding_name), places)
             return Transposed(view) if address[0].trait is Trait.KERNEL else view
     raise InputError(f"{package.path}: '{name}' is stored as {_described(kind, parts)}: expected a format of ours")
+
+
+def _place(package: Package, part: tuple[ElementType, Shape, str, int]) -> StoredPart:
+    """Where data lie. Raises InputError if they are not those that the program speaks of, or not all there."""
+    element, shape, file, offset = part
+    weights = package.weights(file)
+    weights.constant(offset, element, shape)
+    return StoredPart(weights.path, weights.entry(offset).start)
 
 
 def _described(kind: str, parts: Parts) -> str:

@@ -43,7 +43,7 @@ class Package:
         """
         if name not in self._weights:
             inside = PurePosixPath(name.removeprefix(_MODEL_PATH))
-            if not name.startswith(_MODEL_PATH) or ".." in inside.parts or "\0" in name or inside.is_absolute():
+            if not (name.startswith(_MODEL_PATH) and _is_inside(name, inside)):
                 raise InputError(f"{self.path}: its weights lie in '{shown(name)}', which is no file of the package")
             self._weights[name] = WeightFile(self.model_file.parent / inside)
         return self._weights[name]
@@ -93,9 +93,14 @@ def _model_file(path: Path) -> Path:
     if not isinstance(place, str):
         raise InputError(f"{manifest}: names no model: expected the path of the item 'rootModelIdentifier'")
     inside = PurePosixPath(place)
-    if ".." in inside.parts or inside.is_absolute() or "\0" in place:
+    if not _is_inside(place, inside):
         raise InputError(f"{manifest}: its model lies at '{shown(place)}', which is outside the package")
     model_file = path / _DATA / inside
     if not model_file.is_file():
         raise InputError(f"{path}: has no file '{_DATA}/{shown(place)}', which its manifest names as the model")
     return model_file
+
+
+def _is_inside(name: str, path: PurePosixPath) -> bool:
+    """Whether a file's name of another stays below where it begins, and can stand in a sentence."""
+    return name.isprintable() and ".." not in path.parts and not path.is_absolute()
