@@ -1,6 +1,6 @@
 """Bugs in real artifacts, run by real runtimes: which gate catches each, and where the report says it is.
 
-    python benchmarks/planted_bugs.py [--targets gguf,onnx,mlx,executorch] [--only TEXT] [--clean SEEDS]
+    python benchmarks/planted_bugs.py [--targets gguf,onnx,mlx,executorch,coreml] [--only TEXT] [--clean SEEDS]
 
 Prints the table of docs/validation.md and ends with 1 if a bug is missed, found by another part, or not named. With
 --clean, sound artifacts of that many altered copies of the bundled models are validated as well; none may fail.

@@ -27,6 +27,7 @@ _QUANTS = {
     "onnx": ("fp32", "fp16", "q8", "q4"),
     "mlx": ("bf16", "8bit", "4bit"),
     "executorch": ("fp32", "8da4w"),
+    "coreml": ("fp16", "int8", "int4", "int4-pal"),
 }
 
 

@@ -16,10 +16,10 @@ from support.clean_artifacts import clean_failures
 from support.planted_check import check_planted
 from support.real_bugs import Planted, base_checkpoint, planted_bugs
 
-ROWS = planted_bugs(("gguf", "onnx", "mlx", "executorch"))
+ROWS = planted_bugs(("gguf", "onnx", "mlx", "executorch", "coreml"))
 # In a file and in a graph, for every day; a patched runtime is among the slow ones.
 QUICK = ("one expert swapped | gguf Q4_0", "softmax router | onnx q4")
-RUNTIMES = ("gguf", "onnx", "mlx")
+RUNTIMES = ("gguf", "onnx", "mlx", "coreml")
 
 
 @pytest.fixture(scope="module")
