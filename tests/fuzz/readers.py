@@ -32,6 +32,8 @@ from lfm_convert.graph.source.tokenizer import TOKENIZER_FILE
 from lfm_convert.quantize.calibration import Use
 from lfm_convert.quantize.gguf_file.reader import read_gguf
 from lfm_convert.quantize.imatrix import importance_bytes, read_importance
+from lfm_convert.targets.coreml.package import MODEL
+from lfm_convert.targets.coreml.structure import check_package
 from lfm_convert.targets.gguf.vocab import vocabulary
 from lfm_convert.targets.target import get_target
 from lfm_convert.validate.prompts import load_prompts
@@ -290,6 +292,17 @@ def _foreign_reader(target: str, quant: str) -> Callable[[bytes, Path], object]:
     return run
 
 
+def _program_seeds(folder: Path) -> Iterator[bytes]:
+    yield (_artifact("coreml", "int8", folder).path.parent / MODEL).read_bytes()
+
+
+def _read_package(data: bytes, folder: Path) -> object:
+    """Looks through a Core ML package whose program is the bytes, and reads every weight that it names."""
+    made = _artifact("coreml", "int8", folder)
+    (made.path.parent / MODEL).write_bytes(data)
+    return check_package(made.path.parent), [view.read() for view in get_target("coreml").read(made).values()]
+
+
 _ALL = (
     Reader("safetensors", _safetensors_seeds, _in_checkpoint("model.safetensors", _read_weights)),
     Reader("index", _index_seeds, _in_checkpoint("model.safetensors.index.json", open_graph)),
@@ -300,6 +313,7 @@ _ALL = (
     Reader("gguf-foreign", _artifact_seeds("gguf", "Q4_K_M"), _foreign_reader("gguf", "Q4_K_M")),
     Reader("onnx-foreign", _artifact_seeds("onnx", "q8"), _foreign_reader("onnx", "q8")),
     Reader("mlx-foreign", _artifact_seeds("mlx", "4bit"), _foreign_reader("mlx", "4bit")),
+    Reader("coreml", _program_seeds, _read_package),
     Reader("config", _config_seeds, _read_file(CONFIG_FILE, _read_config)),
     Reader("tokenizer", _tokenizer_seeds, _in_checkpoint(TOKENIZER_FILE, _read_tokenizer)),
     Reader("tokenizer-config", _assets_seeds, _in_checkpoint("tokenizer_config.json", _read_assets)),
