@@ -34,6 +34,8 @@ MODEL = f"Data/{_AUTHOR}/model.mlmodel"
 WEIGHTS = f"Data/{_AUTHOR}/weights/weight.bin"
 SUFFIX = ".mlpackage"
 MODEL_CONFIG = "model_config.json"
+# Where the metadata say what the weights are stored as.
+QUANT_KEY = "quant"
 _LICENSE = re.compile(r"license: *(.+)")
 
 
@@ -63,7 +65,7 @@ def metadata(graph: WeightGraph, caches: Caches, quant: str) -> dict[str, object
     own = {
         "context": str(caches.context),
         "chunk": str(caches.chunk),
-        "quant": quant,
+        QUANT_KEY: quant,
         "model_type": graph.config.model_type,
         "stop_token_ids": ",".join(map(str, graph.stop_ids)),
         "config_sha256": hashlib.sha256(config).hexdigest(),

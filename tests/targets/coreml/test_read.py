@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from lfm_convert.convert.artifacts import find_artifacts
 from lfm_convert.graph.errors import InputError
 from lfm_convert.targets.coreml.package import MODEL, WEIGHTS
 from lfm_convert.targets.encoded import as_stored
@@ -37,15 +38,26 @@ def copied(made: Made, folder: Path) -> Path:
 def test_recognised_without_a_manifest(made: Callable[..., Made], tmp_path: Path) -> None:
     """One of ours says itself which constant is which weight."""
     package = made("dense", "int4")
-    path = copied(package, tmp_path).rename(tmp_path / "some-int4.mlpackage")
+    path = copied(package, tmp_path).rename(tmp_path / "some.mlpackage")
     target = get_target("coreml")
     for where in (path, tmp_path):
         (artifact,) = target.recognise(where)
-        assert (artifact.quant, artifact.class_name, artifact.label) == ("int4", "q4", "some-int4.mlpackage")
+        assert (artifact.quant, artifact.class_name, artifact.label) == ("int4", "q4", "some.mlpackage")
     assert set(target.read(artifact)) == set(package.target.read(package.artifact))
     names = {tensor.name: tensor.encoding for tensor in target.listed(artifact)}
     assert names["ffn_gate_0"] == "blockwise_shift_scale uint4 uint4 fp16"
     assert names["conv_kernel_0"] == "fp16" and "rotary_0_cos" in names
+
+
+def test_a_package_alone_is_judged_by_a_relative_path(
+    made: Callable[..., Made], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = made("dense", "int8")
+    copied(package, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    (artifact,) = find_artifacts(Path("model.mlpackage"))
+    assert artifact.path.relative_to(artifact.folder) == Path("model.mlpackage/Manifest.json")
+    assert all(file.relative_to(artifact.folder) for file in artifact.files)
 
 
 def test_of_another_writer(tmp_path: Path) -> None:
@@ -59,7 +71,7 @@ def test_of_another_writer(tmp_path: Path) -> None:
     model = coremltools.convert(program, minimum_deployment_target=coremltools.target.iOS18, skip_model_load=True)
     model.save(str(tmp_path / "other.mlpackage"))
     (artifact,) = get_target("coreml").recognise(tmp_path)
-    assert artifact.quant == "unknown"
+    assert (artifact.quant, artifact.class_name) == ("f16", "f16")
     with pytest.raises(NotJudged, match="do not say which weight they are"):
         get_target("coreml").read(artifact)
     assert [tensor.nbytes for tensor in get_target("coreml").listed(artifact)][:1] == [8 * 32 * 2]
@@ -81,6 +93,6 @@ def test_damaged(made: Callable[..., Made], tmp_path: Path) -> None:
         (overwritten, "expected the entry of a constant at byte 64"),
         (nonsense, "is no model of Core ML"),
     ):
-        (artifact,) = get_target("coreml").recognise(path)
         with pytest.raises(InputError, match=sentence):
+            (artifact,) = get_target("coreml").recognise(path)
             get_target("coreml").read(artifact)
