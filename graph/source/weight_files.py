@@ -97,10 +97,10 @@ def found_instead(names: Iterable[str]) -> str | None:
 def instead_hint(folder: Path) -> str:
     """What a folder holds in place of a checkpoint, in brackets; empty if nothing is known.
 
-    Of other folders in it only `onnx/` and parts of a training state count.
+    A package is such a folder itself. Of others in it only `onnx/` and parts of a training state count.
     """
     inner = (path for pattern in ("onnx/*", "*/*.distcp") for path in folder.glob(pattern))
-    found = found_instead(p.name for p in folder.glob("*")) or found_instead(
+    found = found_instead(p.name for p in (*folder.glob("*"), folder)) or found_instead(
         p.relative_to(folder).as_posix() for p in inner
     )
     return f" (found {found})" if found else ""

@@ -426,6 +426,15 @@ def test_several_unrelated_files(dense: Path, sentence_of: Callable[..., str]) -
 # --- what else is given as MODEL
 
 
+def test_a_package_is_a_folder_and_no_checkpoint(tmp_path: Path, sentence_of: Callable[..., str]) -> None:
+    package = tmp_path / "model.mlpackage"
+    (package / "Data").mkdir(parents=True)
+    (package / "Manifest.json").write_text("{}")
+    said = "found model.mlpackage: a Core ML model, made from a checkpoint; convert the checkpoint itself"
+    assert said in sentence_of(package)
+    assert said in sentence_of(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("name", "said"),
     [
