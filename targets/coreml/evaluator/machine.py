@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Hashable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,13 @@ from threadpoolctl import ThreadpoolController
 
 from ....graph.errors import InputError, UsageError
 from .element_types import FLOAT16, ElementType
+from .operators.indexing import write_slice
 from .package import Package, open_package, shown
 from .program import READ_STATE, WRITE_STATE, Function, Named, Operand, Reference, Step, read_program
 from .weights import Held, Weight, rounds
 
 PRECISIONS = ("float32", "float16")
-KEPT_BYTES = 256 << 20
+KEPT_BYTES = 1 << 30
 # Weights are read through a map: what was read stays in memory until this much has been.
 _MAPPED_BYTES = 128 << 20
 
@@ -126,14 +128,16 @@ class _Call:
         self._evaluator, self._function, self._states = evaluator, function, states
         self._values: dict[str, Held] = {}
         self._kinds = {each.name: each.type.element for each in function.states}
+        self._made: set[str] = set()  # states whose arrays are of this call, and nobody else's
         self._n_read = 0
 
     def run(self, inputs: Mapping[str, NDArray[Any]], watch: Collection[str]) -> dict[str, NDArray[Any]]:
         self._take(inputs)
         watched: dict[str, NDArray[Any]] = {}
-        for step in self._function.steps:
+        for step, following in zip_longest(self._function.steps, self._function.steps[1:]):
             try:
-                self._step(step)
+                if not self._writes_through(step, following):
+                    self._step(step)
             except (ArithmeticError, AttributeError, LookupError, MemoryError, TypeError, ValueError) as error:
                 raise InputError(f"{self._where}: {step} fails: {shown(str(error), 300)}") from None
             if self._n_read > _MAPPED_BYTES:
@@ -168,10 +172,33 @@ class _Call:
             if not state.type.admits(array.shape) or array.dtype.str != state.type.element.held:
                 raise UsageError(f"{self._where}: state '{shown(state.name)}' is {state.type}")
 
+    def _writes_through(self, step: Step, following: Step | None) -> bool:
+        """Updates a state where it lies, if nothing else looks at its array: keys and values of all layers are one state,
+        and a copy of it for each layer would take most of the time of a token.
+        """
+        if step.kind != "slice_update" or following is None or following.kind != WRITE_STATE:
+            return False
+        x, data, name = step.operands["x"], following.operands["data"], following.state
+        if not (isinstance(x, Reference) and isinstance(data, Reference) and data.name == step.results[0].name):
+            return False
+        state = self._states[name]
+        if name not in self._made or self._values[x.name] is not state or x.name not in step.last:
+            return False
+        if any(np.may_share_memory(value, state) for key, value in self._values.items() if key != x.name):
+            return False
+        operands = {key: self._value(operand) for key, operand in step.operands.items()}
+        update = self._evaluator.held(operands["update"], self._kinds[name])
+        operands["update"] = halved(update) if self._kinds[name].name == FLOAT16 else update
+        self._values[data.name] = write_slice(**operands)
+        return True
+
     def _step(self, step: Step) -> None:
         if step.kind == WRITE_STATE:
             data, before = self._value(step.operands["data"]), self._states[step.state]
-            self._states[step.state] = self._evaluator.kept_in_state(data, before, self._kinds[step.state])
+            if data is not before:  # else it was written where it lies
+                kept = self._evaluator.kept_in_state(data, before, self._kinds[step.state])
+                self._states[step.state] = kept.copy() if kept is data else kept
+                self._made.add(step.state)
             return
         if step.kind == READ_STATE:
             self._values[step.results[0].name] = self._states[step.state]

@@ -8,6 +8,7 @@ Source: coremltools 9.0 `mil/ops/defs/iOS15/scatter_gather.py`, `iOS17/scatter_g
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import wraps
 from typing import Any
 
 import numpy as np
@@ -47,7 +48,7 @@ def _slice_by_index(
     return x[_slices(x, begin, end, stride, begin_mask, end_mask, squeeze_mask)]
 
 
-def _slice_update(
+def write_slice(
     x: Array,
     update: Array,
     begin: Array,
@@ -57,12 +58,17 @@ def _slice_update(
     end_mask: Array = None,
     squeeze_mask: Array = None,
 ) -> Array:
+    """x itself, updated where it lies."""
     where = _slices(x, begin, end, stride, begin_mask, end_mask, squeeze_mask)
     if x[where].shape != update.shape:
         raise ValueError(f"an update {list(update.shape)} of a slice {list(x[where].shape)} of {list(x.shape)}")
-    found = x.copy()
-    found[where] = update
-    return found
+    x[where] = update
+    return x
+
+
+@wraps(write_slice)
+def _slice_update(x: Array, **operands: Array) -> Array:
+    return write_slice(x.copy(), **operands)
 
 
 def _slice_by_size(x: Array, begin: Array, size: Array) -> Array:
