@@ -37,6 +37,8 @@ def run_memory(tensors: Sequence[ListedTensor], *, is_half: bool) -> RunMemory:
 def _held(tensor: ListedTensor, *, is_head: bool) -> int:
     """Bytes of a tensor as kernels use it. One that is the table of the vocabulary and the head is both: rows are looked
     up as they are stored, and multiplied by a packed copy."""
+    if tensor.encoding in ("F32", "F16") and ".experts." in tensor.name:
+        return tensor.nbytes  # those that are met are widened, and forgotten
     if tensor.encoding in ("F32", "F16"):
         n_elements = tensor.nbytes // (4 if tensor.encoding == "F32" else 2)
         return 4 * n_elements * (2 if is_head else 1)
