@@ -128,13 +128,13 @@ class _OtherOrder(_Again):
 
 
 class _Half(_Again):
-    """Activations in 16 bits after every product, norm and layer: in bfloat16 if weights are stored so, else float16."""
+    """Activations in 16 bits after every product, norm and layer: in float16 where weights are stored so, else bfloat16."""
 
     def __init__(self, graph: WeightGraph, n_exact: int = 0) -> None:
         super().__init__(graph, n_exact)
-        stored = {encoding.name for weight in graph.weights() if (encoding := encoding_of(weight.view))}
-        is_bfloat16 = DType.BF16.value in stored and DType.F16.value not in stored
-        self._to_16_bits = _to_bfloat16 if is_bfloat16 else _to_float16
+        stored = (encoding_of(weight.view) for weight in graph.weights())
+        is_float16 = any(encoding is not None and encoding.name == DType.F16.value for encoding in stored)
+        self._to_16_bits = _to_float16 if is_float16 else _to_bfloat16
 
     def after(self, out: Float32, at: int, n: int) -> Float32:
         out[at:] = self._to_16_bits(out[at:])

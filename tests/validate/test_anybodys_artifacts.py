@@ -262,7 +262,7 @@ def test_of_weights_without_names_another_model_never_passes(
     gates = {gate.name: gate.passed for gate in found.gates}
     assert Part.EXECUTION in found.not_judged, found.message
     assert gates["class_kld"] is is_sound
-    assert (found.verdict is Verdict.PASS) is is_sound
+    assert (found.verdict is Verdict.PASS) is is_sound, (found.message, [g for g in found.gates if not g.passed])
 
 
 def test_half_of_it_is_refused(stock: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
