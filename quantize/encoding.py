@@ -70,7 +70,7 @@ class Encoding(ABC):
     @property
     def stored_name(self) -> str:
         """What a reader of the format calls it, refined or not."""
-        return self.name.removesuffix(_REFINED)
+        return stored_name(self.name)
 
     def refined(self) -> Self:
         """The same format with scales of lower error; itself if the encoder cannot refine, or does."""
@@ -113,6 +113,11 @@ _MODULES = (
 )  # fmt: skip
 
 
+def stored_name(name: str) -> str:
+    """The name of the format that an encoding of this name is stored in; see `Encoding.stored_name`."""
+    return name.removesuffix(_REFINED)
+
+
 @cache
 def _registry() -> dict[str, Encoding]:
     package = __package__ + ".encodings"
@@ -138,7 +143,7 @@ def get_encoding(name: str) -> Encoding:
 
     Raises: UsageError listing the names there are.
     """
-    found = _registry().get(name.removesuffix(_REFINED))
+    found = _registry().get(stored_name(name))
     if found is not None and name.endswith(_REFINED):
         found = found.refined() if found.can_refine else None
     if found is None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from ..graph.blocks import Attention, Block, Dense, Mixer, Mixture, ShortConv
 from ..graph.config import ModelConfig
 from ..graph.errors import UsageError
+from ..quantize.encoding import stored_name
 from ..targets.plans import Plan
 from ..targets.running import PORTION_TOKENS, RunMemory
 from ..targets.target import Artifact, ListedTensor, get_target
@@ -75,7 +76,4 @@ def _n_scores(attention: Attention, n_tokens: int) -> int:
 def _listed(artifact: Artifact) -> Sequence[ListedTensor]:
     if artifact.is_recognised:
         return get_target(artifact.target).listed(artifact)
-    return [
-        ListedTensor(t["name"], t["encoding"].removesuffix("_refined"), t["bytes"])
-        for t in artifact.entry.get("tensors", ())
-    ]
+    return [ListedTensor(t["name"], stored_name(t["encoding"]), t["bytes"]) for t in artifact.entry.get("tensors", ())]

@@ -20,9 +20,9 @@ from dataclasses import dataclass
 
 from ...graph.blocks import Attention, ShortConv
 from ...graph.config import ModelConfig
+from .interface import CONV_STATE, KV_CACHE
 from .mil import Dtype, Feature
 
-KV_CACHE, CONV_STATE = "kv_cache", "conv_state"
 # States of another last axis fail on the Neural Engine. Source: coremltools issue 2631.
 _WIDTH = 32
 

@@ -36,7 +36,7 @@ class Dtype(enum.Enum):
 
 
 # Of inputs and outputs, as FeatureTypes.proto numbers them.
-_FEATURE_TYPES = {Dtype.FLOAT32: 65568, Dtype.INT32: 131104, Dtype.FLOAT16: 65552}
+FEATURE_TYPES = {Dtype.FLOAT32: 65568, Dtype.INT32: 131104, Dtype.FLOAT16: 65552}
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ def _described(signature: Signature) -> bytes:
 
 
 def _feature(feature: Feature, *, is_state: bool = False) -> bytes:
-    array = packed(1, feature.shape) + number(2, _FEATURE_TYPES[feature.dtype])
+    array = packed(1, feature.shape) + number(2, FEATURE_TYPES[feature.dtype])
     type_ = record(8, record(1, array)) if is_state else record(5, array)
     about = text(2, feature.description) if feature.description else b""
     return text(1, feature.name) + about + record(3, type_)

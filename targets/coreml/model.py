@@ -18,15 +18,13 @@ from dataclasses import dataclass
 from ...graph.graph import WeightGraph
 from ...graph.roles import Role
 from .builder import Builder, Var
-from .caches import CONV_STATE, Caches
+from .caches import Caches
+from .interface import CONV_IN, CONV_OUT, DECODE, IDS, LOGITS, N_TOKENS, POSITION, PREFILL
 from .mil import Dtype, Feature, Signature, model
 from .norm import norm
 from .prelude import Context, begin
 from .residual import run_layer
 from .store import WeightStore
-
-DECODE, PREFILL = "decode", "prefill"
-LOGITS = "logits"
 
 
 @dataclass(frozen=True)
@@ -52,20 +50,20 @@ def build(
 def signature(graph: WeightGraph, caches: Caches, name: str, n: int, *, all_states: bool) -> Signature:
     """What a function of n tokens takes and gives."""
     inputs = [
-        Feature("input_ids", Dtype.INT32, (1, n), "token ids" if n == 1 else "token ids, padded at the end"),
-        Feature("position", Dtype.INT32, (1,), "tokens that the conversation already holds"),
+        Feature(IDS, Dtype.INT32, (1, n), "token ids" if n == 1 else "token ids, padded at the end"),
+        Feature(POSITION, Dtype.INT32, (1,), "tokens that the conversation already holds"),
     ]
     if name == PREFILL:
-        inputs.append(Feature("n_tokens", Dtype.INT32, (1,), "how many of the token ids are real"))
+        inputs.append(Feature(N_TOKENS, Dtype.INT32, (1,), "how many of the token ids are real"))
     outputs = [Feature(LOGITS, Dtype.FLOAT32, (1, n, graph.config.vocab_size), "one row a token")]
     states = [caches.kv_cache] if caches.kv_cache else []
     if caches.conv_state is not None and all_states:
         states.append(caches.conv_state)
     elif caches.conv_state is not None:
         shape = caches.conv_state.shape
-        about = f"{CONV_STATE}_out of the call before; anything at position 0"
-        inputs.append(Feature(f"{CONV_STATE}_in", Dtype.FLOAT16, shape, about))
-        outputs.append(Feature(f"{CONV_STATE}_out", Dtype.FLOAT16, shape, f"{CONV_STATE}_in of the next call"))
+        about = f"{CONV_OUT} of the call before; anything at position 0"
+        inputs.append(Feature(CONV_IN, Dtype.FLOAT16, shape, about))
+        outputs.append(Feature(CONV_OUT, Dtype.FLOAT16, shape, f"{CONV_IN} of the next call"))
     return Signature(name, tuple(inputs), tuple(states), tuple(outputs))
 
 
@@ -74,10 +72,10 @@ def _function(
 ) -> Function:
     b, config = Builder(store), graph.config
     said = signature(graph, caches, name, n, all_states=all_states)
-    n_tokens = Var("n_tokens", Dtype.INT32, (1,)) if name == PREFILL else None
+    n_tokens = Var(N_TOKENS, Dtype.INT32, (1,)) if name == PREFILL else None
     state = caches.conv_state if all_states else None
     table = b.constant(store.weight(graph.top[Role.EMBED]))
-    hidden = b.scaled(b.gather(table, Var("input_ids", Dtype.INT32, (1, n))), config.embedding_scale)
+    hidden = b.scaled(b.gather(table, Var(IDS, Dtype.INT32, (1, n))), config.embedding_scale)
     context = begin(b, config, caches, n, n_tokens=n_tokens, state=state)
     for layer in graph.layers:
         hidden = run_layer(context, layer, hidden)
@@ -90,7 +88,7 @@ def _keep(context: Context, state: Feature | None) -> None:
     """The convolutions' windows, as a state or as an output."""
     if context.kept:
         windows = [context.kept[layer] for layer in context.caches.convolutions]
-        kept = context.b.concat(windows, 0, "" if state else f"{CONV_STATE}_out")
+        kept = context.b.concat(windows, 0, "" if state else CONV_OUT)
         if state is not None:
             context.b.write_state(state, kept)
 

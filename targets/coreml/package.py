@@ -25,17 +25,15 @@ from ..._version import __version__
 from ...graph.graph import WeightGraph
 from ..hub_folder import json_bytes
 from .caches import Caches
+from .interface import CONTEXT_KEY, DECODE, PREFILL, QUANT_KEY, STOPS_KEY
 from .mil import Feature
-from .model import DECODE, PREFILL, signature
+from .model import signature
 
-MANIFEST = "Manifest.json"
 _AUTHOR = "com.apple.CoreML"
 MODEL = f"Data/{_AUTHOR}/model.mlmodel"
 WEIGHTS = f"Data/{_AUTHOR}/weights/weight.bin"
 SUFFIX = ".mlpackage"
 MODEL_CONFIG = "model_config.json"
-# Where the metadata say what the weights are stored as.
-QUANT_KEY = "quant"
 _LICENSE = re.compile(r"license: *(.+)")
 
 
@@ -63,11 +61,11 @@ def metadata(graph: WeightGraph, caches: Caches, quant: str) -> dict[str, object
     """What Xcode shows of a package, and by which an app sees that package and tokenizer belong together."""
     config = json.dumps(graph.config.raw, sort_keys=True).encode()
     own = {
-        "context": str(caches.context),
+        CONTEXT_KEY: str(caches.context),
         "chunk": str(caches.chunk),
         QUANT_KEY: quant,
         "model_type": graph.config.model_type,
-        "stop_token_ids": ",".join(map(str, graph.stop_ids)),
+        STOPS_KEY: ",".join(map(str, graph.stop_ids)),
         "config_sha256": hashlib.sha256(config).hexdigest(),
     }
     if graph.tokenizer is not None:

@@ -14,7 +14,8 @@ from ...graph.graph import Weight
 from ...graph.tensor import TensorView
 from ..rotary_table import ROTARY_FUNCTIONS, RotaryTable
 from .builder import Builder, Var
-from .caches import CONV_STATE, Caches
+from .caches import Caches
+from .interface import CONV_IN, POSITION
 from .mil import Dtype, Feature
 
 # What a hidden key's score is lowered by: far below any score, yet finite in half precision.
@@ -76,7 +77,7 @@ def begin(
     b: Builder, config: ModelConfig, caches: Caches, n: int, *, n_tokens: Var | None, state: Feature | None
 ) -> Context:
     """What layers share in a call of n tokens. `state` is where convolutions' windows are kept, or None for an input."""
-    position = Var("position", Dtype.INT32, (1,))
+    position = Var(POSITION, Dtype.INT32, (1,))
     with b.scope("positions"):
         masks = _masks(b, caches, n, position)
         rotations = _rotations(b, config, caches, n, position)
@@ -135,7 +136,7 @@ def _past(b: Builder, caches: Caches, position: Var, state: Feature | None) -> d
     """What convolutions remember; nothing at the start of a conversation, whatever was passed in or kept."""
     if caches.conv_state is None:
         return {}
-    given = Var(f"{CONV_STATE}_in", Dtype.FLOAT16, caches.conv_state.shape)
+    given = Var(CONV_IN, Dtype.FLOAT16, caches.conv_state.shape)
     windows = given if state is None else b.read_state(state)
     begun = b.cast(b.binary("greater", position, 0, is_bool=True), Dtype.FLOAT16)
     parts = b.split(b.binary("mul", windows, begun), len(caches.convolutions), 0)

@@ -46,9 +46,9 @@ def read_weights(path: Path) -> dict[Address, TensorView]:
     return {address: _view(package, address, *stored) for address, stored in found.items()}
 
 
-def listed_constants(path: Path) -> list[ListedTensor]:
+def listed_constants(package: Package) -> list[ListedTensor]:
     """Every constant of a package that lies beside its program, whoever wrote it."""
-    found = {name: (kind, parts) for name, kind, parts in _constants(open_package(path))}
+    found = {name: (kind, parts) for name, kind, parts in _constants(package)}
     return [
         ListedTensor(name, _described(kind, parts), sum(_nbytes(*part[:2]) for part in parts.values()))
         for name, (kind, parts) in found.items()

@@ -5,11 +5,14 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from ...graph.errors import BackendError, needs_extra
+from ...graph.errors import BackendError
 from ...quantize.policies.coreml import POLICIES
 from ..recognised import coarsest, most_common
 from ..target import Artifact
-from .package import MANIFEST, QUANT_KEY, SUFFIX
+from .evaluator.package import MANIFEST, open_package
+from .interface import QUANT_KEY
+from .package import SUFFIX
+from .reader import listed_constants
 
 _INTEGERS = re.compile(r"u?int(\d+)")
 _FLOATS = {"fp16": "f16", "fp32": "f32"}
@@ -41,17 +44,15 @@ def _artifact(package: Path) -> Artifact:
 def _stored_as(package: Path) -> tuple[str, str]:
     """Quant and quality class: those that a package of ours names, else what most and the coarsest constants are."""
     try:
-        with needs_extra("coreml", "telling what a package is stored as"):
-            from .evaluator.package import open_package
-            from .reader import listed_constants
-        said = open_package(package).spec.description.metadata.userDefined.get(QUANT_KEY)
+        opened = open_package(package)
     except BackendError:  # it is found all the same, and whoever runs it says what is missing
         return _UNKNOWN
+    said = opened.spec.description.metadata.userDefined.get(QUANT_KEY)
     ours = {policy.name: policy.class_name for policy in POLICIES}
     if said in ours:
         return said, ours[said]
     sizes: dict[str, int] = {}
-    for tensor in listed_constants(package):
+    for tensor in listed_constants(opened):
         bits = _INTEGERS.search(tensor.encoding)
         name = f"q{bits[1]}" if bits else _FLOATS.get(tensor.encoding, "")
         sizes[name] = sizes.get(name, 0) + tensor.nbytes

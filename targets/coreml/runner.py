@@ -30,14 +30,20 @@ from ..target import Runner
 from .evaluator.machine import Evaluator, States
 from .evaluator.package import Package, open_package, shown
 from .evaluator.program import Function, Named, read_program
+from .interface import (
+    CONTEXT_KEY,
+    CONV_IN,
+    CONV_OUT,
+    DECODE,
+    IDS,
+    LOGITS,
+    N_TOKENS,
+    POSITION,
+    PREFILL,
+    STOPS_KEY,
+)
 from .library import library_version
 
-DECODE, PREFILL = "decode", "prefill"
-_IDS, _POSITION, _N_TOKENS = "input_ids", "position", "n_tokens"
-_LOGITS = "logits"
-_CONV_IN, _CONV_OUT = "conv_state_in", "conv_state_out"
-# Where the package's metadata say how many positions its states hold, and at which ids a text ends.
-CONTEXT_KEY, STOPS_KEY = "context", "stop_token_ids"
 _ROUTER = re.compile(r"layers_(\d+)_.*topk")
 
 Arrays = dict[str, NDArray[Any]]
@@ -126,8 +132,8 @@ class CoremlRunner(Runner):
             check_interface(package, functions)
         self._functions, self._context = functions, _context(opened)
         self._stops = [int(i) for i in _metadata(opened, STOPS_KEY).split(",") if i.isdecimal()]
-        self.chunk = _shapes(functions[PREFILL].inputs)[_IDS][1]
-        self.n_vocab = _shapes(functions[DECODE].outputs)[_LOGITS][-1]
+        self.chunk = _shapes(functions[PREFILL].inputs)[IDS][1]
+        self.n_vocab = _shapes(functions[DECODE].outputs)[LOGITS][-1]
         self._begin()
 
     @property
@@ -136,7 +142,7 @@ class CoremlRunner(Runner):
 
     def _begin(self) -> None:
         self._states = self._engine.new_states()
-        shape = _shapes(self._functions[DECODE].inputs).get(_CONV_IN)
+        shape = _shapes(self._functions[DECODE].inputs).get(CONV_IN)
         self._conv_state = None if shape is None else np.zeros(shape, np.float16)
         self.reset()
 
@@ -159,7 +165,7 @@ class CoremlRunner(Runner):
             raise UsageError(f"token ids must be one or more of 0 … {self.n_vocab - 1}")
         if self._context is not None and self._position + len(ids) > self._context:
             raise UsageError(f"{self._position + len(ids)} tokens do not fit the package's context of {self._context}")
-        return np.concatenate([self._call(part)[_LOGITS][0, : len(part)] for part in self._parts(ids)])
+        return np.concatenate([self._call(part)[LOGITS][0, : len(part)] for part in self._parts(ids)])
 
     def _parts(self, ids: Sequence[int]) -> list[list[int]]:
         return [list(ids[start : start + self.chunk]) for start in range(0, len(ids), self.chunk)]
@@ -169,16 +175,16 @@ class CoremlRunner(Runner):
         function = _function(ids)
         padded = ids if function == DECODE else ids + [0] * (self.chunk - len(ids))
         inputs: Arrays = {
-            _IDS: np.array([padded], np.int32),
-            _POSITION: np.array([self._position], np.int32),
+            IDS: np.array([padded], np.int32),
+            POSITION: np.array([self._position], np.int32),
         }
         if function == PREFILL:
-            inputs[_N_TOKENS] = np.array([len(ids)], np.int32)
+            inputs[N_TOKENS] = np.array([len(ids)], np.int32)
         if self._conv_state is not None:
-            inputs[_CONV_IN] = self._conv_state
+            inputs[CONV_IN] = self._conv_state
         outputs = self._engine.call(function, inputs, self._states)
         if self._conv_state is not None:
-            self._conv_state = np.asarray(outputs[_CONV_OUT], np.float16)
+            self._conv_state = np.asarray(outputs[CONV_OUT], np.float16)
         self._position += len(ids)
         return outputs
 
@@ -252,15 +258,15 @@ def _kinds(values: Sequence[Named]) -> dict[str, str]:
 def _fault(function: Function, *, is_prefill: bool) -> str | None:
     """What a function has otherwise than the interface says."""
     inputs, outputs = _kinds(function.inputs), _kinds(function.outputs)
-    n = _shapes(function.inputs).get(_IDS, (1, 0))[-1] if is_prefill else 1
-    expected = {_IDS: f"int32 [1, {n}]", _POSITION: "int32 [1]"} | ({_N_TOKENS: "int32 [1]"} if is_prefill else {})
+    n = _shapes(function.inputs).get(IDS, (1, 0))[-1] if is_prefill else 1
+    expected = {IDS: f"int32 [1, {n}]", POSITION: "int32 [1]"} | ({N_TOKENS: "int32 [1]"} if is_prefill else {})
     for name, kind in expected.items():
         if inputs.get(name) != kind or n < 1:
             return f"takes {name} as {inputs.get(name, 'nothing')}: expected {kind}"
-    if unknown := set(inputs) - set(expected) - {_CONV_IN}:
+    if unknown := set(inputs) - set(expected) - {CONV_IN}:
         return f"takes {shown(', '.join(sorted(unknown)))}, of which it is not known what to give"
-    if inputs.get(_CONV_IN) != outputs.get(_CONV_OUT) or 0 in _shapes(function.inputs).get(_CONV_IN, (1,)):
-        return f"takes {_CONV_IN} {inputs.get(_CONV_IN)} and gives {_CONV_OUT} {outputs.get(_CONV_OUT)}"
-    if not re.fullmatch(rf"fp32 \[1, {n}, \d+\]", outputs.get(_LOGITS, "")):
-        return f"gives {_LOGITS} as {outputs.get(_LOGITS, 'nothing')}: expected fp32 [1, {n}, vocabulary]"
+    if inputs.get(CONV_IN) != outputs.get(CONV_OUT) or 0 in _shapes(function.inputs).get(CONV_IN, (1,)):
+        return f"takes {CONV_IN} {inputs.get(CONV_IN)} and gives {CONV_OUT} {outputs.get(CONV_OUT)}"
+    if not re.fullmatch(rf"fp32 \[1, {n}, \d+\]", outputs.get(LOGITS, "")):
+        return f"gives {LOGITS} as {outputs.get(LOGITS, 'nothing')}: expected fp32 [1, {n}, vocabulary]"
     return None

@@ -24,12 +24,10 @@ from ...graph.tensor import TensorView, ZeroTensor
 from ...quantize.encoding import Encoding, get_encoding
 from ...quantize.policy import Policy
 from ..plans import Fallback, FilePlan, Placement, TensorPlan
+from .evaluator.element_types import BY_SPEC
+from .evaluator.weight_file import ALIGNMENT, SENTINEL, VERSION
 from .mil import Dtype, Shape
 
-ALIGNMENT = 64
-SENTINEL, VERSION = 0xDEADBEEF, 2
-# Types of elements as weight.bin numbers them.
-BLOB_TYPES = {Dtype.FLOAT16: 1, Dtype.FLOAT32: 2, Dtype.UINT8: 3, Dtype.UINT4: 11}
 _RECORD = struct.Struct("<IIQQQ")
 
 
@@ -46,7 +44,8 @@ class Blob:
         return self.offset + ALIGNMENT
 
     def record(self) -> bytes:
-        return _RECORD.pack(SENTINEL, BLOB_TYPES[self.dtype], self.nbytes, self.data_offset, 0).ljust(ALIGNMENT, b"\0")
+        element = BY_SPEC[self.dtype.value].in_blob
+        return _RECORD.pack(SENTINEL, element, self.nbytes, self.data_offset, 0).ljust(ALIGNMENT, b"\0")
 
 
 # Of a shape [..., n_rows, n_cols] the shapes that an operation wants its parts in, by the parts' names there.

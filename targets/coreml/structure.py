@@ -24,12 +24,12 @@ from pathlib import Path
 from typing import Any
 
 from ...graph.errors import Faults, InputError
-from .evaluator.element_types import FLOAT16
+from .evaluator.element_types import BY_SPEC, FLOAT16
 from .evaluator.package import Package, open_package, shown
 from .evaluator.program import READ_STATE, WRITE_STATE, Function, Named, read_program
 from .evaluator.weight_file import ALIGNMENT, Entry
+from .mil import FEATURE_TYPES, OPSET, SPECIFICATION_VERSION
 
-SPECIFICATION_VERSION, OPSET = 9, "CoreML8"
 MAX_RANK = 5
 STATE_WIDTH = 32
 _GIGABYTE = 10**9
@@ -39,8 +39,6 @@ _REFUSED = {
     "scatter_nd": "the Neural Engine does not scatter",
     "reduce_prod": "the Neural Engine has no product along an axis",
 }
-# FeatureTypes.proto's element types of arrays.
-_ARRAYS = {"fp16": 65552, "fp32": 65568, "int32": 131104}
 
 
 @dataclass(frozen=True)
@@ -140,7 +138,7 @@ def _agree(said: _Kind | None, is_so: _Kind | None) -> bool:
 
 
 def _features(features: Any) -> dict[str, _Kind]:
-    names = {number: name for name, number in _ARRAYS.items()}
+    names = {number: BY_SPEC[dtype.value].name for dtype, number in FEATURE_TYPES.items()}
     found: dict[str, _Kind] = {}
     for each in features:
         is_state = each.type.WhichOneof("Type") == "stateType"

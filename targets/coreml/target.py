@@ -21,8 +21,10 @@ from ..plans import FilePlan, Plan
 from ..stream import Execution, prepare_file, write_tensors
 from ..target import Artifact, ListedTensor, Runner, Target, named_stem
 from .caches import Caches, lay_out
+from .evaluator.package import MANIFEST, open_package
 from .model import build
-from .package import MANIFEST, MODEL, MODEL_CONFIG, SUFFIX, WEIGHTS, manifest, metadata, model_config
+from .package import MODEL, MODEL_CONFIG, SUFFIX, WEIGHTS, manifest, metadata, model_config
+from .reader import listed_constants, read_weights
 from .recognise import recognise
 from .refusals import refuse_blocks
 from .store import WeightStore
@@ -134,13 +136,9 @@ class CoremlTarget(Target):
         return recognise(path)
 
     def listed(self, artifact: Artifact) -> Sequence[ListedTensor]:
-        with needs_extra(self.extra, "reading a package"):
-            from .reader import listed_constants
-        return listed_constants(artifact.path.parent)
+        return listed_constants(open_package(artifact.path.parent))
 
     def read(self, artifact: Artifact) -> dict[Address, TensorView]:
-        with needs_extra(self.extra, "reading a package"):
-            from .reader import read_weights
         return read_weights(artifact.path.parent)
 
     def run(self, artifact: Artifact, *, threads: int) -> Runner:
@@ -152,8 +150,7 @@ class CoremlTarget(Target):
             return CoremlRunner(artifact.path.parent, threads=threads)
 
     def missing(self) -> str | None:
-        absent = [name for name in ("coremltools",) if importlib.util.find_spec(name) is None]
-        return f'pip install "lfm-convert[{self.extra}]"' if absent else None
+        return None if importlib.util.find_spec("coremltools") else f'pip install "lfm-convert[{self.extra}]"'
 
 
 def _context(config: ModelConfig, wanted: int | None) -> int:

@@ -31,7 +31,6 @@ from .layout import DATA_SUFFIX, place
 from .memory import base_memory_bytes
 from .recognise import recognise
 from .refusals import refuse_blocks
-from .running import run_memory
 
 _DEFAULT_CONTEXT = 4096
 _PACKAGES = ("torch", "torchao", "executorch")
@@ -73,7 +72,7 @@ class ExecutorchTarget(Target):
     outfile: str | None = option(None, help="name of the file", is_asked=False)
 
     def run_memory(self, quant: str, tensors: Sequence[ListedTensor], size_bytes: int) -> RunMemory:
-        return run_memory(size_bytes)
+        return RunMemory(weights=size_bytes, cache_itemsize=4)  # float32 at any quant
 
     def policy(self, quant: str) -> Policy:
         """Of any name of the grammar, listed or not. Raises UsageError with the grammar."""
