@@ -52,8 +52,6 @@ _ROWS = (
 _FLOATS = ("fp32", "fp16")
 _LIMIT = 1e-3
 _STATES = ("keys", "values", "conv")
-# Added to the sum that weights of experts are divided by.
-_EPS = 1e-6
 
 
 class Constant(torch.nn.Module):
@@ -209,7 +207,7 @@ class Step(torch.nn.Module):
         chosen = torch.topk(ranked, block.top_k).indices
         shares = scores[chosen]
         if block.is_normalised:
-            shares = shares / (shares.sum() + _EPS)
+            shares = shares / (shares.sum() + block.sum_eps)
         gate, up, down = (
             self.weight(layer.weights[role])[chosen].transpose(1, 2)
             for role in (Role.EXPERT_GATE, Role.EXPERT_UP, Role.EXPERT_DOWN)

@@ -140,11 +140,12 @@ class Dense:
 class Mixture:
     """A weighted sum of the `top_k` experts of a token: their scores are sigmoids of the router's outputs.
 
-    Experts are ranked with the bias and weighed without it; `is_normalised` divides the weights by their sum,
-    `scaling` multiplies them.
+    Experts are ranked with the bias and weighed without it; `is_normalised` divides the weights by their sum plus
+    `sum_eps`, `scaling` multiplies them.
     """
 
     name = "mixture of experts"
+    sum_eps = 1e-6
 
     n_experts: int
     top_k: int

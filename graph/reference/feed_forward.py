@@ -17,9 +17,6 @@ from .cores import cut, each
 from .state import Batch
 from .weights import Weights
 
-# Added to the sum that weights are divided by.
-_EPS = 1e-6
-
 
 @dataclass(frozen=True)
 class Routing:
@@ -52,7 +49,7 @@ def choose(block: Mixture, ranked: Float32, weighing: Float32) -> Routing:
     experts = np.argsort(-ranked, axis=1, kind="stable")[:, : block.top_k]
     weights = np.take_along_axis(weighing, experts, axis=1)
     if block.is_normalised:
-        weights = weights / (weights.sum(axis=1, keepdims=True) + np.float32(_EPS))
+        weights = weights / (weights.sum(axis=1, keepdims=True) + np.float32(block.sum_eps))
     return Routing(experts, weights * np.float32(block.scaling))
 
 

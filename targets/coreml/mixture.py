@@ -15,8 +15,6 @@ from .dense import gated_silu
 from .mil import Dtype
 from .prelude import Context, counting
 
-# Added to the sum that weights are divided by.
-_EPS = 1e-6
 _EXPERTS = (Role.EXPERT_GATE, Role.EXPERT_UP, Role.EXPERT_DOWN)
 
 
@@ -52,7 +50,7 @@ def _route(context: Context, block: Mixture, layer: Layer, x: Var) -> tuple[Var,
         "gather_along_axis", Dtype.FLOAT32, shape, x=scores, indices=chosen, axis=-1, validate_indices=False
     )
     if block.is_normalised:
-        total = b.binary("add", b.reduce("reduce_sum", weights, -1, keep=True), np.float32(_EPS))
+        total = b.binary("add", b.reduce("reduce_sum", weights, -1, keep=True), np.float32(block.sum_eps))
         weights = b.binary("real_div", weights, total)
     return chosen, b.scaled(weights, block.scaling)
 

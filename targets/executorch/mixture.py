@@ -12,9 +12,6 @@ from .branch import BranchModule, Call
 from .constants import Constants
 from .regions import EXPERT, call_region, mean_square
 
-# Added to what the chosen scores are divided by.
-_EPS = 1e-6
-
 
 def choose(scores: Tensor, bias: Tensor | None, block: Mixture) -> tuple[Tensor, Tensor]:
     """The experts of each token, ranked with the bias, and their scores without it: both [..., k]."""
@@ -48,7 +45,7 @@ class MixtureModule(BranchModule):
         """What each expert's output is multiplied with, [1, S, E]: chosen with the bias, weighted without."""
         chosen, weights = choose(scores, self.bias, self.block)
         if self.block.is_normalised:
-            weights = weights / (weights.sum(dim=-1, keepdim=True) + _EPS)
+            weights = weights / (weights.sum(dim=-1, keepdim=True) + self.block.sum_eps)
         if self.block.scaling != 1.0:
             weights = weights * self.block.scaling
         return torch.zeros_like(scores).scatter(-1, chosen, weights)
@@ -81,7 +78,7 @@ class FusedMixtureModule(BranchModule):
         block = self.block
         normed = (x * torch.rsqrt(mean_square(x, self.eps)) * self.gain).squeeze(0)
         total = choose(torch.sigmoid(linear(normed, self.router)), self.bias, block)[1].sum(dim=-1, keepdim=True)
-        factor = total / (total + _EPS) if block.is_normalised else total
+        factor = total / (total + block.sum_eps) if block.is_normalised else total
         summed = torch.ops.llama.quantized_moe_ffn(
             normed, self.router, self.bias, self.experts_in, self.experts_out,
             block.top_k, block.n_experts, block.size, x.shape[-1], self.group, 4, "sigmoid", block.scaling,

@@ -66,7 +66,7 @@ def _route(b: GraphBuilder, store: WeightStore, layer: Layer, block: Mixture, x:
     top = b.op("GatherElements", scores, experts, axis=1)
     if block.is_normalised:
         total = b.op("ReduceSum", top, b.ints(1), keepdims=1)
-        top = b.op("Div", top, b.op("Add", total, b.scalar(1e-6)))
+        top = b.op("Div", top, b.op("Add", total, b.scalar(block.sum_eps)))
     if block.scaling != 1:
         top = b.op("Mul", top, b.scalar(block.scaling))
     return ranked, b.op("ScatterElements", b.op("Mul", scores, b.scalar(0)), experts, top, axis=1)
