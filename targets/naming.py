@@ -1,12 +1,14 @@
-"""The name of a file or folder that is made of a model's name, which may hold anything."""
+"""The name of a file or folder that is made of a model's name, which may hold anything, and those of its parts."""
 
 from __future__ import annotations
 
 import re
 import sys
+from dataclasses import dataclass
 
 # What a file system, a shell's pattern (MLX looks for its shards by one) or UTF-8 does not take in a name.
 _UNFIT = re.compile(r'[\s/\\:*?"<>|\[\]\x00-\x1f\x7f-\x9f\ud800-\udfff]')
+_PART = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})")
 _MAX_BYTES = 200  # file systems take 255, of which the shard's number and a temporary's ending need some
 
 
@@ -15,3 +17,23 @@ def fit_name(name: str, ending: str) -> str:
     coding = sys.getfilesystemencoding()  # ASCII in the C locale: what it lacks becomes a question mark, and so unfit
     fit = _UNFIT.sub("-", name.strip().encode(coding, "replace").decode(coding)).lstrip(".-") or "model"
     return fit.encode()[: _MAX_BYTES - len(ending)].decode(errors="ignore") + ending
+
+
+@dataclass(frozen=True)
+class PartName:
+    """`NAME-00002-of-00003.gguf`: the name of all, and which part it is, from 1, of how many."""
+
+    stem: str
+    number: int
+    count: int
+
+
+def part_name(stem: str, number: int, count: int, suffix: str) -> str:
+    """The name of a part, from 1, as llama.cpp looks for it; of the only one the name of all."""
+    return stem + (f"-{number:05}-of-{count:05}" if count > 1 else "") + suffix
+
+
+def read_part_name(name: str, suffix: str) -> PartName | None:
+    """What the name of a part says; None if it is no part's."""
+    found = _PART.fullmatch(name.removesuffix(suffix)) if name.endswith(suffix) else None
+    return None if found is None else PartName(found["stem"], int(found["number"]), int(found["count"]))

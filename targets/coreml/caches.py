@@ -55,9 +55,10 @@ class Caches:
     chunk: int
 
 
-def lay_out(config: ModelConfig, *, context: int, chunk: int) -> Caches:
-    """The caches of a model for so many positions, read in chunks of at most so many."""
-    attention, convolutions = config.of_kind(Attention), config.of_kind(ShortConv)
+def lay_out(config: ModelConfig, layers: range, *, context: int, chunk: int) -> Caches:
+    """The caches of layers of a model for so many positions, read in chunks of at most so many."""
+    attention = {i: block for i, block in config.of_kind(Attention).items() if i in layers}
+    convolutions = {i: block for i, block in config.of_kind(ShortConv).items() if i in layers}
     rows, end = {}, 0
     for layer, block in attention.items():
         window = block.window if block.window is not None and block.window < context else None

@@ -24,10 +24,9 @@ from typing import Any
 from ..._version import __version__
 from ...graph.graph import WeightGraph
 from ..hub_folder import json_bytes
-from .caches import Caches
-from .interface import CONTEXT_KEY, DECODE, PREFILL, QUANT_KEY, STOPS_KEY
+from .interface import CONTEXT_KEY, DECODE, PART_KEY, PREFILL, QUANT_KEY, STOPS_KEY
 from .mil import Feature
-from .model import signature
+from .piece import Piece
 
 _AUTHOR = "com.apple.CoreML"
 MODEL = f"Data/{_AUTHOR}/model.mlmodel"
@@ -57,8 +56,9 @@ def manifest() -> bytes:
     return (json.dumps(content, indent=4) + "\n").encode()
 
 
-def metadata(graph: WeightGraph, caches: Caches, quant: str) -> dict[str, object]:
+def metadata(piece: Piece, quant: str) -> dict[str, object]:
     """What Xcode shows of a package, and by which an app sees that package and tokenizer belong together."""
+    graph, caches = piece.graph, piece.caches
     config = json.dumps(graph.config.raw, sort_keys=True).encode()
     own = {
         CONTEXT_KEY: str(caches.context),
@@ -68,6 +68,8 @@ def metadata(graph: WeightGraph, caches: Caches, quant: str) -> dict[str, object
         STOPS_KEY: ",".join(map(str, graph.stop_ids)),
         "config_sha256": hashlib.sha256(config).hexdigest(),
     }
+    if piece.count > 1:
+        own[PART_KEY] = f"{piece.number} of {piece.count}"
     if graph.tokenizer is not None:
         own["tokenizer_sha256"] = hashlib.sha256(graph.tokenizer.raw).hexdigest()
     return {
@@ -86,8 +88,8 @@ def _license(card: str | None) -> str:
     return next((match[1].strip() for line in front if (match := _LICENSE.fullmatch(line))), "")
 
 
-def model_config(graph: WeightGraph, packages: Mapping[str, tuple[Caches, str, bool]]) -> bytes:
-    """model_config.json: by the name of each package its caches, its quant, and whether all of them are states."""
+def model_config(graph: WeightGraph, packages: Mapping[str, tuple[Piece, str]]) -> bytes:
+    """model_config.json: by the name of each package what it holds, and its quant."""
     config = graph.config
     content = {
         "model_type": config.model_type,
@@ -98,21 +100,19 @@ def model_config(graph: WeightGraph, packages: Mapping[str, tuple[Caches, str, b
         "packages": {
             name: {
                 "quant": quant,
-                "context": caches.context,
-                "chunk": caches.chunk,
-                "functions": {
-                    function: _functions(graph, caches, function, n, all_states=all_states)
-                    for function, n in ((DECODE, 1), (PREFILL, caches.chunk))
-                },
+                "context": piece.caches.context,
+                "chunk": piece.caches.chunk,
+                **({"part": piece.number, "parts": piece.count} if piece.count > 1 else {}),
+                "functions": {function: _function(piece, function) for function in (DECODE, PREFILL)},
             }
-            for name, (caches, quant, all_states) in sorted(packages.items())
+            for name, (piece, quant) in sorted(packages.items())
         },
     }
     return json_bytes(content)
 
 
-def _functions(graph: WeightGraph, caches: Caches, name: str, n: int, *, all_states: bool) -> dict[str, Any]:
-    said = signature(graph, caches, name, n, all_states=all_states)
+def _function(piece: Piece, name: str) -> dict[str, Any]:
+    said = piece.signature(name)
     kinds = {"inputs": said.inputs, "outputs": said.outputs, "states": said.states}
     return {kind: {each.name: _described(each) for each in features} for kind, features in kinds.items()}
 

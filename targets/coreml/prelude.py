@@ -117,8 +117,8 @@ def _mask(b: Builder, window: int | None, first: Var, queries: Var, *, n_keys: i
 
 
 def _rotations(b: Builder, config: ModelConfig, caches: Caches, n: int, position: Var) -> dict[Rope, Rotation]:
-    blocks = config.of_kind(Attention).values()
-    ropes = list(dict.fromkeys(block.rope for block in blocks if block.rope is not None))
+    blocks = config.of_kind(Attention)
+    ropes = list(dict.fromkeys(rope for layer in caches.rows if (rope := blocks[layer].rope) is not None))
     return {rope: _rotation(b, f"rotary_{i}", rope, caches, n, position) for i, rope in enumerate(ropes)}
 
 

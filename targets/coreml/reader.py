@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from ..target import ListedTensor, NotJudged
 from .evaluator.element_types import BY_SPEC, ElementType
 from .evaluator.package import Package, open_package
 from .mil import Shape
-from .store import OPERATIONS
+from .store import OPERATIONS, weight_name
 from .transposed import Transposed
 
 _CONST = "const"
@@ -29,13 +29,23 @@ _NAME = re.compile(r"(?P<role>[a-z_]+?)(?:_(?P<layer>\d+))?")
 Parts = Mapping[str, tuple[ElementType, Shape, str, int]]
 
 
-def read_weights(path: Path) -> dict[Address, TensorView]:
-    """Every weight of a package of ours, decoded on demand.
+def read_weights(paths: Sequence[Path]) -> dict[Address, TensorView]:
+    """Every weight of the packages of a model of ours, decoded on demand.
 
-    Raises: InputError for a package that is damaged, or whose functions have different weights; NotJudged for one of
-    another writer.
+    Raises: InputError for a package that is damaged, or whose functions have different weights, or if two packages have
+    the same weight; NotJudged for one of another writer.
     """
-    package = open_package(path)
+    found: dict[Address, TensorView] = {}
+    for path in paths:
+        own = _weights(open_package(path))
+        for role, layer in own.keys() & found.keys():
+            raise InputError(f"{path}: has '{weight_name(role, layer)}', which a package before it has")
+        found |= own
+    return found
+
+
+def _weights(package: Package) -> dict[Address, TensorView]:
+    path = package.path
     found: dict[Address, tuple[str, Parts]] = {}
     for name, kind, parts in _constants(package):
         address = _address(name)

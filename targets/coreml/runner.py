@@ -1,4 +1,4 @@
-"""Runs an .mlpackage of our interface: by Apple's Core ML where there is one, elsewhere by the MIL evaluator.
+"""Runs .mlpackages of our interface: by Apple's Core ML where there is one, elsewhere by the MIL evaluator.
 
 | function | takes                                                    | gives                                  |
 |----------|----------------------------------------------------------|----------------------------------------|
@@ -6,6 +6,8 @@
 | prefill  | input_ids int32 [1, C], position, n_tokens int32 [1]     | logits float32 [1, C, vocabulary]      |
 
 Both also take `conv_state_in` and give `conv_state_out` where convolutions' windows are no state; states are shared.
+Of several packages that are run in turn all but the last give `hidden_out` float16 [1, n, H] in place of logits, which
+the next takes as `hidden_in` in place of ids; each has states of its own.
 The interface promises that nothing need be cleared between conversations: `reset` goes back to position 0 and leaves
 everything else as it is, so that a package that does not keep the promise is found out.
 """
@@ -18,6 +20,7 @@ import re
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +30,17 @@ from numpy.typing import NDArray
 from ...graph.dtypes import Float32
 from ...graph.errors import InputError, UsageError, needs_extra
 from ..target import Runner
-from .evaluator.machine import Evaluator, States
+from .contract import check_chain, check_interface, shapes_of
+from .evaluator.machine import KEPT_BYTES, Evaluator, States
 from .evaluator.package import Package, open_package, shown
-from .evaluator.program import Function, Named, read_program
+from .evaluator.program import Function, read_program
 from .interface import (
     CONTEXT_KEY,
     CONV_IN,
     CONV_OUT,
     DECODE,
+    HIDDEN_IN,
+    HIDDEN_OUT,
     IDS,
     LOGITS,
     N_TOKENS,
@@ -66,8 +72,8 @@ class Engine(ABC):
 class EvaluatorEngine(Engine):
     """The MIL evaluator. Values inside a function that are in `watch` come with its outputs."""
 
-    def __init__(self, package: Package, *, threads: int, precision: str) -> None:
-        self.evaluator = Evaluator(package, threads=threads, precision=precision)
+    def __init__(self, package: Package, *, threads: int, precision: str, kept_bytes: int) -> None:
+        self.evaluator = Evaluator(package, threads=threads, precision=precision, kept_bytes=kept_bytes)
         self.watch: Collection[str] = ()
         self.name = f"MIL evaluator, {precision}, {library_version()}"
 
@@ -115,35 +121,43 @@ class AppleEngine(Engine):
         return found
 
 
+@dataclass(frozen=True)
+class _Stage:
+    """One of the packages that are run in turn, loaded."""
+
+    path: Path
+    engine: Engine
+    functions: Mapping[str, Function]
+
+    @property
+    def conv_shape(self) -> tuple[int, ...] | None:
+        """Of what its convolutions remember between calls; None where that is no input."""
+        return shapes_of(self.functions[DECODE].inputs).get(CONV_IN)
+
+
 class CoremlRunner(Runner):
     """One conversation: its states, what the convolutions remember, and how many tokens it holds."""
 
-    def __init__(self, package: Path, *, threads: int, precision: str = "float32") -> None:
-        """Raises: InputError for a package that is damaged, or of another interface."""
-        opened = open_package(package)
-        self._engine: Engine
-        if sys.platform == "darwin":
-            functions = read_program(opened)
-            check_interface(package, functions)
-            self._engine = AppleEngine(package, functions)
-        else:
-            self._engine = EvaluatorEngine(opened, threads=threads, precision=precision)
-            functions = self._engine.evaluator.functions
-            check_interface(package, functions)
-        self._functions, self._context = functions, _context(opened)
-        self._stops = [int(i) for i in _metadata(opened, STOPS_KEY).split(",") if i.isdecimal()]
-        self.chunk = _shapes(functions[PREFILL].inputs)[IDS][1]
-        self.n_vocab = _shapes(functions[DECODE].outputs)[LOGITS][-1]
+    def __init__(self, *packages: Path, threads: int, precision: str = "float32") -> None:
+        """Raises: InputError for a package that is damaged, of another interface, or that does not follow the one before."""
+        opened = [open_package(path) for path in packages]
+        kept_bytes = KEPT_BYTES // len(opened)
+        self._stages = [_load(each, threads=threads, precision=precision, kept_bytes=kept_bytes) for each in opened]
+        check_chain([(stage.path, stage.functions) for stage in self._stages])
+        self._context = _context(opened[0])
+        self._stops = [int(i) for i in _metadata(opened[0], STOPS_KEY).split(",") if i.isdecimal()]
+        self.chunk = shapes_of(self._stages[0].functions[PREFILL].inputs)[IDS][1]
+        self.n_vocab = shapes_of(self._stages[-1].functions[DECODE].outputs)[LOGITS][-1]
         self._begin()
 
     @property
     def backend(self) -> str:
-        return self._engine.name
+        return self._stages[0].engine.name
 
     def _begin(self) -> None:
-        self._states = self._engine.new_states()
-        shape = _shapes(self._functions[DECODE].inputs).get(CONV_IN)
-        self._conv_state = None if shape is None else np.zeros(shape, np.float16)
+        self._states = [stage.engine.new_states() for stage in self._stages]
+        shapes = [stage.conv_shape for stage in self._stages]
+        self._conv_states = [None if shape is None else np.zeros(shape, np.float16) for shape in shapes]
         self.reset()
 
     def reset(self) -> None:
@@ -171,20 +185,25 @@ class CoremlRunner(Runner):
         return [list(ids[start : start + self.chunk]) for start in range(0, len(ids), self.chunk)]
 
     def _call(self, ids: list[int]) -> Arrays:
-        """The outputs for at most a chunk of tokens, those of padding among them."""
+        """What all packages give for at most a chunk of tokens, values of padding among them."""
         function = _function(ids)
         padded = ids if function == DECODE else ids + [0] * (self.chunk - len(ids))
-        inputs: Arrays = {
+        given: Arrays = {
             IDS: np.array([padded], np.int32),
             POSITION: np.array([self._position], np.int32),
+            N_TOKENS: np.array([len(ids)], np.int32),
         }
-        if function == PREFILL:
-            inputs[N_TOKENS] = np.array([len(ids)], np.int32)
-        if self._conv_state is not None:
-            inputs[CONV_IN] = self._conv_state
-        outputs = self._engine.call(function, inputs, self._states)
-        if self._conv_state is not None:
-            self._conv_state = np.asarray(outputs[CONV_OUT], np.float16)
+        outputs: Arrays = {}
+        for i, stage in enumerate(self._stages):
+            conv_state = self._conv_states[i]
+            if conv_state is not None:
+                given[CONV_IN] = conv_state
+            inputs = {each.name: given[each.name] for each in stage.functions[function].inputs}
+            outputs |= stage.engine.call(function, inputs, self._states[i])
+            if conv_state is not None:
+                self._conv_states[i] = np.asarray(outputs[CONV_OUT], np.float16)
+            if HIDDEN_OUT in outputs:
+                given[HIDDEN_IN] = outputs[HIDDEN_OUT]
         self._position += len(ids)
         return outputs
 
@@ -194,20 +213,37 @@ class CoremlRunner(Runner):
 
     def experts(self, token_ids: Sequence[int]) -> dict[int, NDArray[np.int64]] | None:
         """What each router's topk chooses for a prompt; None on Apple's runtime, which shows no inner values."""
-        if not isinstance(self._engine, EvaluatorEngine):
+        engines = [stage.engine for stage in self._stages if isinstance(stage.engine, EvaluatorEngine)]
+        if not engines:
             return None
-        routers = {name: _routers(function) for name, function in self._functions.items()}
+        routers: dict[str, dict[str, int]] = {DECODE: {}, PREFILL: {}}
+        for stage in self._stages:
+            for name, function in stage.functions.items():
+                routers[name] |= _routers(function)
         chosen: dict[int, list[NDArray[Any]]] = {layer: [] for layer in routers[DECODE].values()}
         other = self.another()
-        self._engine.watch = {name for names in routers.values() for name in names}
+        for engine in engines:
+            engine.watch = {name for names in routers.values() for name in names}
         try:
             for part in self._parts(token_ids):
                 outputs = other._call(part)
                 for name, layer in routers[_function(part)].items():
                     chosen[layer].append(outputs[name][: len(part)])
         finally:
-            self._engine.watch = ()
+            for engine in engines:
+                engine.watch = ()
         return {layer: np.concatenate(each).astype(np.int64) for layer, each in chosen.items()} or None
+
+
+def _load(package: Package, *, threads: int, precision: str, kept_bytes: int) -> _Stage:
+    """Raises: InputError for a package that is damaged, or of another interface."""
+    if sys.platform == "darwin":
+        functions = read_program(package)
+        check_interface(package.path, functions)
+        return _Stage(package.path, AppleEngine(package.path, functions), functions)
+    engine = EvaluatorEngine(package, threads=threads, precision=precision, kept_bytes=kept_bytes)
+    check_interface(package.path, engine.evaluator.functions)
+    return _Stage(package.path, engine, engine.evaluator.functions)
 
 
 def _function(ids: Sequence[int]) -> str:
@@ -224,11 +260,6 @@ def _routers(function: Function) -> dict[str, int]:
     return found
 
 
-def _shapes(values: Sequence[Named]) -> dict[str, tuple[int, ...]]:
-    """0 for a size that is not fixed."""
-    return {each.name: tuple(size or 0 for size in each.type.shape or ()) for each in values}
-
-
 def _metadata(package: Package, key: str) -> str:
     return str(package.spec.description.metadata.userDefined.get(key, ""))
 
@@ -236,37 +267,3 @@ def _metadata(package: Package, key: str) -> str:
 def _context(package: Package) -> int | None:
     said = _metadata(package, CONTEXT_KEY)
     return int(said) if said.isdecimal() else None
-
-
-def check_interface(path: Path, functions: Mapping[str, Function]) -> None:
-    """Raises: InputError, in one sentence, for functions that are not those above."""
-    if set(functions) != {DECODE, PREFILL}:
-        raise InputError(
-            f"{path}: its functions are {shown(', '.join(functions))}: expected {DECODE} and {PREFILL}, as ours have"
-        )
-    for name, function in functions.items():
-        if fault := _fault(function, is_prefill=name == PREFILL):
-            raise InputError(f"{path}: {name} {fault}")
-    if _kinds(functions[DECODE].states) != _kinds(functions[PREFILL].states):
-        raise InputError(f"{path}: its functions do not share their states")
-
-
-def _kinds(values: Sequence[Named]) -> dict[str, str]:
-    return {each.name: str(each.type) for each in values}
-
-
-def _fault(function: Function, *, is_prefill: bool) -> str | None:
-    """What a function has otherwise than the interface says."""
-    inputs, outputs = _kinds(function.inputs), _kinds(function.outputs)
-    n = _shapes(function.inputs).get(IDS, (1, 0))[-1] if is_prefill else 1
-    expected = {IDS: f"int32 [1, {n}]", POSITION: "int32 [1]"} | ({N_TOKENS: "int32 [1]"} if is_prefill else {})
-    for name, kind in expected.items():
-        if inputs.get(name) != kind or n < 1:
-            return f"takes {name} as {inputs.get(name, 'nothing')}: expected {kind}"
-    if unknown := set(inputs) - set(expected) - {CONV_IN}:
-        return f"takes {shown(', '.join(sorted(unknown)))}, of which it is not known what to give"
-    if inputs.get(CONV_IN) != outputs.get(CONV_OUT) or 0 in _shapes(function.inputs).get(CONV_IN, (1,)):
-        return f"takes {CONV_IN} {inputs.get(CONV_IN)} and gives {CONV_OUT} {outputs.get(CONV_OUT)}"
-    if not re.fullmatch(rf"fp32 \[1, {n}, \d+\]", outputs.get(LOGITS, "")):
-        return f"gives {LOGITS} as {outputs.get(LOGITS, 'nothing')}: expected fp32 [1, {n}, vocabulary]"
-    return None

@@ -17,7 +17,7 @@ Ranks above 5 are refused by Core ML itself (coremltools 9.0 `mil/program.py`), 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -47,6 +47,17 @@ class Findings:
 
     faults: tuple[str, ...]
     notes: tuple[str, ...]
+
+
+def check_packages(paths: Sequence[Path]) -> tuple[str, ...]:
+    """The notes on the packages of a model, of several with the number of each.
+
+    Raises: InputError as `check_package`, of the first that is broken.
+    """
+    notes = [check_package(path) for path in paths]
+    if len(notes) == 1:
+        return notes[0]
+    return tuple(f"package {number}: {note}" for number, own in enumerate(notes, start=1) for note in own)
 
 
 def check_package(path: Path) -> tuple[str, ...]:

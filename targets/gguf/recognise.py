@@ -6,7 +6,6 @@ Source: llama.cpp `include/llama.h`, `enum llama_ftype`; `src/llama.cpp`, `llama
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -20,11 +19,11 @@ from ...quantize.gguf_file.header import MAGIC, TensorInfo
 from ...quantize.gguf_file.reader import GgufFile, read_gguf, tensor_nbytes
 from ...quantize.gguf_file.tensor_names import family_of, tensor_address
 from ...quantize.policies.gguf import FILE_TYPES, POLICIES
+from ..naming import part_name, read_part_name
 from ..recognised import coarsest, most_common, own_file
 from ..target import Artifact, ListedTensor
 
 _SUFFIX = ".gguf"
-_PART = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 _ARCHITECTURE, _KIND, _FILE_TYPE = "general.architecture", "general.type", "general.file_type"
 _NUMBER, _COUNT, _TENSORS = "split.no", "split.count", "split.tensors.count"
 # What else is kept as GGUF beside a model: what llama-imatrix counts, what an image encoder or an adapter holds.
@@ -58,13 +57,9 @@ def _starts_as_gguf(path: Path) -> bool:
 
 def _first(file: Path, files: Sequence[Path]) -> Path:
     """The first part of a split file, if it lies there; a part alone, or a whole file, itself."""
-    found = _PART.fullmatch(file.name)
-    first = file.with_name(_part_name(found["stem"], 0, int(found["count"]))) if found else file
+    found = read_part_name(file.name, _SUFFIX)
+    first = file.with_name(part_name(found.stem, 1, found.count, _SUFFIX)) if found else file
     return first if first in files else file
-
-
-def _part_name(stem: str, number: int, count: int) -> str:
-    return f"{stem}-{number + 1:05}-of-{count:05}{_SUFFIX}"
 
 
 def _artifact(path: Path) -> Artifact:
@@ -85,13 +80,13 @@ def _parts(file: GgufFile) -> list[Path]:
     number, count = _place(file)
     if count <= 1:
         return [file.path]
-    name = _PART.fullmatch(file.path.name)
-    if name is None or (int(name["number"]), int(name["count"])) != (number, count):
+    name = read_part_name(file.path.name, _SUFFIX)
+    if name is None or (name.number, name.count) != (number, count):
         raise InputError(
             f"{file.path}: is part {number} of {count}, which its name does not say: expected "
-            f"NAME-{number:05}-of-{count:05}{_SUFFIX}, as llama.cpp finds the others"
+            f"{part_name('NAME', number, count, _SUFFIX)}, as llama.cpp finds the others"
         )
-    paths = [own_file(file.path, _part_name(name["stem"], i, count)) for i in range(count)]
+    paths = [own_file(file.path, part_name(name.stem, i, count, _SUFFIX)) for i in range(1, count + 1)]
     for i, path in enumerate(paths, start=1):
         if (found := _place(read_gguf(path))) != (i, count):
             raise InputError(f"{path}: says that it is part {found[0]} of {found[1]}: expected {i} of {count}")

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ...quantize.gguf_file.header import KeyValue, TensorInfo, ValueType, aligned, header_bytes
+from ..naming import part_name
 from .choices import Chosen
 
 
@@ -48,7 +49,7 @@ def lay_out(
             offset += aligned(tensor.nbytes)
         own = [*(pairs if number == 0 else ()), *_split_pairs(number, len(groups), len(tensors))]
         header = header_bytes(own, infos)
-        path = stem + (f"-{number + 1:05}-of-{len(groups):05}" if len(groups) > 1 else "") + ".gguf"
+        path = part_name(stem, number + 1, len(groups), ".gguf")
         shards.append(Shard(path, header, {info.name: len(header) + info.offset for info in infos}, offset))
     return tuple(shards)
 

@@ -17,6 +17,7 @@ from lfm_convert.graph.graph import WeightGraph
 from lfm_convert.graph.opening import open_graph
 from lfm_convert.targets.coreml.evaluator.package import open_package
 from lfm_convert.targets.coreml.package import MODEL, WEIGHTS
+from lfm_convert.targets.coreml.recognise import packages_of
 from lfm_convert.targets.stream import Execution
 from lfm_convert.targets.target import get_target
 from support.checkpoints import dense_config, lfm3_config, make_checkpoint, moe_config
@@ -205,15 +206,18 @@ def test_what_cannot_be(options: dict[str, object], sentence: str, tmp_path: Pat
 
 
 def test_the_swift_of_the_documentation(made: Callable[..., Made]) -> None:
-    """It feeds every input, reads every output and asks for both functions, by their names."""
+    """It feeds every input, reads every output and asks for both functions, by their names: of packages in turn, too."""
     swift = re.search(r"```swift\n(.*?)```", DOCS.read_text(), re.DOTALL)
     assert swift is not None
-    functions = open_package(made("dense", "int4").package).spec.description.functions
-    fed = set(re.findall(r'"(\w+)": MLFeatureValue', swift[1])) | set(re.findall(r'inputs\["(\w+)"\] =', swift[1]))
+    fed = set(re.findall(r'"(\w+)": MLFeatureValue', swift[1])) | set(re.findall(r'given\["(\w+)"\] =', swift[1]))
     read = set(re.findall(r'featureValue\(for: "(\w+)"\)', swift[1]))
     asked = set(re.findall(r'functionName: "(\w+)"|load\("(\w+)"\)', swift[1]))
-    for name in ("decode", "prefill"):
-        found = features(functions, name)
-        assert set(found["input"]) <= fed and set(found["output"]) <= read
-    assert fed == set(features(functions, "prefill")["input"]) and read == set(features(functions, "decode")["output"])
+    split = made("dense", "int8", coreml_split="1500kB")
+    inputs, outputs = set(), set()
+    for package in packages_of(split.artifact):
+        functions = open_package(package).spec.description.functions
+        for name in ("decode", "prefill"):
+            found = features(functions, name)
+            inputs, outputs = inputs | set(found["input"]), outputs | set(found["output"])
+    assert (fed, read) == (inputs, outputs)
     assert {name for pair in asked for name in pair if name} == {"decode", "prefill"}

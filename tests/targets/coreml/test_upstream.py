@@ -11,6 +11,7 @@ import pytest
 from lfm_convert.graph.opening import open_graph
 from lfm_convert.graph.roles import Trait
 from lfm_convert.targets.coreml.package import WEIGHTS
+from lfm_convert.targets.coreml.recognise import packages_of
 from support.checkpoints import lfm3_config, make_checkpoint
 
 from .packages import Made, make
@@ -21,13 +22,13 @@ pytest.importorskip("coremltools", reason='pip install "lfm-convert[coreml]"')
 CASES = [("dense", "fp16"), ("moe", "int8"), ("moe", "int4"), ("lfm3", "int4-pal")]
 
 
-def load(made: Made) -> tuple[Any, Any]:
+def load(package: Path) -> tuple[Any, Any]:
     """The specification, and the program that coremltools reads from it, types inferred anew."""
     import coremltools
     from coremltools.converters.mil.frontend.milproto.load import load as load_program
 
-    spec = coremltools.models.MLModel(str(made.package), skip_model_load=True).get_spec()
-    weights = str((made.package / WEIGHTS).parent)
+    spec = coremltools.models.MLModel(str(package), skip_model_load=True).get_spec()
+    weights = str((package / WEIGHTS).parent)
     return spec, load_program(spec, spec.specificationVersion, file_weights_dir=weights)
 
 
@@ -51,7 +52,7 @@ def inferred_types(function: Any) -> Iterator[tuple[str, tuple[int, tuple[int, .
 @pytest.mark.parametrize(("kind", "quant"), CASES)
 def test_types_and_values(kind: str, quant: str, made: Callable[..., Made]) -> None:
     package = made(kind, quant)
-    spec, program = load(package)
+    spec, program = load(package.package)
     assert (spec.specificationVersion, spec.description.defaultFunctionName) == (9, "decode")
     assert set(program.functions) == {"decode", "prefill"}
     decoded = {f"{role.value}" if layer is None else f"{role.value}_{layer}": (role, view)
@@ -75,12 +76,22 @@ def test_types_and_values(kind: str, quant: str, made: Callable[..., Made]) -> N
             np.testing.assert_array_equal(found.astype(np.float32), expected, err_msg=each)
 
 
+@pytest.mark.parametrize("kind", ["moe", "lfm3"])
+def test_types_of_packages_in_turn(kind: str, made: Callable[..., Made]) -> None:
+    for package in packages_of(made(kind, "int8", coreml_split="1800kB").artifact):
+        spec, program = load(package)
+        for name, function in program.functions.items():
+            written = written_types(spec.mlProgram.functions[name])
+            known = {each: type_ for each, type_ in inferred_types(function) if each in written}
+            assert {each: written[each] for each in known} == known and len(known) > 50
+
+
 def test_an_odd_number_of_blocks(tmp_path: Path) -> None:
     """Rows of 200 and of 96 hold no even number of blocks, four gates no table: stored in 8 bits, and read as such."""
     graph = open_graph(make_checkpoint(tmp_path / "checkpoint", lfm3_config(intermediate_size=200)))
     for quant in ("int4", "int4-pal"):
         made = make(graph, quant, tmp_path / quant, context=64, chunk=8)
-        _, program = load(made)
+        _, program = load(made.package)
         down = program.functions["decode"].find_ops(op_type="constexpr_blockwise_shift_scale")
         values = {op.outputs[0].name: op.materialized_val_inference() for op in down}
         found = {role.value + f"_{layer}": view for (role, layer), view in made.target.read(made.artifact).items()}
@@ -98,7 +109,7 @@ def test_weight_file_is_the_one_that_apples_writer_makes(quant: str, made: Calla
     package = made("dense", quant)
     path = package.package / WEIGHTS
     reader, writer = _BlobStorageReader(str(path)), _BlobStorageWriter(str(tmp_path / "weight.bin"))
-    spec, _ = load(package)
+    spec, _ = load(package.package)
     places = sorted(set(_places(spec)))
     for offset, number in places:
         read, write = _METHODS[number]
