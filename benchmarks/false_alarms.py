@@ -1,6 +1,6 @@
 """False alarms and misses of the validator on models that no limit was chosen on.
 
-    python benchmarks/false_alarms.py --cache FOLDER [--seeds 60] [--artifacts 12] [--bugs 4] [--targets gguf,onnx,mlx] [--jobs 2]
+    python benchmarks/false_alarms.py --cache FOLDER [--seeds 60] [--artifacts 12] [--bugs 4] [--targets gguf,onnx,mlx,coreml] [--jobs 2]
 
 Each seed is a small model of its own (tests/support/sweep_models.py), made once and kept in the cache with what was
 found, so that a run that was ended goes on. Of each, sound artifacts of a draw of quants are validated, and artifacts
@@ -51,7 +51,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=60)
     parser.add_argument("--artifacts", type=int, default=12, help="sound ones of each model")
     parser.add_argument("--bugs", type=int, default=4, help="planted in each model")
-    parser.add_argument("--targets", default="gguf,onnx,mlx")
+    parser.add_argument("--targets", default="gguf,onnx,mlx,coreml")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="models at a time")
     options = parser.parse_args()
     options.cache.mkdir(parents=True, exist_ok=True)

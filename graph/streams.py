@@ -1,13 +1,18 @@
-"""The standard streams: open whatever the shell left of them, and silent once nobody reads them."""
+"""The standard streams: open whatever the shell left of them, silent once nobody reads them, and ours alone."""
 
 from __future__ import annotations
 
 import os
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from .errors import DiskError
+from .errors import DiskError, LfmConvertError
+
+_STDERR = 2
 
 
 def open_standard_streams() -> None:
@@ -21,6 +26,47 @@ def open_standard_streams() -> None:
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 (open for the process's life)
+
+
+def keep_stderr() -> None:
+    """Gives `sys.stderr` a descriptor of its own, so that `held_back` does not hold it back, too."""
+    try:
+        descriptor = os.dup(sys.stderr.fileno())
+    except (OSError, ValueError):
+        return  # no file of the system, as in a test
+    sys.stderr = open(  # noqa: SIM115, PTH123 (open for the process's life; a descriptor has no path)
+        descriptor, "w", encoding=sys.stderr.encoding, errors=sys.stderr.errors, buffering=1
+    )
+
+
+@contextmanager
+def held_back() -> Iterator[None]:
+    """Keeps what libraries print on the error stream themselves, beside `sys.stderr`, which must have been kept from it:
+    torch and its relatives have much to say of themselves. It is told if what is done ends by an error that is not ours.
+    """
+    if not _has_kept_stderr():
+        yield
+        return
+    with tempfile.TemporaryFile() as file:
+        before = os.dup(_STDERR)
+        os.dup2(file.fileno(), _STDERR)
+        try:
+            yield
+        except Exception as error:
+            if not isinstance(error, LfmConvertError):
+                file.seek(0)
+                os.write(before, file.read())
+            raise
+        finally:
+            os.dup2(before, _STDERR)
+            os.close(before)
+
+
+def _has_kept_stderr() -> bool:
+    try:
+        return sys.stderr.fileno() != _STDERR
+    except (AttributeError, OSError, ValueError):
+        return False
 
 
 def write_out(data: bytes | str) -> None:

@@ -14,10 +14,12 @@ from ...validate.recipe import Recipe, load_recipe
 from ..source import SETTINGS_FILE
 
 MaxSize = Annotated[
-    str | None, typer.Option("--max-size", help="Largest artifact allowed, like 4.8GB.", show_default=False)
+    str | None,
+    typer.Option("--max-size", metavar="SIZE", help="Largest artifact allowed, like 4.8GB.", show_default=False),
 ]
 MaxFileSize = Annotated[
-    str | None, typer.Option("--max-file-size", help="Largest single file allowed, like 2GB.", show_default=False)
+    str | None,
+    typer.Option("--max-file-size", metavar="SIZE", help="Largest single file allowed, like 2GB.", show_default=False),
 ]
 Devices = Annotated[
     list[str] | None,

@@ -19,7 +19,11 @@ from .budget_options import RecipeFile
 Reference = Annotated[
     str | None,
     typer.Option(
-        "--reference", "-r", help="The checkpoint they came from; default: the one at hand here.", show_default=False
+        "--reference",
+        "-r",
+        metavar="MODEL",
+        help="The checkpoint they came from; default: the one at hand here.",
+        show_default=False,
     ),
 ]
 OtherReference = Annotated[
@@ -29,35 +33,49 @@ Suite = Annotated[
     str | None,
     typer.Option(
         "--suite",
+        metavar="NAME",
         help="Which of the shared prompts: smoke (default of convert) or standard (of the others).",
         show_default=False,
     ),
 ]
 Prompts = Annotated[
     Path | None,
-    typer.Option("--prompts", help="JSON lines of text, messages or ids instead of a suite.", show_default=False),
+    typer.Option(
+        "--prompts", metavar="FILE", help="JSON lines of text, messages or ids instead of a suite.", show_default=False
+    ),
 ]
 TextFile = Annotated[
     Path | None,
-    typer.Option("--text", help="A text instead of a suite, read as llama-perplexity does.", show_default=False),
+    typer.Option(
+        "--text", metavar="FILE", help="A text instead of a suite, read as llama-perplexity does.", show_default=False
+    ),
 ]
 Chunks = Annotated[
-    int | None, typer.Option("--chunks", min=1, help="Chunks of --text; default: all.", show_default=False)
+    int | None, typer.Option("--chunks", min=1, metavar="N", help="Chunks of --text; default: all.", show_default=False)
 ]
 Threads = Annotated[
     int | None,
-    typer.Option("--threads", min=1, help="Threads of each runtime; default: all cores.", show_default=False),
+    typer.Option(
+        "--threads", min=1, metavar="N", help="Threads of each runtime; default: all cores.", show_default=False
+    ),
 ]
 TimeLimit = Annotated[
     float | None,
     typer.Option(
-        "--time-limit", min=1, help="Seconds for running each artifact; default: by its size.", show_default=False
+        "--time-limit",
+        min=1,
+        metavar="SECONDS",
+        help="Seconds for running each artifact; default: by its size.",
+        show_default=False,
     ),
 ]
 MaxMemory = Annotated[
     str | None,
     typer.Option(
-        "--max-memory", help="What each process may hold beside the files it maps, like 2GB.", show_default=False
+        "--max-memory",
+        metavar="SIZE",
+        help="What each process may hold beside the files it maps, like 2GB.",
+        show_default=False,
     ),
 ]
 ReferenceFolder = Annotated[

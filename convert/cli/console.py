@@ -5,9 +5,12 @@ from __future__ import annotations
 import codecs
 import io
 import json
+import logging
 import sys
+import time
+import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Annotated, Any
 
 import typer
@@ -17,27 +20,32 @@ from rich.progress import Progress as Bar
 from rich.text import Text
 
 from ...graph.progress import Progress
-from ...graph.streams import silence, unwritable_output, write_out
+from ...graph.streams import held_back, silence, unwritable_output, write_out
 from ...graph.text import plain
 from ...graph.units import format_size
 from ..bundled import CHOICES
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
-Target = Annotated[str, typer.Option("--target", "-t", help="Runtime to write for; 'lfm-convert targets' lists them.")]
+Target = Annotated[
+    str, typer.Option("--target", "-t", metavar="NAME", help="Runtime to write for; 'lfm-convert targets' lists them.")
+]
 Quant = Annotated[
     list[str] | None,
     typer.Option(
         "--quant",
         "-q",
+        metavar="NAMES",
         help="Quants, repeatable or comma-separated, or all; default: the target's.",
         show_default=False,
     ),
 ]
-Revision = Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit of a hub model.")]
+Revision = Annotated[
+    str | None, typer.Option("--revision", metavar="REV", help="Branch, tag or commit of a hub model.")
+]
 Offline = Annotated[bool, typer.Option("--offline", help="Never ask the hub; use its local cache.")]
 Model = Annotated[
     str | None,
-    typer.Argument(metavar="[MODEL]", help=f"Checkpoint folder, hub id, or {CHOICES}.", show_default=False),
+    typer.Argument(metavar="MODEL", help=f"Checkpoint folder, hub id, or {CHOICES}.", show_default=False),
 ]
 
 # How our own typography is spelled where an encoding lacks it. Other marks become escapes.
@@ -73,8 +81,18 @@ class _PlainConsole(Console):
 
 
 errors = _PlainConsole(stderr=True)
+_is_verbose = False
 # Tables in a log are as wide as they need; rich would cut them at 80 columns.
 output = _PlainConsole(width=None if sys.stdout and sys.stdout.isatty() else 200)
+
+
+def set_volume(*, quiet: bool, verbose: bool) -> None:
+    """Whether notes and progress are told, and whether the time of each step and what libraries say are told, too."""
+    global _is_verbose
+    errors.quiet, _is_verbose = quiet, verbose
+    if not (verbose or sys.warnoptions):
+        warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)
 
 
 def accept_any_encoding() -> None:
@@ -120,9 +138,18 @@ def watched() -> Iterator[Progress]:
         TextColumn("{task.description}", markup=False), BarColumn(), _Amount(), TimeElapsedColumn(), TimeRemainingColumn(),
         console=errors, disable=not errors.is_terminal, transient=True,
     )  # fmt: skip
-    with bar:
+    began: list[tuple[str, float]] = []
+
+    def end() -> None:
+        if began and _is_verbose:
+            label, since = began[-1]
+            errors.print(f"{label}: {time.monotonic() - since:.1f} s", style="dim", soft_wrap=True)
+
+    with nullcontext() if _is_verbose else held_back(), bar:
 
         def start(label: str, total: int, unit: str) -> None:
+            end()
+            began.append((label, time.monotonic()))
             for task in bar.task_ids:
                 bar.remove_task(task)
             bar.add_task(plain(label), total=total or None, unit=unit)
@@ -131,3 +158,4 @@ def watched() -> Iterator[Progress]:
             bar.advance(bar.task_ids[-1], amount)
 
         yield Progress(start, advance, lambda sentence: errors.print(sentence, style="dim", soft_wrap=True))
+        end()

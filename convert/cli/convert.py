@@ -38,7 +38,10 @@ def convert(
     model: Model = None,
     quant: Quant = None,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Folder to write; default: ./MODEL-TARGET.", show_default=False)
+        Path | None,
+        typer.Option(
+            "--out", "-o", metavar="FOLDER", help="Folder to write; default: ./MODEL-TARGET.", show_default=False
+        ),
     ] = None,
     options: dict[str, Any],
     strict: Annotated[bool, typer.Option("--strict", help="Refuse encodings other than the quant names.")] = False,
@@ -61,7 +64,8 @@ def convert(
     ] = False,
     profile: Annotated[bool, typer.Option("--profile", help="Say where the time of writing went.")] = False,
     jobs: Annotated[
-        int | None, typer.Option("--jobs", "-j", min=1, help="Workers; default: all cores.", show_default=False)
+        int | None,
+        typer.Option("--jobs", "-j", min=1, metavar="N", help="Workers; default: all cores.", show_default=False),
     ] = None,
     budgets: Budgets,
     no_validate: Annotated[bool, typer.Option("--no-validate", help="Write only; do not run the artifacts.")] = False,

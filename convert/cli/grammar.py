@@ -14,9 +14,11 @@ from typing import Any
 from typer.core import TyperCommand, TyperGroup
 
 from ...graph.errors import UsageError
+from .help_text import HELP_ALL, write_options
 
 _DEFAULT_COMMAND = "convert"
-_OWN_OPTIONS = {"--help", "-h", "--version"}
+_OWN_OPTIONS = {"--help", "-h", "--version", "-V"}
+_WORDS = "lfm_convert.words"
 
 
 class DefaultCommand(TyperGroup):
@@ -33,9 +35,13 @@ class Command(TyperCommand):
     """A command each of whose words counts."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        _refuse_repeated(self.make_parser(ctx).parse_args(args=list(args))[2])
+        _refuse_repeated(self.make_parser(ctx).parse_args(args=[word for word in args if word != HELP_ALL])[2])
         _refuse_empty(args)
-        return super().parse_args(ctx, args)
+        ctx.meta[_WORDS] = args
+        return super().parse_args(ctx, ["--help" if word == HELP_ALL else word for word in args])
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        write_options(self, ctx, formatter, ctx.meta.get(_WORDS, []))
 
 
 def _refuse_misspelt(word: str, commands: list[str]) -> None:

@@ -13,18 +13,18 @@ from typing import Annotated, NoReturn
 import typer
 
 from ..._version import __version__
-from ...graph.errors import ExitCode, LfmConvertError
+from ...graph.errors import ExitCode, LfmConvertError, UsageError
 from ...graph.files import disk_error
-from ...graph.streams import open_standard_streams, silence
+from ...graph.streams import keep_stderr, open_standard_streams, silence
 from ...graph.text import plain
 from . import calibrate, compare, convert, doctor, inspect, plan, targets, validate
-from .console import accept_any_encoding
+from .console import accept_any_encoding, set_volume
 from .grammar import Command, DefaultCommand
 
 app = typer.Typer(
     cls=DefaultCommand,
     help="Turns one checkpoint into artifacts for edge runtimes, runs each and compares it with the checkpoint.",
-    epilog="'lfm-convert [MODEL] --target T --quant Q' is short for 'lfm-convert convert'. --debug on any command shows a traceback.",
+    epilog="'lfm-convert [MODEL] --target T --quant Q' is short for 'lfm-convert convert'. On any command --quiet leaves out notes and progress, --verbose tells what each step took, and --debug shows a traceback.",
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode=None,
@@ -53,7 +53,7 @@ def _print_version(wanted: bool) -> None:
 @app.callback()
 def _root(
     version: Annotated[
-        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_print_version)
+        bool, typer.Option("--version", "-V", help="Print the version.", is_eager=True, callback=_print_version)
     ] = False,
 ) -> None:
     """Options of the program itself."""
@@ -70,12 +70,15 @@ class _Stopped(BaseException):
         self.number = number
 
 
+# Flags of every command, wherever they stand.
+_ANYWHERE = ("--debug", "--quiet", "--verbose")
 _WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 
 
 def run(arguments: list[str] | None = None) -> NoReturn:
     """The console script: runs the command line, this process's own by default, and ends it with the exit code."""
     open_standard_streams()
+    keep_stderr()
     for number in _WORDS:
         signal.signal(number, _on_signal)
     accept_any_encoding()
@@ -85,9 +88,12 @@ def run(arguments: list[str] | None = None) -> NoReturn:
 
 def main(arguments: list[str]) -> int:
     """Runs one command line; returns the exit code of docs/exit-codes.md. Failures are said on stderr."""
-    debug = "--debug" in arguments
+    debug, quiet, verbose = (flag in arguments for flag in _ANYWHERE)
+    set_volume(quiet=quiet, verbose=verbose or debug)
     try:
-        return _run([a for a in arguments if a != "--debug"] or ["--help"])
+        if quiet and verbose:
+            raise UsageError("give --quiet or --verbose, not both")
+        return _run([a for a in arguments if a not in _ANYWHERE] or ["--help"])
     except BaseException as error:
         code, sentence = _explain(error)
         if debug:

@@ -8,7 +8,9 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
+
+from .help_text import TITLES
 
 Command = Callable[..., int]
 
@@ -27,6 +29,8 @@ def grouped(**groups: Callable[..., Any]) -> Callable[[Command], Command]:
             options = [parameter]
             if group is not None:
                 options = list(inspect.signature(group, eval_str=True).parameters.values())
+                for option in options:
+                    _shown_under(option, TITLES[parameter.name])
                 names[parameter.name] = [option.name for option in options]
             shown += [option for option in options if option.name not in {other.name for other in shown}]
 
@@ -44,3 +48,9 @@ def grouped(**groups: Callable[..., Any]) -> Callable[[Command], Command]:
         return run
 
     return decorate
+
+
+def _shown_under(option: inspect.Parameter, title: str) -> None:
+    """Lets `--help` show an option in a group: the first that it is found in."""
+    about = get_args(option.annotation)[-1]
+    about.rich_help_panel = about.rich_help_panel or title

@@ -13,6 +13,7 @@ from ...targets.target import get_target, target_names
 
 # How each kind of value is read from a command line: not given, unless it is a flag.
 _ASKED: dict[type, Any] = {bool: bool, int: int | None, str: str | None, tuple: list[str] | None}
+_METAVARS = {int: "N", str: "NAME"}
 
 
 def target_options(**given: Any) -> dict[str, Any]:
@@ -26,7 +27,11 @@ def _parameter(name: str, field: Field[Any], about: Option, targets: list[str]) 
     text = f"{', '.join(targets)}: {about.help}."
     if about.choices:
         text = f"{text[:-1]}: {' or '.join(about.choices)}."
-    shown: dict[str, Any] = {"help": text, "metavar": about.metavar, "show_default": False}
+    shown: dict[str, Any] = {
+        "help": text,
+        "metavar": about.metavar or _METAVARS.get(kind_of(field)),
+        "show_default": False,
+    }
     kind: Any = _ASKED[kind_of(field)]
     if kind_of(field) is tuple:
         shown["help"] = f"{text[:-1]}; repeatable."

@@ -56,7 +56,7 @@ class GgufTarget(Target):
     output_tensor_type: str | None = option(None, help="type of the head", metavar="TYPE")
     tensor_type: tuple[str, ...] = option((), help="type of tensors, first wins", metavar="ROLE_OR_REGEX=TYPE")
     metadata: tuple[str, ...] = option((), help="overrides a pair", metavar="KEY=VALUE")
-    pre: str | None = option(None, help="llama.cpp's name of the pre-tokenizer", metavar="NAME")
+    pre: str | None = option(None, help="name of the pre-tokenizer in llama.cpp", metavar="NAME")
     split_max_size: int | None = option(
         None, help="start a new file beyond this, like 2GB", metavar="SIZE", least=1, is_size=True
     )

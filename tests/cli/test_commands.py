@@ -116,8 +116,9 @@ def test_targets_and_doctor(capsys: pytest.CaptureFixture[str]) -> None:
 def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
     from lfm_convert import __version__
 
-    assert main(["--version"]) == 0
-    assert capsys.readouterr().out.strip() == __version__
+    for option in ("--version", "-V"):
+        assert main([option]) == 0
+        assert capsys.readouterr().out.strip() == __version__
     assert main([]) == 0
     assert "convert" in capsys.readouterr().out
 
