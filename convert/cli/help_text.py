@@ -80,7 +80,7 @@ def write_options(command: Any, context: Any, formatter: Any, words: Sequence[st
             _section(formatter, str(name), [record for _, record in found])
     elif groups and target is not None:
         formatter.write_paragraph()
-        formatter.write(f"{HELP_ALL} describes more: {', '.join(map(str, groups)).lower()}.\n")
+        formatter.write_text(f"{HELP_ALL} describes more: {', '.join(map(str, groups)).lower()}.")
     elif groups:
         rows = [(str(name), " ".join(max(each.opts, key=len) for each, _ in found)) for name, found in groups.items()]
         _listed(formatter, f"More options, which {HELP_ALL} describes:", rows)
