@@ -1,0 +1,99 @@
+"""`lfm-convert publish FOLDER --to ORG/NAME-GGUF`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ...graph.errors import UsageError
+from ...graph.units import format_size
+from .console import Json, output, print_json, watched
+
+Folder = Annotated[Path, typer.Argument(help="Folder of artifacts with their manifest.", show_default=False)]
+To = Annotated[
+    str,
+    typer.Option(
+        "--to",
+        metavar="ORG/NAME",
+        help="Repository; {model}, {TARGET}, {target}, {quant} in it stand for what an artifact is.",
+        show_default=False,
+    ),
+]
+Only = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--only", metavar="NAME", help="Only this target, quant or main file; repeatable.", show_default=False
+    ),
+]
+BaseModel = Annotated[
+    str | None,
+    typer.Option(
+        "--base-model",
+        metavar="ORG/NAME",
+        help="The checkpoint's own repository, for the card; default: where it was fetched from.",
+        show_default=False,
+    ),
+]
+
+
+def publish(
+    folder: Folder,
+    to: To,
+    only: Only = None,
+    revision: Annotated[
+        str | None,
+        typer.Option("--revision", metavar="BRANCH", help="Branch to commit to; default: main.", show_default=False),
+    ] = None,
+    pull_request: Annotated[
+        bool, typer.Option("--pull-request", help="Open a pull request in place of a commit to a branch.")
+    ] = False,
+    private: Annotated[bool, typer.Option("--private", help="A repository that is made is private.")] = False,
+    message: Annotated[
+        str | None, typer.Option("--message", "-m", help="Title of the commit or pull request.", show_default=False)
+    ] = None,
+    base_model: BaseModel = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace files there that lfm-convert did not publish.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be sent; ask no hub.")] = False,
+    as_json: Json = False,
+) -> int:
+    """Send validated artifacts with card and manifest to a model hub, and read back what arrived."""
+    from ..publishing.publish import plan_publication
+    from ..publishing.publish import publish as send
+    from ..publishing.upload import Place
+
+    if revision is not None and pull_request:
+        raise UsageError("--pull-request is always against main: leave --revision out")
+    names = tuple(only or ())
+    if dry_run:
+        with watched() as progress:
+            planned = plan_publication(folder, to, only=names, base_model=base_model, progress=progress)
+        if as_json:
+            print_json({"repositories": [each.to_json() for each in planned]})
+            return 0
+        for plan in planned:
+            output.print(f"{plan.contents.repo}: {len(plan.contents.paths)} files, {format_size(plan.total_bytes)}")
+            for path in plan.contents.paths:
+                output.print(f"  {path}  {format_size(plan.contents.size_of(path))}", soft_wrap=True)
+        return 0
+    with watched() as progress:
+        done = send(
+            folder,
+            to,
+            place=Place(branch=revision, in_pull_request=pull_request, private=private),
+            only=names,
+            base_model=base_model,
+            message=message,
+            overwrite=overwrite,
+            progress=progress,
+        )
+    if as_json:
+        print_json({"repositories": [each.to_json() for each in done]})
+        return 0
+    for each in done:
+        sent = f"{len(each.sent)} of {len(each.files)} files sent, {format_size(each.sent_bytes)}; all read back"
+        output.print(f"{each.pull_request or each.url}  {sent}", soft_wrap=True)
+    return 0

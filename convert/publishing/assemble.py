@@ -1,0 +1,105 @@
+"""From a folder of artifacts to the contents of repositories, each with its card; whatever must not be sent is refused."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from ...graph.errors import InputError, UsageError
+from ...graph.files import hash_files, is_file
+from ...graph.source.assets import LICENSES
+from ...graph.source.hub import HUB_ID
+from ..artifacts import is_own
+from ..manifest import MANIFEST_FILE, Entry, Manifest
+from .card import CardSource, card_text, check_card, refuse_lost_licence
+from .contents import Contents, compose
+from .gate import refuse_unproven
+from .names import CARD_FILE
+from .repositories import assign, choose, open_folder
+
+
+def assemble(folder: Path, to: str, *, only: Sequence[str] = (), base_model: str | None = None) -> list[Contents]:
+    """The repositories of a folder, with their cards. Nothing is hashed yet and nothing sent.
+
+    Raises: UsageError, QualityError, BudgetError or InputError for what cannot or must not be published.
+    """
+    manifest = open_folder(folder)
+    entries = choose(folder, manifest, only)
+    assigned = assign(manifest, entries, to)
+    refuse_unproven(folder, entries)
+    contents = [compose(folder, manifest, sharing, repo) for repo, sharing in assigned.items()]
+    return [with_card(each, manifest, base_model=base_model) for each in contents]
+
+
+def with_card(
+    contents: Contents, manifest: Manifest, *, base_model: str | None = None, proofs: bool = False
+) -> Contents:
+    """With a card: the user's own, else one that is made of the manifest, which then lists it.
+
+    `manifest` is that of the folder. Contents that are sealed keep what they have.
+    Raises: InputError for a card of the user's that a hub would not take; UsageError for a licence that would not go along.
+    """
+    license_file = next((name for name in LICENSES if name in contents.files), None)
+    refuse_lost_licence(contents.folder, contents.manifest, license_file)
+    if contents.is_sealed:
+        return contents
+    own = users_card(contents.folder, manifest)
+    source = CardSource(
+        repo=contents.repo,
+        target=contents.target,
+        manifest=contents.manifest,
+        base_model=known_base(manifest, base_model),
+        license_file=license_file,
+        has_proofs=proofs,
+    )
+    text = (card_text(source) if own is None else own).encode()
+    listed = listing_card(contents.manifest, text if own is None else None)
+    if listed == contents.manifest:
+        return contents.with_texts({CARD_FILE: text})
+    changed = contents.with_texts({CARD_FILE: text, MANIFEST_FILE: listed.as_noted().encode()}, listed)
+    return replace(changed, as_they_lie=False)
+
+
+def users_card(folder: Path, manifest: Manifest) -> str | None:
+    """The card of a folder that no run of ours wrote, or that was changed since; None without one.
+
+    Raises: InputError for one that a hub would not take.
+    """
+    path = folder / CARD_FILE
+    if not is_file(path):
+        return None
+    entry = (manifest.shared or {}).get(CARD_FILE)
+    if entry is not None and hash_files([path], jobs=1) == [entry["sha256"]]:
+        return None
+    if not is_own(path, folder):
+        raise InputError(f"{path}: is a link to {path.resolve()}, outside the folder")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: is not UTF-8: {error}") from None
+    check_card(text, path)
+    return text
+
+
+def known_base(manifest: Manifest, given: str | None) -> str | None:
+    """The hub id of the checkpoint: as it is given, or as it was fetched; None if neither is.
+
+    Raises: UsageError for what is no hub id.
+    """
+    if given is not None and not HUB_ID.fullmatch(given):
+        raise UsageError(f"--base-model {given}: is no repository of a hub: expected ORG/NAME")
+    return given or manifest.source.get("repository")
+
+
+def listing_card(manifest: Manifest, text: bytes | None) -> Manifest:
+    """The manifest with a card of ours in place of any it lists, an artifact's own too; with None it lists none."""
+    shared = {path: entry for path, entry in (manifest.shared or {}).items() if path != CARD_FILE}
+    if text is not None:
+        shared[CARD_FILE] = {"path": CARD_FILE, "bytes": len(text), "sha256": hashlib.sha256(text).hexdigest()}
+    return replace(manifest, shared=shared, artifacts=tuple(_without_card(entry) for entry in manifest.artifacts))
+
+
+def _without_card(entry: Entry) -> Entry:
+    return {**entry, "files": [file for file in entry["files"] if file["path"] != CARD_FILE]}
