@@ -54,6 +54,15 @@ def publish(
         str | None, typer.Option("--message", "-m", help="Title of the commit or pull request.", show_default=False)
     ] = None,
     base_model: BaseModel = None,
+    sign_key: Annotated[
+        Path | None,
+        typer.Option(
+            "--sign-key",
+            metavar="FILE",
+            help="Add provenance and a signature with this private key.",
+            show_default=False,
+        ),
+    ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace files there that lfm-convert did not publish.")
     ] = False,
@@ -70,7 +79,9 @@ def publish(
     names = tuple(only or ())
     if dry_run:
         with watched() as progress:
-            planned = plan_publication(folder, to, only=names, base_model=base_model, progress=progress)
+            planned = plan_publication(
+                folder, to, only=names, base_model=base_model, sign_key=sign_key, progress=progress
+            )
         if as_json:
             print_json({"repositories": [each.to_json() for each in planned]})
             return 0
@@ -86,6 +97,7 @@ def publish(
             place=Place(branch=revision, in_pull_request=pull_request, private=private),
             only=names,
             base_model=base_model,
+            sign_key=sign_key,
             message=message,
             overwrite=overwrite,
             progress=progress,

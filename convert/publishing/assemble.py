@@ -52,7 +52,6 @@ def with_card(
         manifest=contents.manifest,
         base_model=known_base(manifest, base_model),
         license_file=license_file,
-        has_proofs=proofs,
     )
     text = (card_text(source) if own is None else own).encode()
     listed = listing_card(contents.manifest, text if own is None else None)

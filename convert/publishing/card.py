@@ -45,7 +45,6 @@ class CardSource:
     manifest: Manifest
     base_model: str | None
     license_file: str | None
-    has_proofs: bool = False
 
 
 def card_text(source: CardSource) -> str:
@@ -85,7 +84,7 @@ def check_card(text: str, where: Path) -> None:
 def _facts(source: CardSource) -> dict[str, Any]:
     """What the template shows."""
     manifest, origin = source.manifest, source.manifest.source
-    rows = [_row(entry) for entry in manifest.artifacts]
+    rows = [_row(entry, source.repo) for entry in manifest.artifacts]
     repository = origin.get("repository") or source.base_model or origin.get("name", "not named")
     revision = f" at {origin['revision']}" if origin.get("revision") else ""
     listed = {str(file["path"]): str(file["sha256"]) for file in origin.get("files", ())}
@@ -110,7 +109,6 @@ def _facts(source: CardSource) -> dict[str, Any]:
         "source_sha256": digest(listed),
         "licence": licence.get("license_name") or licence.get("license") or "not named by the checkpoint",
         "licence_file": f", in `{source.license_file}`" if source.license_file else "",
-        "proofs": "; with `--key`, the signature too" if source.has_proofs else "",
     }
 
 
@@ -160,13 +158,13 @@ def _absolute(link: str, base_model: str | None) -> str:
     return f"https://huggingface.co/{base_model}/blob/main/{link}" if base_model else ""
 
 
-def _row(entry: Entry) -> dict[str, str]:
+def _row(entry: Entry, repo: str) -> dict[str, str]:
     found: Mapping[str, Any] = entry["validation"] or {}
     metrics: Mapping[str, Any] = found.get("metrics") or {}
     kld, se = metrics.get("kld_mean"), metrics.get("kld_se")
     size = sum(file["bytes"] for file in entry["files"])
     return {
-        "name": _label(entry),
+        "name": _label(entry, repo),
         "quant": entry["quant"],
         "size": format_size(size),
         "kld": number(kld) if se is None else f"{number(kld)} ± {number(se)}",
@@ -191,9 +189,11 @@ def _first(entry: Entry) -> dict[str, Any]:
     }
 
 
-def _label(entry: Entry) -> str:
-    """A file's name, or that of the package whose files are always called the same."""
+def _label(entry: Entry, repo: str) -> str:
+    """A file's name; of a package, or of a repository that is one artifact, its own."""
     main = PurePosixPath(entry["main_file"])
+    if ECOSYSTEMS[entry["target"]].is_alone:
+        return repo.rpartition("/")[2]
     return main.parent.name if main.parent.suffix == ".mlpackage" else main.as_posix()
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ...graph.errors import Faults, InputError, UsageError
+from ...graph.errors import Faults, UsageError
 from ...graph.files import hash_files, is_file
 from ...graph.progress import SILENT, Progress
 from ...graph.source import assets
@@ -18,6 +18,7 @@ from ..artifacts import is_own
 from ..manifest import MANIFEST_FILE, Entry, Manifest
 from .ecosystems import ECOSYSTEMS
 from .names import CARD_FILE, PROOFS
+from .repositories import refuse_incomplete
 
 # What targets of one folder share where the files are equal: the manifest notes them for the first that wrote them.
 _COMMON = (
@@ -73,10 +74,7 @@ def compose(folder: Path, manifest: Manifest, entries: Sequence[Entry], repo: st
     Raises: UsageError for a part of a folder that is signed as a whole; InputError for a manifest that does not say which
     files go with its artifacts.
     """
-    if manifest.shared is None:
-        raise InputError(
-            f"{folder / MANIFEST_FILE}: is of before shared files were noted: convert once more, with --overwrite"
-        )
+    refuse_incomplete(folder, manifest)
     target = entries[0]["target"]
     root = PurePosixPath(entries[0]["main_file"]).parent if ECOSYSTEMS[target].is_alone else PurePosixPath()
     rooted = [_rooted(entry, root) for entry in entries]
@@ -101,6 +99,21 @@ def compose(folder: Path, manifest: Manifest, entries: Sequence[Entry], repo: st
         files={**files, **(proofs if as_they_lie else {})},
         texts={MANIFEST_FILE: text},
         as_they_lie=as_they_lie,
+    )
+
+
+def release_of(folder: Path, manifest: Manifest) -> Contents:
+    """All that a folder would publish as it lies, whatever targets it is for, but for proofs."""
+    files = {path: folder / path for path in manifest.owned_files()}
+    files |= {name: folder / name for name in (*LICENSES, CARD_FILE) if is_file(folder / name)}
+    return Contents(
+        repo="",
+        folder=folder,
+        target="",
+        manifest=manifest,
+        files={**files, MANIFEST_FILE: folder / MANIFEST_FILE},
+        texts={},
+        as_they_lie=True,
     )
 
 

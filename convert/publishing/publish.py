@@ -7,11 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ...graph.errors import UsageError
 from ...graph.progress import SILENT, Progress
 from .assemble import assemble
 from .contents import Contents, refuse_changed
 from .hub import Hub, find_token, quiet
+from .names import CARD_FILE
+from .proofs import make_proofs
 from .upload import Place, Published, upload
+from .verifying import verify
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,19 +33,42 @@ class Planned:
         return {"repo": self.contents.repo, "files": files, "total_bytes": self.total_bytes}
 
 
+def _proven(contents: Contents, *, key: Path | None, progress: Progress) -> tuple[Contents, dict[str, str]]:
+    """Contents whose files were found to be those that were validated, with proofs if there is a key to sign with.
+
+    The second is the sha256 of those of its files that lie here.
+    """
+    hashes = refuse_changed(contents, progress=progress)
+    if contents.is_sealed:
+        if key is not None:
+            raise UsageError(
+                f"--sign-key: {contents.folder} has proofs of its own already: leave it out, or remove them"
+            )
+        if CARD_FILE not in contents.files:
+            raise UsageError(
+                f"{contents.folder}: is signed and has no {CARD_FILE}, without which a hub shows nothing: write one "
+                "with 'lfm-convert card' and sign again"
+            )
+        verify(contents.folder, progress=progress).raise_if_any()
+    if key is None:
+        return contents, hashes
+    name = contents.repo.rpartition("/")[2]
+    made = make_proofs(contents.manifest, {**contents.files, **contents.texts}, hashes, name=name, key=key)
+    return contents.with_texts(made), hashes
+
+
 def plan_publication(
     folder: Path,
     to: str,
     *,
     only: Sequence[str] = (),
     base_model: str | None = None,
+    sign_key: Path | None = None,
     progress: Progress = SILENT,
 ) -> list[Planned]:
     """What `publish` would send, after all that it checks here. Asks no hub. Raises: as `publish`, but for the hub."""
     found = assemble(folder, to, only=only, base_model=base_model)
-    for contents in found:
-        refuse_changed(contents, progress=progress)
-    return [Planned(contents=contents) for contents in found]
+    return [Planned(contents=_proven(each, key=sign_key, progress=progress)[0]) for each in found]
 
 
 def publish(
@@ -51,24 +78,26 @@ def publish(
     place: Place | None = None,
     only: Sequence[str] = (),
     base_model: str | None = None,
+    sign_key: Path | None = None,
     message: str | None = None,
     overwrite: bool = False,
     progress: Progress = SILENT,
 ) -> list[Published]:
     """Publishes the validated artifacts of a folder, and reads back what arrived.
 
-    `to` names the repository, see `assign`; `only` targets, quants or main files.
+    `to` names the repository, see `assign`; `only` targets, quants or main files. With `sign_key`, an elliptic private
+    key, each repository gets proofs, see `make_proofs`.
     Raises, before anything is sent: UsageError, also without a token; QualityError or BudgetError for an artifact that may
     not be published; InputError for a file that is not the one which was validated. Then NetworkError, see `upload`.
     """
     place = place or Place()
     found = assemble(folder, to, only=only, base_model=base_model)
     hub = Hub(token=find_token(), progress=progress)
-    hashed = [(contents, refuse_changed(contents, progress=progress)) for contents in found]
+    proven = [_proven(each, key=sign_key, progress=progress) for each in found]
     done: list[Published] = []
     try:
         with quiet():
-            for contents, hashes in hashed:
+            for contents, hashes in proven:
                 done.append(
                     upload(contents, hashes, hub, place=place, message=message, overwrite=overwrite, progress=progress)
                 )

@@ -29,6 +29,14 @@ def open_folder(folder: Path) -> Manifest:
     return manifest
 
 
+def refuse_incomplete(folder: Path, manifest: Manifest) -> None:
+    """Raises InputError for a manifest that does not say which files go with its artifacts."""
+    if manifest.shared is None:
+        raise InputError(
+            f"{folder / MANIFEST_FILE}: is of before shared files were noted: convert once more, with --overwrite"
+        )
+
+
 def choose(folder: Path, manifest: Manifest, only: Sequence[str]) -> list[Entry]:
     """The artifacts whose target, quant or main file is one of these names; all without any.
 

@@ -144,9 +144,7 @@ class _Handler(BaseHTTPRequestHandler):
         except _Refused as refused:
             headers = {"X-Error-Code": refused.code} if refused.code else {}
             told = {"error": refused.message, "url": f"{self.hub.endpoint}/{refused.repo}"}
-            return self._send(
-                refused.status, told, {**headers, "X-Error-Message": refused.message}
-            )
+            return self._send(refused.status, told, {**headers, "X-Error-Message": refused.message})
         if fault is not None and fault.cut == "after":
             return self._cut()
         self._send(200, *found)
