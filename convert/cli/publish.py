@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ...graph.errors import UsageError
-from ...graph.units import format_size
 from .console import Json, output, print_json, watched
+
+if TYPE_CHECKING:
+    from ..publishing.publish import Planned, Published
 
 Folder = Annotated[Path, typer.Argument(help="Folder of artifacts with their manifest.", show_default=False)]
 To = Annotated[
@@ -54,6 +57,12 @@ def publish(
         str | None, typer.Option("--message", "-m", help="Title of the commit or pull request.", show_default=False)
     ] = None,
     base_model: BaseModel = None,
+    report: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--report", metavar="FILE", help="Send this report of validate along; repeatable.", show_default=False
+        ),
+    ] = None,
     sign_key: Annotated[
         Path | None,
         typer.Option(
@@ -70,42 +79,28 @@ def publish(
     as_json: Json = False,
 ) -> int:
     """Send validated artifacts with card and manifest to a model hub, and read back what arrived."""
-    from ..publishing.publish import plan_publication
+    from ..publishing.publish import Place, plan_publication
     from ..publishing.publish import publish as send
-    from ..publishing.upload import Place
 
     if revision is not None and pull_request:
         raise UsageError("--pull-request is always against main: leave --revision out")
-    names = tuple(only or ())
-    if dry_run:
-        with watched() as progress:
-            planned = plan_publication(
-                folder, to, only=names, base_model=base_model, sign_key=sign_key, progress=progress
-            )
-        if as_json:
-            print_json({"repositories": [each.to_json() for each in planned]})
-            return 0
-        for plan in planned:
-            output.print(f"{plan.contents.repo}: {len(plan.contents.paths)} files, {format_size(plan.total_bytes)}")
-            for path in plan.contents.paths:
-                output.print(f"  {path}  {format_size(plan.contents.size_of(path))}", soft_wrap=True)
-        return 0
+    what: dict[str, Any] = {
+        "only": tuple(only or ()),
+        "base_model": base_model,
+        "reports": tuple(report or ()),
+        "sign_key": sign_key,
+    }
+    place = Place(branch=revision, in_pull_request=pull_request, private=private)
+    found: Sequence[Planned | Published]
     with watched() as progress:
-        done = send(
-            folder,
-            to,
-            place=Place(branch=revision, in_pull_request=pull_request, private=private),
-            only=names,
-            base_model=base_model,
-            sign_key=sign_key,
-            message=message,
-            overwrite=overwrite,
-            progress=progress,
-        )
+        if dry_run:
+            found = plan_publication(folder, to, **what, progress=progress)
+        else:
+            found = send(folder, to, **what, place=place, message=message, overwrite=overwrite, progress=progress)
     if as_json:
-        print_json({"repositories": [each.to_json() for each in done]})
+        print_json({"repositories": [each.to_json() for each in found]})
         return 0
-    for each in done:
-        sent = f"{len(each.sent)} of {len(each.files)} files sent, {format_size(each.sent_bytes)}; all read back"
-        output.print(f"{each.pull_request or each.url}  {sent}", soft_wrap=True)
+    for each in found:
+        for line in each.lines():
+            output.print(line, soft_wrap=True)
     return 0

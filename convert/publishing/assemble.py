@@ -19,9 +19,18 @@ from .gate import refuse_unproven
 from .names import CARD_FILE
 from .repositories import assign, choose, open_folder
 
+_SHOWN = 12  # characters of a hash
 
-def assemble(folder: Path, to: str, *, only: Sequence[str] = (), base_model: str | None = None) -> list[Contents]:
-    """The repositories of a folder, with their cards. Nothing is hashed yet and nothing sent.
+
+def assemble(
+    folder: Path,
+    to: str,
+    *,
+    only: Sequence[str] = (),
+    base_model: str | None = None,
+    reports: Sequence[Path] = (),
+) -> list[Contents]:
+    """The repositories of a folder, with their cards, and reports if there are any. Nothing is hashed yet or sent.
 
     Raises: UsageError, QualityError, BudgetError or InputError for what cannot or must not be published.
     """
@@ -30,7 +39,7 @@ def assemble(folder: Path, to: str, *, only: Sequence[str] = (), base_model: str
     assigned = assign(manifest, entries, to)
     refuse_unproven(folder, entries)
     contents = [compose(folder, manifest, sharing, repo) for repo, sharing in assigned.items()]
-    return [with_card(each, manifest, base_model=base_model) for each in contents]
+    return [with_reports(with_card(each, manifest, base_model=base_model), reports) for each in contents]
 
 
 def with_card(
@@ -95,9 +104,47 @@ def known_base(manifest: Manifest, given: str | None) -> str | None:
 def listing_card(manifest: Manifest, text: bytes | None) -> Manifest:
     """The manifest with a card of ours in place of any it lists, an artifact's own too; with None it lists none."""
     shared = {path: entry for path, entry in (manifest.shared or {}).items() if path != CARD_FILE}
-    if text is not None:
-        shared[CARD_FILE] = {"path": CARD_FILE, "bytes": len(text), "sha256": hashlib.sha256(text).hexdigest()}
-    return replace(manifest, shared=shared, artifacts=tuple(_without_card(entry) for entry in manifest.artifacts))
+    artifacts = tuple(_without_card(entry) for entry in manifest.artifacts)
+    without = replace(manifest, shared=shared, artifacts=artifacts)
+    return without if text is None else _listing(without, CARD_FILE, text)
+
+
+def with_reports(contents: Contents, reports: Sequence[Path]) -> Contents:
+    """With reports of the validation, under their names, which the manifest then lists.
+
+    Raises: UsageError for a name that another file has, or contents that are sealed; InputError for a report that cannot
+    be read, or does not tell of the very files of each artifact.
+    """
+    if reports and contents.is_sealed:
+        raise UsageError(f"--report: {contents.folder} is signed without it: sign with --sign-key, or leave it out")
+    for path in reports:
+        if path.name in contents.paths:
+            raise UsageError(f"--report {path}: {contents.repo} has a file {path.name} already: give it another name")
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
+        _refuse_other_report(path, data, contents.manifest)
+        listed = _listing(contents.manifest, path.name, data)
+        changed = contents.with_texts({path.name: data, MANIFEST_FILE: listed.as_noted().encode()}, listed)
+        contents = replace(changed, as_they_lie=False)
+    return contents
+
+
+def _refuse_other_report(path: Path, data: bytes, manifest: Manifest) -> None:
+    """Reports name each file with its hash, whatever their format."""
+    for entry in manifest.artifacts:
+        for file in entry["files"]:
+            if file["sha256"].encode() not in data:
+                raise InputError(
+                    f"{path}: does not tell of {file['path']} as it is, sha256 {file['sha256'][:_SHOWN]}…: it is of another "
+                    "validation"
+                )
+
+
+def _listing(manifest: Manifest, path: str, data: bytes) -> Manifest:
+    entry = {"path": path, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    return replace(manifest, shared={**(manifest.shared or {}), path: entry})
 
 
 def _without_card(entry: Entry) -> Entry:

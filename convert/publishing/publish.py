@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ...graph.errors import UsageError
 from ...graph.progress import SILENT, Progress
+from ...graph.units import format_size
 from .assemble import assemble
 from .contents import Contents, refuse_changed
 from .hub import Hub, find_token, quiet
@@ -16,6 +17,8 @@ from .names import CARD_FILE
 from .proofs import make_proofs
 from .upload import Place, Published, upload
 from .verifying import verify
+
+__all__ = ["Place", "Planned", "Published", "plan_publication", "publish"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +34,11 @@ class Planned:
     def to_json(self) -> dict[str, Any]:
         files = [{"path": path, "bytes": self.contents.size_of(path)} for path in self.contents.paths]
         return {"repo": self.contents.repo, "files": files, "total_bytes": self.total_bytes}
+
+    def lines(self) -> Iterator[str]:
+        """As a person reads it."""
+        yield f"{self.contents.repo}: {len(self.contents.paths)} files, {format_size(self.total_bytes)}"
+        yield from (f"  {path}  {format_size(self.contents.size_of(path))}" for path in self.contents.paths)
 
 
 def _proven(contents: Contents, *, key: Path | None, progress: Progress) -> tuple[Contents, dict[str, str]]:
@@ -63,11 +71,12 @@ def plan_publication(
     *,
     only: Sequence[str] = (),
     base_model: str | None = None,
+    reports: Sequence[Path] = (),
     sign_key: Path | None = None,
     progress: Progress = SILENT,
 ) -> list[Planned]:
     """What `publish` would send, after all that it checks here. Asks no hub. Raises: as `publish`, but for the hub."""
-    found = assemble(folder, to, only=only, base_model=base_model)
+    found = assemble(folder, to, only=only, base_model=base_model, reports=reports)
     return [Planned(contents=_proven(each, key=sign_key, progress=progress)[0]) for each in found]
 
 
@@ -78,6 +87,7 @@ def publish(
     place: Place | None = None,
     only: Sequence[str] = (),
     base_model: str | None = None,
+    reports: Sequence[Path] = (),
     sign_key: Path | None = None,
     message: str | None = None,
     overwrite: bool = False,
@@ -85,13 +95,13 @@ def publish(
 ) -> list[Published]:
     """Publishes the validated artifacts of a folder, and reads back what arrived.
 
-    `to` names the repository, see `assign`; `only` targets, quants or main files. With `sign_key`, an elliptic private
-    key, each repository gets proofs, see `make_proofs`.
+    `to` names the repository, see `assign`; `only` targets, quants or main files. `reports` are of the
+    validation, and go along. With `sign_key`, an elliptic private key, each repository gets proofs, see `make_proofs`.
     Raises, before anything is sent: UsageError, also without a token; QualityError or BudgetError for an artifact that may
     not be published; InputError for a file that is not the one which was validated. Then NetworkError, see `upload`.
     """
     place = place or Place()
-    found = assemble(folder, to, only=only, base_model=base_model)
+    found = assemble(folder, to, only=only, base_model=base_model, reports=reports)
     hub = Hub(token=find_token(), progress=progress)
     proven = [_proven(each, key=sign_key, progress=progress) for each in found]
     done: list[Published] = []

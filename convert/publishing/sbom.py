@@ -5,6 +5,7 @@ It holds no time and its number follows from its content, so that the same envir
 
 from __future__ import annotations
 
+import json
 import platform
 import re
 import uuid
@@ -38,14 +39,15 @@ def bill_of_materials() -> bytes:
     bom.metadata.component = root = _component(_TOOL, __version__, kind=ComponentType.APPLICATION)
     components = {name: _described(name, each) for name, each in sorted(found.items())}
     python = _component("cpython", platform.python_version(), kind=ComponentType.PLATFORM)
-    bom.components = [*components.values(), python]  # type: ignore[assignment]
+    bom.components.update([*components.values(), python])
     bom.register_dependency(root, [components[name] for name in _needed(tool) if name in components] if tool else [])
     for name, each in found.items():
         bom.register_dependency(components[name], [components[other] for other in _needed(each) if other in components])
-    bom.metadata.timestamp = None  # type: ignore[assignment]
     listed = "\n".join(f"{name}=={each.version}" for name, each in sorted(found.items()))
     bom.serial_number = uuid.uuid5(uuid.NAMESPACE_URL, f"{_TOOL}=={__version__}\n{python.version}\n{listed}")
-    return (JsonV1Dot6(bom).output_as_string(indent=1) + "\n").encode()
+    document = json.loads(JsonV1Dot6(bom).output_as_string())
+    del document["metadata"]["timestamp"]
+    return (json.dumps(document, indent=1, ensure_ascii=False) + "\n").encode()
 
 
 def _described(name: str, each: Distribution) -> Component:

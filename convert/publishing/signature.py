@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import os
+import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -44,7 +45,7 @@ def sign_files(files: Mapping[str, Path | bytes], name: str, key: Path) -> bytes
             if isinstance(content, bytes):
                 place.write_bytes(content)
             else:
-                place.symlink_to(content.resolve())
+                _link(place, content.resolve())
         # Links are allowed, since a hub's cache consists of them.
         config = hashing.Config().set_allow_symlinks(True).set_ignored_paths(paths=[SIGNATURE_FILE])
         signer.set_hashing_config(config)
@@ -90,6 +91,14 @@ def refuse_unsigned(folder: Path, key: Path) -> None:
             raise InputError(f"{path}: {_first_line(error)}") from None
     except (KeyError, TypeError) as error:
         raise InputError(f"{path}: is no signature of a model: {error!r}") from None
+
+
+def _link(place: Path, file: Path) -> None:
+    """A link, or a copy where the system gives none to an ordinary user."""
+    try:
+        place.symlink_to(file)
+    except OSError:
+        shutil.copyfile(file, place)
 
 
 def _first_line(error: BaseException) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 from ...graph.errors import InputError, NetworkError, UsageError
 from ...graph.json_text import parse_json
 from ...graph.progress import SILENT, Progress
+from ...graph.units import format_size
 from ..manifest import MANIFEST_FILE
 from .contents import Contents
 from .hub import MAIN, Hub, RemoteFile
@@ -45,6 +46,11 @@ class Published:
     files: Mapping[str, str]
     sent: Sequence[str]
     sent_bytes: int
+
+    def lines(self) -> Iterator[str]:
+        """As a person reads it."""
+        told = f"{len(self.sent)} of {len(self.files)} files sent, {format_size(self.sent_bytes)}; all read back"
+        yield f"{self.pull_request or self.url}  {told}"
 
     def to_json(self) -> dict[str, Any]:
         return {

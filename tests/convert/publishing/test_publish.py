@@ -273,6 +273,42 @@ def test_the_users_own_card_goes_along_as_it_is(hub: Hub, gguf: Path) -> None:
     assert hub.repositories[REPO].files()["README.md"] == text.encode()
 
 
+def test_reports_of_these_files_go_along(
+    hub: Hub, gguf: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest = json.loads((gguf / "lfm-convert.json").read_text())
+    hashes = [file["sha256"] for entry in manifest["artifacts"] for file in entry["files"]]
+    report = tmp_path / "report.html"
+    report.write_text(f"<p>{hashes[0]}</p>")
+    assert publish(gguf, "--report", report) == 5
+    assert "does not tell of LFM2-Tiny-3.4M-Q8_0.gguf as it is" in capsys.readouterr().err
+    report.write_text("".join(hashes))
+    assert publish(gguf, "--report", tmp_path / "none.json") == 5
+    assert publish(gguf, "--report", report.rename(tmp_path / "README.md")) == 2
+    assert "has a file README.md already" in capsys.readouterr().err and hub.asked == []
+    assert publish(gguf, "--report", (tmp_path / "README.md").rename(report)) == 0
+    found = hub.repositories[REPO].files()
+    assert found["report.html"] == report.read_bytes()
+    assert "report.html" in {file["path"] for file in json.loads(found["lfm-convert.json"])["shared"]}
+
+
+def test_a_file_that_changes_while_it_is_sent_is_in_no_commit(
+    hub: Hub, gguf: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from lfm_convert.convert.publishing.hub import Hub as Client
+
+    create = Client.create
+
+    def tampering(self: Client, repo: str, *, private: bool) -> None:
+        create(self, repo, private=private)
+        _tamper(gguf)
+
+    monkeypatch.setattr(Client, "create", tampering)
+    assert publish(gguf) == 5
+    assert "LFM2-Tiny-3.4M-Q8_0.gguf: was changed while it was sent" in capsys.readouterr().err
+    assert set(hub.repositories[REPO].files()) == {".gitattributes"}
+
+
 def test_offline(hub: Hub, gguf: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert publish(gguf) == 8
