@@ -23,6 +23,7 @@ def verify(
     as_json: Json = False,
 ) -> int:
     """Compare a folder of artifacts with its manifest, its provenance and its signature."""
+    from ..publishing.verifying import VALID
     from ..publishing.verifying import verify as compare
 
     with watched() as progress:
@@ -32,7 +33,7 @@ def verify(
         return ExitCode.BAD_INPUT if found.faults else ExitCode.OK
     found.raise_if_any()
     with_what = ["its manifest", *(["its provenance"] if found.has_statement else [])]
-    signed = f", signed with the key of {key}" if found.is_signed else ""
+    signed = f", signed with the key of {key}" if found.signature == VALID else ""
     output.print(f"{folder}: {found.n_files} files are those of {' and '.join(with_what)}{signed}", soft_wrap=True)
     for note in found.notes:
         errors.print(note, soft_wrap=True)

@@ -292,7 +292,7 @@ def _explained(error: BaseException, doing: str, repo: str) -> LfmConvertError |
     elif status == 401 and not isinstance(error, RepositoryNotFoundError):
         said = "the hub does not accept the token (401): set HF_TOKEN to one that may write, or run 'hf auth login'"
     elif status == 403:
-        said = f"the token may not write to {repo or 'the hub'} (403): it needs write access there"
+        said = f"the token may not write to {repo or 'the hub'} (403); where it may not, --pull-request asks others to"
     elif isinstance(error, RepositoryNotFoundError):
         said = f"the hub has no {repo}, or the token may not see it ({status})"
     elif status == 412:
@@ -301,7 +301,9 @@ def _explained(error: BaseException, doing: str, repo: str) -> LfmConvertError |
         said = f"the hub answers {status} to each of {TRIES} tries" if status in _TRANSIENT else _short(error)
     elif isinstance(error, ValueError):
         said = f"the hub refuses it: {_short(error)}"
-    elif isinstance(error, OSError | RuntimeError) or _is_broken(error):
+    elif isinstance(error, RuntimeError):  # hf_xet's
+        said = f"it fails: {_short(error)}; HF_HUB_DISABLE_XET=1 sends without Xet"
+    elif isinstance(error, OSError) or _is_broken(error):
         said = f"the hub cannot be reached: {_short(error)}"
     else:
         return None

@@ -20,13 +20,15 @@ from .statement import material_hashes, read_subjects
 
 _SHOWN = 12  # characters of a hash
 _LISTED = 5
+_NONE, _UNCHECKED, VALID, _INVALID = "none", "not checked", "valid", "invalid"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Verified:
     """What is wrong with a folder, a sentence each, and what there is to know where nothing is.
 
-    `n_files` are those whose hash was compared; `is_signed` says that the signature is of the key that was given.
+    `n_files` are those whose hash was compared. `signature` is `none`, `not checked` without a key, or `valid` or `invalid`
+    for these files and the key that was given.
     """
 
     folder: Path
@@ -34,8 +36,7 @@ class Verified:
     notes: tuple[str, ...]
     n_files: int
     has_statement: bool
-    has_signature: bool
-    is_signed: bool
+    signature: str
 
     def raise_if_any(self) -> None:
         """Raises InputError with every fault."""
@@ -52,7 +53,7 @@ class Verified:
             "notes": list(self.notes),
             "files": self.n_files,
             "statement": self.has_statement,
-            "signature": "valid" if self.is_signed else "not checked" if self.has_signature else "none",
+            "signature": self.signature,
         }
 
 
@@ -72,26 +73,32 @@ def verify(folder: Path, *, key: Path | None = None, progress: Progress = SILENT
     faults += differences(manifest.owned_files(), found, skip={})
     if STATEMENT_FILE in proofs:
         faults += _hold_to_statement(folder, manifest, found)
-    if SIGNATURE_FILE in proofs:
-        faults += _hold_to_signature(folder, manifest, found)
-    elif key is not None:
-        faults.append(f"'{SIGNATURE_FILE}' is missing, and --key asks for a signature")
-    is_signed = False
-    if SIGNATURE_FILE in proofs and key is not None:
-        try:
-            refuse_unsigned(folder, key)
-            is_signed = not faults
-        except InputError as error:
-            faults.append(str(error))
+    signature, about_it = _check_signature(folder, manifest, found, key)
     return Verified(
         folder=folder,
-        faults=tuple(dict.fromkeys(faults)),
+        faults=tuple(dict.fromkeys([*faults, *about_it])),
         notes=tuple(_notes(folder, found, has_key=key is not None)),
         n_files=len(found),
         has_statement=STATEMENT_FILE in proofs,
-        has_signature=SIGNATURE_FILE in proofs,
-        is_signed=is_signed,
+        signature=signature,
     )
+
+
+def _check_signature(
+    folder: Path, manifest: Manifest, found: Mapping[str, str], key: Path | None
+) -> tuple[str, list[str]]:
+    """What `Verified.signature` says, and what is wrong with it."""
+    if SIGNATURE_FILE not in found:
+        asked = [f"'{SIGNATURE_FILE}' is missing, and --key asks for a signature"] if key is not None else []
+        return _NONE, asked
+    faults = list(_hold_to_signature(folder, manifest, found))
+    if key is None:
+        return _UNCHECKED, faults
+    try:
+        refuse_unsigned(folder, key)
+    except InputError as error:
+        faults.append(str(error))
+    return _INVALID if faults else VALID, faults
 
 
 def _hold_to_statement(folder: Path, manifest: Manifest, found: Mapping[str, str]) -> Iterator[str]:

@@ -153,6 +153,7 @@ def _tamper(folder: Path) -> None:
         (lambda folder: over_budget(folder, "F16"), 4, "is over its budget"),
         (lambda folder: (folder / "lfm-convert.json").unlink(), 5, "holds no lfm-convert.json"),
         (lambda folder: edit_manifest(folder, lambda m: m.update(artifacts=[])), 5, "lists no artifact"),
+        (lambda folder: edit_manifest(folder, lambda m: m.pop("shared")), 5, "is of before shared files were noted"),
         (lambda folder: (folder / "README.md").write_text("# no front matter"), 5, "has no front matter"),
         (lambda folder: (folder / "README.md").write_text("---\na: [\n---\n"), 5, "front matter is not YAML"),
         (lambda folder: (folder / "README.md").symlink_to("/etc/hostname"), 5, "outside the folder"),
