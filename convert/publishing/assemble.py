@@ -42,26 +42,16 @@ def assemble(
     return [with_reports(with_card(each, manifest, base_model=base_model), reports) for each in contents]
 
 
-def with_card(
-    contents: Contents, manifest: Manifest, *, base_model: str | None = None, proofs: bool = False
-) -> Contents:
+def with_card(contents: Contents, manifest: Manifest, *, base_model: str | None = None) -> Contents:
     """With a card: the user's own, else one that is made of the manifest, which then lists it.
 
     `manifest` is that of the folder. Contents that are sealed keep what they have.
     Raises: InputError for a card of the user's that a hub would not take; UsageError for a licence that would not go along.
     """
-    license_file = next((name for name in LICENSES if name in contents.files), None)
-    refuse_lost_licence(contents.folder, contents.manifest, license_file)
+    source = card_source(contents, base_model=base_model)
     if contents.is_sealed:
         return contents
-    own = users_card(contents.folder, manifest)
-    source = CardSource(
-        repo=contents.repo,
-        target=contents.target,
-        manifest=contents.manifest,
-        base_model=known_base(manifest, base_model),
-        license_file=license_file,
-    )
+    own = _own_card(contents, manifest)
     text = (card_text(source) if own is None else own).encode()
     listed = listing_card(contents.manifest, text if own is None else None)
     if listed == contents.manifest:
@@ -70,19 +60,41 @@ def with_card(
     return replace(changed, as_they_lie=False)
 
 
-def users_card(folder: Path, manifest: Manifest) -> str | None:
-    """The card of a folder that no run of ours wrote, or that was changed since; None without one.
+def card_source(contents: Contents, *, base_model: str | None) -> CardSource:
+    """What the card of contents is made of. Raises: UsageError for a licence that would not go along."""
+    license_file = next((name for name in LICENSES if name in contents.files), None)
+    refuse_lost_licence(contents.folder, contents.manifest, license_file)
+    return CardSource(
+        repo=contents.repo,
+        target=contents.target,
+        manifest=contents.manifest,
+        base_model=known_base(contents.manifest, base_model),
+        license_file=license_file,
+    )
 
-    Raises: InputError for one that a hub would not take.
+
+def _own_card(contents: Contents, manifest: Manifest) -> str | None:
+    """The user's card of a repository that is an artifact's own folder, or else of the whole folder."""
+    at_root = contents.files.get(CARD_FILE)
+    own = None
+    if at_root is not None:
+        own = users_card(at_root, contents.folder, contents.manifest.owned_files().get(CARD_FILE))
+    if own is None and at_root != contents.folder / CARD_FILE:
+        own = users_card(contents.folder / CARD_FILE, contents.folder, (manifest.shared or {}).get(CARD_FILE))
+    return own
+
+
+def users_card(path: Path, folder: Path, listed: Entry | None) -> str | None:
+    """A card that no run of ours wrote, or that was changed since it was `listed`; None if there is none.
+
+    Raises: InputError for one that a hub would not take, or a link out of the folder.
     """
-    path = folder / CARD_FILE
     if not is_file(path):
-        return None
-    entry = (manifest.shared or {}).get(CARD_FILE)
-    if entry is not None and hash_files([path], jobs=1) == [entry["sha256"]]:
         return None
     if not is_own(path, folder):
         raise InputError(f"{path}: is a link to {path.resolve()}, outside the folder")
+    if listed is not None and hash_files([path], jobs=1) == [listed["sha256"]]:
+        return None
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:

@@ -8,6 +8,7 @@ and waiting has limits.
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ TRIES = 5
 _FIRST_WAIT_S = 2.0
 # The longest that a hub may ask to wait, and that an answer may take.
 MAX_WAIT_S = 300
+_HOW_TO_GO_ON = "; what has arrived is not sent again by the next run"
 _TRANSIENT = (408, 425, 429, 500, 502, 503, 504)
 _DRAFT, _OPEN = "draft", "open"
 MAIN = "main"
@@ -215,7 +217,9 @@ def quiet() -> Iterator[None]:
     if had_bars:
         disable_progress_bars()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            yield
     finally:
         logging.set_verbosity(verbosity)
         if had_bars:
@@ -255,7 +259,9 @@ def _wait(error: BaseException, otherwise: float) -> float | None:
     status = _status(error)
     if status is not None:
         asked = _asked_wait(_response(error).headers)
-        return None if status not in _TRANSIENT else otherwise if asked is None else max(asked, 0)
+        if status not in _TRANSIENT or (asked is not None and asked > MAX_WAIT_S):
+            return None
+        return otherwise if asked is None else asked
     return otherwise if _is_broken(error) or isinstance(error, ConnectionError | TimeoutError) else None
 
 
@@ -307,10 +313,8 @@ def _explained(error: BaseException, doing: str, repo: str) -> LfmConvertError |
         said = f"the hub cannot be reached: {_short(error)}"
     else:
         return None
-    return NetworkError(f"{doing}: {said}{_HOW_TO_GO_ON}")
-
-
-_HOW_TO_GO_ON = "; what has arrived is not sent again by the next run"
+    passes = status in _TRANSIENT or (status is None and not isinstance(error, ValueError))
+    return NetworkError(f"{doing}: {said}{_HOW_TO_GO_ON if passes else ''}")
 
 
 def _short(error: BaseException) -> str:

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from ...graph.errors import UsageError
-from ...graph.files import is_file, replace_text
-from ...graph.source.assets import LICENSES
-from ..artifacts import is_own
+from ...graph.files import hash_files, is_file, replace_text
 from ..destination import published_alone
 from ..manifest import MANIFEST_FILE, load_manifest
-from .assemble import known_base, listing_card, users_card
-from .card import CardSource, card_text, refuse_lost_licence
+from .assemble import card_source, listing_card
+from .card import card_text
+from .contents import compose
 from .gate import refuse_unproven
 from .names import CARD_FILE
-from .repositories import assign, choose, open_folder, refuse_incomplete
+from .repositories import assign, choose, open_folder
 
 
 def write_card(
@@ -28,7 +26,6 @@ def write_card(
     belong to several repositories, each of which has a card of its own; as `assemble` for what may not be published.
     """
     manifest = open_folder(folder)
-    refuse_incomplete(folder, manifest)
     entries = choose(folder, manifest, only)
     assigned = assign(manifest, entries, to)
     refuse_unproven(folder, entries)
@@ -38,23 +35,11 @@ def write_card(
         )
     path = folder / CARD_FILE
     listed = (manifest.shared or {}).get(CARD_FILE)
-    if (
-        not overwrite
-        and (path.is_symlink() or is_file(path))
-        and (listed is None or not is_own(path, folder) or users_card(folder, manifest) is not None)
-    ):
+    is_there = path.is_symlink() or is_file(path)
+    if is_there and not overwrite and (listed is None or hash_files([path], jobs=1) != [listed["sha256"]]):
         raise UsageError(f"{path}: is there, not as lfm-convert wrote it; --overwrite replaces it")
-    license_file = next((name for name in LICENSES if is_file(folder / name)), None)
-    refuse_lost_licence(folder, manifest, license_file)
-    text = card_text(
-        CardSource(
-            repo=next(iter(assigned)),
-            target=entries[0]["target"],
-            manifest=replace(manifest, artifacts=tuple(entries)),
-            base_model=known_base(manifest, base_model),
-            license_file=license_file,
-        )
-    )
+    contents = compose(folder, manifest, entries, next(iter(assigned)))
+    text = card_text(card_source(contents, base_model=base_model))
     with published_alone(folder):
         replace_text(path, text)
         now = load_manifest(folder) or manifest

@@ -119,6 +119,17 @@ def test_artifacts_that_are_repositories_do_not_share_one(
     assert publish(made("mlx"), "Acme/Tiny-MLX", "--only", "4bit") == 0
 
 
+def test_the_users_card_of_an_artifact_that_is_a_repository(
+    hub: Hub, made: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(made("mlx"), tmp_path / "mlx"))
+    mine = "---\nlicense: other\nlicense_name: lfm1.0\nlicense_link: LICENSE\n---\n# mine\n"
+    (folder / "Tiny-4bit" / "README.md").write_text(mine)
+    assert publish(folder, "Acme/{model}-{quant}") == 0
+    assert hub.repositories["Acme/Tiny-4bit"].files()["README.md"].decode() == mine
+    assert "# Tiny-8bit" in hub.repositories["Acme/Tiny-8bit"].files()["README.md"].decode()
+
+
 def test_the_card_of_a_licence_of_its_own(hub: Hub, made: Callable[[str], Path]) -> None:
     assert publish(made("gguf"), "Acme/Tiny-GGUF") == 0
     found = hub.repositories["Acme/Tiny-GGUF"].files()
