@@ -116,18 +116,17 @@ def _front_matter(source: CardSource) -> str:
     from huggingface_hub import ModelCardData
 
     ecosystem, card = ECOSYSTEMS[source.target], source.manifest.source.get("card", {})
-    quantized = {} if source.base_model is None else {"base_model_relation": "quantized"}
-    data = ModelCardData(
-        base_model=source.base_model,
-        library_name=ecosystem.library,
-        language=_texts(card.get("language")) or None,
-        pipeline_tag=_text(card.get("pipeline_tag")) or _PIPELINE,
-        tags=[*dict.fromkeys([*ecosystem.tags, *_texts(card.get("tags"))])],
+    fields: dict[str, Any] = {
+        "base_model": source.base_model,
+        "base_model_relation": None if source.base_model is None else "quantized",
+        "library_name": ecosystem.library,
+        "language": _texts(card.get("language")) or None,
+        "pipeline_tag": _text(card.get("pipeline_tag")) or _PIPELINE,
+        "tags": [*dict.fromkeys([*ecosystem.tags, *_texts(card.get("tags"))])],
         **_licence(source),
-        **quantized,
-        quantized_by="lfm-convert",
-    )
-    return str(data.to_yaml(line_break="\n")).rstrip("\n")
+        "quantized_by": "lfm-convert",
+    }
+    return str(ModelCardData(**fields).to_yaml(line_break="\n")).rstrip("\n")
 
 
 def _licence(source: CardSource) -> dict[str, str]:

@@ -68,7 +68,8 @@ def _component(name: str, version: str, *, kind: Any, licence: str = "") -> Comp
 
 def _licence(each: Distribution) -> str:
     """As the package says it in a line; of older ones that say it in prose only the kind, by their classifier."""
-    said = each.metadata.get("License-Expression") or each.metadata.get("License") or ""
+    fields = [each.metadata[key] for key in ("License-Expression", "License") if key in each.metadata]
+    said = next(filter(None, fields), "")
     if said and "\n" not in said and len(said) < 100:
         return said
     kinds = (text for text in each.metadata.get_all("Classifier") or () if text.startswith("License ::"))
