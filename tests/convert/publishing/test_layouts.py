@@ -14,17 +14,18 @@ from pathlib import Path
 import pytest
 from lfm_convert.convert.cli.main import main
 from lfm_convert.targets.target import get_target
-from support.published_folders import validated
+from support.published_folders import note_verdicts, validated
 from support.publishing_hub import Hub
 
 _QUANTS = {"gguf": "Q8_0,F16", "onnx": "q8,fp32", "mlx": "4bit,8bit", "executorch": "8da4w", "coreml": "int4"}
 _COMMON = {"LICENSE", "README.md", "lfm-convert.json", "tokenizer.json", "config.json"}
+_LOWERED = Path(__file__).parents[2] / "fixtures" / "artifacts" / "executorch"
 _MADE: dict[str, Path] = {}
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """A folder of a target, of a model with a licence of its own; made once."""
+    """A folder of a target, made once: of a model with a licence of its own, but for ExecuTorch."""
     source = tmp_path_factory.mktemp("source") / "Tiny"
 
     def make(target: str) -> Path:
@@ -37,7 +38,12 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
             (source / "README.md").write_text(card)
         if target not in _MADE:
             folder = tmp_path_factory.mktemp("made") / target
-            _MADE[target] = validated(folder, str(source), target=target, quants=_QUANTS[target])
+            if target == "executorch":  # whose lowering takes a minute
+                shutil.copytree(_LOWERED, folder)
+                note_verdicts(folder)
+                _MADE[target] = folder
+            else:
+                _MADE[target] = validated(folder, str(source), target=target, quants=_QUANTS[target])
         return _MADE[target]
 
     yield make
@@ -64,6 +70,7 @@ def _needs(target: str) -> None:
             {*_COMMON, "onnx/model.onnx", "onnx/model_quantized.onnx", "tokenizer_config.json"},
         ),
         ("mlx", ["Acme/Tiny-MLX-4bit", "Acme/Tiny-MLX-8bit"], {*_COMMON, "model.safetensors"}),
+        ("executorch", ["Acme/moe-ExecuTorch"], {*_COMMON, "moe-8da4w.pte"} - {"LICENSE"}),
         ("coreml", ["Acme/Tiny-CoreML"], {*_COMMON, "model_config.json"}),
     ],
 )
