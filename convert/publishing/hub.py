@@ -12,7 +12,9 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 from ...graph.errors import LfmConvertError, NetworkError, UsageError
 from ...graph.progress import SILENT, Progress
@@ -139,6 +141,34 @@ class Hub:
             return bytes(response.content)
 
         return self._try(f"reading {path} of {repo}", content, repo=repo)
+
+    @contextmanager
+    def store(self, repo: str, ref: str) -> Iterator[None]:
+        """Has large files go through Xet where there is one, else as LFS objects, which huggingface_hub would not try."""
+        from huggingface_hub import constants
+
+        if constants.HF_HUB_DISABLE_XET or find_spec("hf_xet") is None or self._offers_xet(repo, ref):
+            yield
+            return
+        self.progress.note(f"{repo}: the hub offers no Xet, and files are sent as LFS objects")
+        constants.HF_HUB_DISABLE_XET = True
+        try:
+            yield
+        finally:
+            constants.HF_HUB_DISABLE_XET = False
+
+    def _offers_xet(self, repo: str, ref: str) -> bool:
+        def asked(api: Any) -> bool:
+            from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
+
+            url = f"{api.endpoint}/api/models/{repo}/xet-write-token/{quote(ref, safe='')}"
+            response = get_session().get(url, headers=build_hf_headers(token=self.token))
+            if response.status_code == 404:
+                return False
+            hf_raise_for_status(response)
+            return True
+
+        return self._try(f"asking how {repo} takes files", asked, repo=repo)
 
     def send(self, repo: str, ref: str, path: str, addition: Any) -> None:
         """Has the hub take what it stores apart from git of a file, if it has not yet. `addition` is huggingface_hub's."""

@@ -94,7 +94,10 @@ def upload(
     if request is None and not overwrite:
         _refuse_foreign(hub, repo, head, [path for path in left if path in there], there)
     _note_others(contents, there, progress)
-    commit = _send(contents, local, left, hub, branch=branch, message=message, progress=progress) if left else head
+    commit = head
+    if left:
+        with hub.store(repo, branch):
+            commit = _send(contents, local, left, hub, branch=branch, message=message, progress=progress)
     _read_back(hub, repo, commit, local)
     if request is not None:
         hub.open_draft(repo, request)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+import threading
 from pathlib import Path
 
 import pytest
 from lfm_convert.convert.cli.main import main
 from lfm_convert.convert.publishing.hub import TRIES
 from support.published_folders import edit_manifest, note_verdicts, over_budget
-from support.publishing_hub import Fault, File, Hub
+from support.publishing_hub import TOKEN, Fault, File, Hub
 
 REPO = "Acme/LFM2-Tiny-GGUF"
 
@@ -308,6 +312,42 @@ def test_a_file_that_changes_while_it_is_sent_is_in_no_commit(
     assert publish(gguf) == 5
     assert "LFM2-Tiny-3.4M-Q8_0.gguf: was changed while it was sent" in capsys.readouterr().err
     assert set(hub.repositories[REPO].files()) == {".gitattributes"}
+
+
+def test_a_hub_without_xet_gets_lfs_objects(
+    hub: Hub, gguf: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", False)
+    assert publish(gguf) == 0
+    assert "the hub offers no Xet" in capsys.readouterr().err
+    assert hub.count("GET", "/xet-write-token/") == 1 and len(hub.received) == 2
+    assert not constants.HF_HUB_DISABLE_XET
+
+
+def test_a_run_that_is_killed_is_gone_on_with(hub: Hub, gguf: Path, tmp_path: Path) -> None:
+    """In a process of its own, which knows the hub by its environment alone; killed once the first file has arrived."""
+    settings = {
+        "HF_ENDPOINT": hub.endpoint,
+        "HF_TOKEN": TOKEN,
+        "HF_HOME": str(tmp_path / "hf"),
+        "HF_HUB_DISABLE_XET": "1",
+    }
+    command = [sys.executable, "-m", "lfm_convert", "publish", str(gguf), "--to", REPO]
+    hub.faults = [Fault("POST", "/commit/", cut="before", times=999)]
+    process = subprocess.Popen(command, env={**os.environ, **settings}, stderr=subprocess.DEVNULL)
+    while not hub.received and process.poll() is None:
+        threading.Event().wait(0.01)
+    process.kill()
+    process.wait()
+    hub.faults, before = [], list(hub.received)
+    assert before and set(hub.repositories[REPO].files()) == {".gitattributes"}
+    done = subprocess.run(command, env={**os.environ, **settings}, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = hub.repositories[REPO].files()
+    assert {path.name: path.read_bytes() for path in gguf.glob("*.gguf")}.items() <= found.items()
+    assert len(hub.received) == len(set(hub.received)), "what had arrived was not sent again"
 
 
 def test_offline(hub: Hub, gguf: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
