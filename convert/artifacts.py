@@ -105,7 +105,7 @@ def artifact_of(folder: Path, entry: Entry) -> Artifact:
     for file in entry["files"]:
         path = folder / file["path"]
         size = path.stat().st_size if is_file(path) else None
-        if not _is_own(path, folder):
+        if not is_own(path, folder):
             faults.add(f"'{file['path']}' is a link to {path.resolve()}, outside the folder")
         elif size is None:
             faults.add(f"'{file['path']}' is missing")
@@ -123,7 +123,7 @@ def artifact_of(folder: Path, entry: Entry) -> Artifact:
     )
 
 
-def _is_own(path: Path, folder: Path) -> bool:
+def is_own(path: Path, folder: Path) -> bool:
     """Whether a file is the folder's: in it, or linked from it into the store of its hub cache.
 
     Such a link is trusted no further than a file: what it leads to must have the recorded hash before it is run.

@@ -23,6 +23,8 @@ from ..graph.json_text import parse_json
 from ..graph.packages import WRITING, versions
 from ..graph.progress import SILENT, Progress
 from ..graph.source.checkpoint import INDEX_FILE
+from ..graph.source.front_matter import front_matter
+from ..graph.source.hub import snapshot_of
 from ..graph.source.tokenizer import TOKENIZER_FILE
 from ..targets.plans import Plan, TensorPlan
 
@@ -31,6 +33,8 @@ SCHEMA_VERSION = 1
 # Of how `parts` of tensors are to be read; entries without it were written before there were any.
 LAYOUT_REVISION = 1
 _MAX_NAME_BYTES = 255  # of a file, on every file system in use
+# What of the checkpoint's own card is kept, for the cards of its artifacts.
+_CARD_FIELDS = ("license", "license_name", "license_link", "language", "base_model", "pipeline_tag", "tags")
 # What a field of an entry must be, and how that is said.
 _KINDS = (
     ("options", dict, "an object"),
@@ -64,10 +68,15 @@ class Manifest:
         return {**(self.shared or {}), **files}
 
     def dumps(self) -> str:
+        """As this version writes it, under its own name."""
+        return replace(self, tool=this_tool()).as_noted()
+
+    def as_noted(self) -> str:
+        """With the tool that the manifest names already."""
         return json.dumps(
             {
                 "schema": SCHEMA_VERSION,
-                "tool": {"name": "lfm-convert", "version": __version__, "libraries": library_versions()},
+                "tool": self.tool,
                 "source": self.source,
                 **({} if self.shared is None else {"shared": [self.shared[path] for path in sorted(self.shared)]}),
                 "artifacts": self.artifacts,
@@ -78,6 +87,11 @@ class Manifest:
 
     def save(self) -> None:
         replace_text(self.folder / MANIFEST_FILE, self.dumps())
+
+
+def this_tool() -> dict[str, Any]:
+    """Name, version and libraries of what runs now."""
+    return {"name": "lfm-convert", "version": __version__, "libraries": library_versions()}
 
 
 def library_versions() -> dict[str, str]:
@@ -106,8 +120,18 @@ def describe_source(graph: WeightGraph, hashes: Sequence[str]) -> dict[str, Any]
         "name": graph.name,
         "model_type": graph.config.model_type,
         "parameters": graph.n_parameters,
+        **_origin(graph),
         "files": [file_entry(graph.folder, path, digest) for path, digest in zip(paths, hashes, strict=True)],
     }
+
+
+def _origin(graph: WeightGraph) -> dict[str, Any]:
+    """Repository and commit, of a checkpoint from a hub, and what its card says of licence, languages and base."""
+    found = snapshot_of(graph.folder)
+    card = front_matter(graph.assets.model_card)
+    kept = {key: card[key] for key in _CARD_FIELDS if card.get(key)}
+    named = {} if found is None else dict(zip(("repository", "revision"), found, strict=True))
+    return {**named, **({"card": kept} if kept else {})}
 
 
 def file_entry(folder: Path, path: Path, sha256: str) -> Entry:

@@ -87,6 +87,10 @@ class Faults:
     def __bool__(self) -> bool:
         return bool(self._sentences)
 
+    @property
+    def sentences(self) -> list[str]:
+        return list(self._sentences)
+
     def raise_if_any(self, where: str) -> None:
         """Raises InputError with every sentence, the first 20 in full."""
         if not self._sentences:

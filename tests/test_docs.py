@@ -19,8 +19,8 @@ from typer.main import get_command
 ROOT = Path(__file__).parents[1]
 PAGES = [*sorted(p.name for p in (ROOT / "docs").glob("*.md")), "../README.md"]
 _ARGUMENT = re.compile(r'add_argument\(\s*"(--[a-z0-9-]+)"')
-# Of optimum-cli, of mlx_lm.generate, and of every command.
-OTHERS = {"--model", "--prompt", "--trust-remote-code", "--debug"}
+# Of optimum-cli, of mlx_lm.generate, of model_signing, and of every command.
+OTHERS = {"--model", "--prompt", "--trust-remote-code", "--debug", "--use", "--signature", "--identity"}
 
 
 def _snippets(page: Path, language: str) -> list[str]:

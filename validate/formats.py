@@ -85,9 +85,9 @@ def write_markdown(report: Report, path: Path) -> None:
     """The table, what failed first, and what there is to say, in `MAX_LINES` at most. Raises: DiskError."""
     occasion = report.occasion
     head = [
-        f"### {_escape(report.model)}: {report.summary}",
+        f"### {escape(report.model)}: {report.summary}",
         "",
-        f"{occasion.date} · {_escape(occasion.tool)} · suite {_escape(occasion.suite or '–')} · checkpoint "
+        f"{occasion.date} · {escape(occasion.tool)} · suite {escape(occasion.suite or '–')} · checkpoint "
         f"`{short(occasion.checkpoint_sha256)}`",
         "",
         "| | artifact | size | memory | mean KLD | p99.9 | same top-1 | PPL ratio | sha256 |",
@@ -95,7 +95,7 @@ def write_markdown(report: Report, path: Path) -> None:
     ]
     ordered = [result for group in by_target(report.results).values() for result in group]
     ordered.sort(key=lambda result: (result.is_good, result.verdict is not Verdict.FAIL))
-    said = [f"- `{r.artifact.label}`: {verdict_words(r)}: {_cut(_escape(r.sentence))}" for r in ordered if r.sentence]
+    said = [f"- `{r.artifact.label}`: {verdict_words(r)}: {_cut(escape(r.sentence))}" for r in ordered if r.sentence]
     said = _folded(said, _MAX_SENTENCES, "- … and {} more with something to say: see the full report")
     words = [f"- `{name}`: {gate_words(name)}" for name in failed_gates(report)]
     words = _folded(words, _MAX_WORDS, "- … and {} gates more")
@@ -125,13 +125,13 @@ def _row(result: ArtifactResult) -> str:
         divergence = f"{number(metrics.kld_mean)} ± {number(metrics.kld_se)}"
         numbers = (divergence, number(metrics.kld_p999), percent(metrics.same_top1), ratio(metrics.ppl_ratio))
     mark = f"{_MARKS[result.verdict]}{_BUDGET if result.fit is Fit.OVER else ''}"
-    name = _escape(f"{result.artifact.target} {result.artifact.quant}")
+    name = escape(f"{result.artifact.target} {result.artifact.quant}")
     size = format_size(result.size_bytes)
     cells = (mark, name, size, memory(result), *numbers, f"`{short(result.sha256)}`" if result.sha256 else "–")
     return f"| {' | '.join(cells)} |"
 
 
-def _escape(text: str) -> str:
+def escape(text: str) -> str:
     """Text in which Markdown and HTML find nothing of theirs."""
     for mark in "\\`*_[]<>|":
         text = text.replace(mark, f"\\{mark}")

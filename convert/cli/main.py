@@ -17,7 +17,7 @@ from ...graph.errors import ExitCode, LfmConvertError, UsageError
 from ...graph.files import disk_error
 from ...graph.streams import keep_stderr, open_standard_streams, silence
 from ...graph.text import plain
-from . import calibrate, compare, convert, doctor, inspect, plan, targets, validate
+from . import calibrate, card, compare, convert, doctor, inspect, plan, publish, sign, targets, validate, verify
 from .console import accept_any_encoding, set_volume
 from .grammar import Command, DefaultCommand
 
@@ -37,6 +37,10 @@ for _command in (
     validate.validate,
     compare.compare,
     calibrate.calibrate,
+    card.card,
+    sign.sign,
+    publish.publish,
+    verify.verify,
     inspect.inspect,
     targets.targets,
     doctor.doctor,

@@ -26,7 +26,7 @@ NAMED_TEMPLATES = "additional_chat_templates"
 LEGACY_TEMPLATE = "chat_template.json"
 DEFAULT_TEMPLATE = "default"
 _TOOL_TEMPLATE = "tool_use"
-_LICENSES = ("LICENSE", "LICENSE.txt", "LICENSE.md")
+LICENSES = ("LICENSE", "LICENSE.txt", "LICENSE.md")
 _MAX_TEXT_BYTES = 4 << 20
 _MAX_LICENSE_BYTES = 64 << 20
 _CARD_BYTES = 1 << 20  # what a card says to programs stands at its start
@@ -92,7 +92,7 @@ def read_assets(folder: Path) -> Assets:
     """
     tokenizer_config = _json(folder / TOKENIZER_CONFIG)
     templates = _templates(folder, tokenizer_config.get("chat_template"))
-    licenses = (data for name in _LICENSES if (data := _license(folder / name)) is not None)
+    licenses = (data for name in LICENSES if (data := _license(folder / name)) is not None)
     return Assets(
         generation_config=_json(folder / GENERATION_CONFIG),
         tokenizer_config=tokenizer_config,

@@ -48,6 +48,14 @@ def list_files(
         return sorted(HfApi().list_repo_files(repo, revision=revision, token=token))
 
 
+def snapshot_of(folder: Path) -> tuple[str, str] | None:
+    """Repository and commit of a snapshot in the hub's cache; None for any other folder."""
+    cache, kind, commit = ("", "", "", *folder.absolute().parts)[-3:]
+    if kind != "snapshots" or not cache.startswith("models--"):
+        return None
+    return cache.removeprefix("models--").replace("--", "/", 1), commit
+
+
 def is_offline() -> bool:
     """What HF_HUB_OFFLINE says now: huggingface_hub reads it once, when it is imported."""
     return os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")

@@ -42,26 +42,6 @@ _HUB = "https://huggingface.co"
 _ABSENT = ("", "~", "null", "Null", "NULL")  # how YAML spells nothing
 
 
-def front_matter(model_card: str | None) -> dict[str, Any]:
-    """The YAML between the `---` lines a card starts with; empty without one, or without PyYAML.
-
-    A card is prose for people: one that is malformed says nothing, and does not stop a conversion.
-    """
-    lines = (model_card or "").splitlines()
-    if not lines or lines[0] != "---" or "---" not in lines[1:]:
-        return {}
-    try:
-        import yaml  # type: ignore[import-untyped]
-    except ModuleNotFoundError:
-        return {}
-    text = "\n".join(lines[1 : lines.index("---", 1)]).replace("\t", "  ")
-    try:
-        found = yaml.load(text, Loader=yaml.BaseLoader)
-    except (yaml.YAMLError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
 def card_metadata(
     card: dict[str, Any], *, folder_name: str, hub_name: str | None, n_parameters: int, size_label: str
 ) -> list[KeyValue]:

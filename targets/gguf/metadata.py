@@ -14,10 +14,11 @@ from ...graph.config import ModelConfig
 from ...graph.errors import UsageError
 from ...graph.graph import WeightGraph
 from ...graph.roles import EXPERTS
+from ...graph.source.front_matter import front_matter
 from ...quantize.gguf_file.header import KeyValue, ValueType, booleans, float32, int32s, string, uint32
 from ...quantize.gguf_file.tensor_names import gguf_names
 from ...quantize.policies.gguf import FILE_TYPES
-from .card import card_metadata, front_matter
+from .card import card_metadata
 from .expressible import any_attention
 from .stored import Stored
 from .vocab import vocabulary

@@ -24,6 +24,7 @@ RANKS = {
     **dict.fromkeys(("convert.destination", "convert.manifest"), 6),
     **dict.fromkeys(("convert.artifacts", "convert.ownership", "convert.bundled"), 7),
     **dict.fromkeys(("convert.pipeline", "convert.provenance", "convert.source", "convert.writing"), 8),
+    "convert.publishing": 8,
     "convert.cli": 9,
     "convert._root": 10,
     "convert._optimum": 10,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pytest
 from lfm_convert.convert import bundled
 from lfm_convert.convert.source import find_model
 from lfm_convert.graph.errors import InputError, UsageError
-from support.hub import environment, serve
+from support.hub import COMMIT, environment, serve
 
 REPO = "LiquidAI/LFM2-Local"
 
@@ -71,6 +72,16 @@ def test_hub_then_offline_cache(hub: str, tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("evil.bin"))
     again = _inspect(tmp_path, "http://127.0.0.1:9", REPO, "--offline")
     assert again.stdout == first.stdout
+
+
+def test_the_manifest_names_repository_and_commit(hub: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    options = ["--target", "gguf", "--quant", "F32", "--no-validate", "--out", str(out)]
+    command = [sys.executable, "-m", "lfm_convert", "convert", REPO, *options]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(tmp_path, hub), check=False)
+    assert done.returncode == 0, done.stderr
+    source = json.loads((out / "lfm-convert.json").read_text())["source"]
+    assert (source["repository"], source["revision"]) == (REPO, COMMIT)
 
 
 def test_hub_failures(hub: str, tmp_path: Path) -> None:

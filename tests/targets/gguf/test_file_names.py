@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from lfm_convert.targets.gguf.card import card_metadata, front_matter
+from lfm_convert.graph.source.front_matter import front_matter
+from lfm_convert.targets.gguf.card import card_metadata
 from lfm_convert.targets.gguf.file_names import ModelId, model_id, title
 
 N_PARAMETERS = 1_170_340_608
