@@ -9,8 +9,8 @@ from ..graph.config import CONFIG_FILE
 from ..graph.errors import InputError, UsageError
 from ..graph.source.hub import HUB_ID, fetch, list_files
 from ..graph.source.weight_files import found_instead
-from ..validate.recipe import load_recipe
 from . import bundled
+from .recipe.reading import load_recipe
 
 SETTINGS_FILE = "lfm-convert.toml"
 # Weights as safetensors only: pickles are never fetched.
@@ -52,11 +52,10 @@ def find_model(model: str | None, *, revision: str | None = None, offline: bool 
 def nearby_model(*, revision: str | None, offline: bool) -> Source | None:
     """The settings file's model, or the checkpoint in the current folder; None if there is neither."""
     settings = Path(SETTINGS_FILE)
-    if settings.is_file():
-        model = load_recipe(settings).model
-        if model is not None:
-            found = find_model(model, revision=revision, offline=offline)
-            return Source(found.folder, found.name, f"using model '{model}' of {SETTINGS_FILE}")
+    models = list(load_recipe(settings).models.values()) if settings.is_file() else []
+    if len(models) == 1:  # of several none is the one that is meant
+        found = find_model(models[0].model, revision=revision or models[0].revision, offline=offline)
+        return Source(found.folder, found.name, f"using model '{models[0].model}' of {SETTINGS_FILE}")
     _refuse_revision("no hub id is given for it", revision)
     if Path(CONFIG_FILE).is_file():
         return Source(Path(), note="using the checkpoint in the current folder")

@@ -22,7 +22,7 @@ RANKS = {
     "targets": 4,
     "validate": 5,
     **dict.fromkeys(("convert.destination", "convert.manifest"), 6),
-    **dict.fromkeys(("convert.artifacts", "convert.ownership", "convert.bundled"), 7),
+    **dict.fromkeys(("convert.artifacts", "convert.ownership", "convert.bundled", "convert.recipe"), 7),
     **dict.fromkeys(("convert.pipeline", "convert.provenance", "convert.source", "convert.writing"), 8),
     "convert.cli": 9,
     "convert._root": 10,
