@@ -26,9 +26,12 @@ class Source:
     note: str | None = None
 
 
-def find_model(model: str | None, *, revision: str | None = None, offline: bool = False) -> Source:
+def find_model(
+    model: str | None, *, revision: str | None = None, offline: bool = False, token: str | None = None
+) -> Source:
     """The folder of `model`; without one: the settings file's, the current folder, or the bundled MoE.
 
+    `token` is the hub's, where it is another than the one that huggingface_hub finds by itself.
     Raises: InputError, UsageError or NetworkError with what was looked for and where.
     """
     if model is None:
@@ -45,7 +48,7 @@ def find_model(model: str | None, *, revision: str | None = None, offline: bool 
         _refuse_revision(f"{model} is a bundled model, which has none", revision)
         return _bundled(model.removeprefix("bundled:"))
     if HUB_ID.fullmatch(model):
-        return _from_hub(model, revision=revision, offline=offline)
+        return _from_hub(model, revision=revision, offline=offline, token=token)
     raise InputError(f"{model}: no such folder, and not a hub id like org/model")
 
 
@@ -94,14 +97,14 @@ def _bundled(name: str) -> Source:
         raise UsageError(str(error)) from None
 
 
-def _from_hub(repo: str, *, revision: str | None, offline: bool) -> Source:
+def _from_hub(repo: str, *, revision: str | None, offline: bool, token: str | None) -> Source:
     """The snapshot of a repository. One without a config is named by the files that were not fetched.
 
     Raises: NetworkError as `fetch`; InputError for a repository of artifacts.
     """
-    folder = fetch(repo, _HUB_FILES, revision=revision, offline=offline)
+    folder = fetch(repo, _HUB_FILES, revision=revision, offline=offline, token=token)
     if not (folder / CONFIG_FILE).is_file() and not any(folder.glob("*.safetensors")):
-        found = found_instead(list_files(repo, revision=revision, offline=offline))
+        found = found_instead(list_files(repo, revision=revision, offline=offline, token=token))
         if found is not None:
             raise InputError(f"{repo}: holds no checkpoint (found {found})")
     return Source(folder, repo.rpartition("/")[2])

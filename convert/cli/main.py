@@ -6,18 +6,17 @@ import gc
 import signal
 import sys
 import traceback
-from pathlib import Path
 from types import FrameType
 from typing import Annotated, NoReturn
 
 import typer
 
 from ..._version import __version__
-from ...graph.errors import ExitCode, LfmConvertError
-from ...graph.files import disk_error
+from ...graph.errors import ExitCode
 from ...graph.streams import open_standard_streams, silence
 from ...graph.text import plain
-from . import calibrate, compare, convert, doctor, inspect, plan, targets, validate
+from ..failures import explained
+from . import calibrate, compare, convert, doctor, inspect, plan, release, targets, validate
 from .console import accept_any_encoding
 from .grammar import Command, DefaultCommand
 
@@ -35,6 +34,7 @@ for _command in (
     convert.convert,
     plan.plan,
     validate.validate,
+    release.release,
     compare.compare,
     calibrate.calibrate,
     inspect.inspect,
@@ -124,8 +124,6 @@ def _explain(error: BaseException) -> tuple[int, str]:
 
 
 def _named(error: BaseException) -> tuple[int, str]:
-    if isinstance(error, LfmConvertError):
-        return error.exit_code, str(error)
     if isinstance(error, KeyboardInterrupt | typer.Abort):
         return ExitCode.INTERRUPTED, _WORDS[signal.SIGINT]
     if isinstance(error, _Stopped):
@@ -135,10 +133,6 @@ def _named(error: BaseException) -> tuple[int, str]:
     if isinstance(error, BrokenPipeError):
         silence(sys.stdout)  # the reader has gone: there is nobody to tell
         return ExitCode.OK, ""
-    if isinstance(error, OSError):
-        if error.filename is None:
-            return ExitCode.DISK, f"a file cannot be read or written: {error.strerror or error}"
-        return ExitCode.DISK, str(disk_error(error, Path(error.filename)))
     if not isinstance(error, Exception):
         raise error
-    return ExitCode.INTERNAL, f"internal error: {type(error).__name__}: {error} (run again with --debug and report it)"
+    return explained(error)

@@ -6,6 +6,7 @@ import enum
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from ..calibration import CHUNK_TOKENS, LEAST_CHUNK_TOKENS
 from .kinds import (
     COUNT,
     FILE,
@@ -22,6 +23,7 @@ from .kinds import (
     TARGETS,
     TEXT,
     Kind,
+    at_least,
 )
 
 
@@ -96,7 +98,12 @@ CALIBRATION = Table(
     help="measures once for each model how much each column is used; artifacts that are `calibrated` are weighed by it",
     keys=(
         Key(name="text", kind=FILES, help='texts, or .jsonl with one {"messages": […]} a line', is_needed=True),
-        Key(name="chunk_size", kind=COUNT, help="tokens that see each other", default="512"),
+        Key(
+            name="chunk_size",
+            kind=at_least(LEAST_CHUNK_TOKENS),
+            help="tokens that see each other",
+            default=str(CHUNK_TOKENS),
+        ),
         Key(name="max_chunks", kind=COUNT, help="stops after so many", default="all"),
     ),
 )

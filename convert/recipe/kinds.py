@@ -99,7 +99,13 @@ TARGETS = Kind(
 )
 SUITE = _one_of(SUITES, " or ".join(SUITES))
 FLAG = Kind(words="true or false", schema={"type": "boolean"}, read=_flag)
-COUNT = Kind(words="a number, 1 or more", schema={"type": "integer", "minimum": 1}, read=_whole(1))
+
+
+def at_least(least: int) -> Kind:
+    return Kind(words=f"a number, {least} or more", schema={"type": "integer", "minimum": least}, read=_whole(least))
+
+
+COUNT = at_least(1)
 SIZE = Kind(
     words="a size like 4.8GB, or a number of bytes, 0 or more",
     schema={
