@@ -70,6 +70,11 @@ class Preparation:
     def private(self) -> Path:
         return self.out / PRIVATE
 
+    @property
+    def threads(self) -> int:
+        """Threads of each runtime."""
+        return self.comparison.get("threads") or os.cpu_count() or 1
+
     def beside(self, artifact: Prepared) -> frozenset[str]:
         """Main files of the artifacts that this release writes into the same folder."""
         return frozenset(each.plan.main_file for each in self.artifacts if each.folder == artifact.folder)
@@ -99,7 +104,8 @@ def prepare(
     _refuse_over_budget(recipe, artifacts)
     n_tokens = {}
     for label, graph in graphs.items():
-        with _blamed(recipe, ("validation",) if recipe.validation else models[label].key):
+        told = next((name for name in ("prompts", "text", "max_memory") if name in recipe.validation), None)
+        with _blamed(recipe, ("validation", told) if told else models[label].key):
             n_tokens[label] = check_comparison(graph, comparison)
     reports = {kind: recipe.seen(path) for kind, path in recipe.reports.items()}
     _refuse_reports(recipe, reports, graphs, artifacts)

@@ -138,7 +138,7 @@ def _reported(site: Site, steps: Sequence[Step], ends: dict[Step, Ended]) -> Rep
                 code, sentence = explained(error)
                 ended = ends[step] = replace(ended, end=End.FAILED, code=code, message=sentence)
         results.append(not_made(step.conversion.artifact, ended.message))
-    return merged(reports, results, describe_environment(threads=0))
+    return merged(reports, results, describe_environment(threads=site.preparation.threads))
 
 
 def _write_reports(site: Site, report: Report) -> None:

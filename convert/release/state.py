@@ -57,6 +57,11 @@ class State:
     def seconds(self) -> dict[str, float]:
         return self._content["seconds"]
 
+    def know(self, path: Path, sha256: str) -> None:
+        """Notes what a file's sha256 is, by who wrote or read it just now."""
+        self._content["files"][os.path.realpath(path)] = [sha256, _stamp(path)]
+        self._is_changed = True
+
     def finished(self, name: str, seconds: float, **made: str) -> None:
         """Notes a step's end, and what it made by which key, and writes the file. Raises: DiskError."""
         self.seconds[name] = round(seconds, 3)

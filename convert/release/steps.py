@@ -208,15 +208,22 @@ class Convert(Step):
 
     def _is_whole(self) -> bool:
         """Whether the manifest lists the artifact, and its files and those it shares are the ones that are listed."""
-        folder = self.artifact.folder
-        if self.entry is None:
-            return False
+        listed = self._listed()
+        paths = list(listed)
+        return all(map(is_file, paths)) and self.site.state.hashes(paths) == list(listed.values())
+
+    def _listed(self) -> dict[Path, str]:
+        """sha256 of the artifact's files and of those it shares, by path, as the manifest has them.
+
+        Raises: InputError for an artifact that is not listed.
+        """
+        folder, entry = self.artifact.folder, self.entry
+        if entry is None:
+            raise InputError(f"{folder}: lists no {self.artifact.plan.main_file}")
         manifest = load_manifest(folder)
         shared = (manifest.shared or {}) if manifest else {}
         own = [file for file in shared.values() if file.get("target") == self.artifact.plan.target]
-        files = [*self.entry["files"], *own]
-        paths = [folder / file["path"] for file in files]
-        return all(map(is_file, paths)) and self.site.state.hashes(paths) == [file["sha256"] for file in files]
+        return {folder / file["path"]: file["sha256"] for file in (*entry["files"], *own)}
 
     @property
     def entry(self) -> Entry | None:
@@ -253,6 +260,8 @@ class Convert(Step):
             budgets=self.artifact.budgets,
             progress=self.site.progress,
         )
+        for path, sha256 in self._listed().items():
+            self.site.state.know(path, sha256)
         self.site.state.finished(self.label, time.monotonic() - start, **{self.place: self.key})
 
 
