@@ -16,7 +16,7 @@ from ...graph.errors import ExitCode
 from ...graph.streams import open_standard_streams, silence
 from ...graph.text import plain
 from ..failures import explained
-from . import calibrate, compare, convert, doctor, inspect, plan, release, targets, validate
+from . import calibrate, compare, convert, doctor, init, inspect, plan, release, targets, validate
 from .console import accept_any_encoding
 from .grammar import Command, DefaultCommand
 
@@ -35,6 +35,7 @@ for _command in (
     plan.plan,
     validate.validate,
     release.release,
+    init.init,
     compare.compare,
     calibrate.calibrate,
     inspect.inspect,

@@ -1,0 +1,148 @@
+"""Kills a release at random moments, runs it again, and compares what lies there with an undisturbed run's.
+
+    python tests/faults/release_kills.py [RECIPE] [--kills 20] [--only PATTERN …] [--seed 0] [--scratch DIR]
+
+Two rows of trials: in one each kill meets a release that begins with nothing, in the other the same release goes on until
+the last of the kills. After every kill each artifact that is there must be one of the undisturbed run, byte for byte, and
+its manifest must say so; after the last run everything must be. Then the second run of an undisturbed release is timed.
+Ends with 1 if anything differs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+# What tells when it was written, or how long something took.
+_DATED = {".html", ".md", ".xml"}
+_REPORT = "report.json"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe", nargs="?", type=Path, default=ROOT / "examples" / "tiny.toml")
+    parser.add_argument("--kills", type=int, default=20, help="in all, half of them in each row")
+    parser.add_argument("--only", nargs="*", default=[], help="patterns of artifacts")
+    parser.add_argument("--scratch", type=Path)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=arguments.scratch) as name:
+        trial = Trial(arguments.recipe, arguments.only, Path(name), random.Random(arguments.seed))
+        half = arguments.kills // 2
+        for _ in range(half):
+            trial.kill_one()
+        trial.kill_on_and_on(arguments.kills - half)
+        trial.time_again()
+    print(f"{trial.n_kills} kills, {len(trial.wanted)} files, {trial.n_lost} lost or other than they must be")
+    sys.exit(1 if trial.n_lost else 0)
+
+
+class Trial:
+    """One recipe's release into folders of a scratch folder; `wanted` is what an undisturbed run writes."""
+
+    def __init__(self, recipe: Path, only: Sequence[str], scratch: Path, draw: random.Random) -> None:
+        self._recipe, self._only, self._scratch, self._random = recipe, only, scratch, draw
+        self.n_kills = self.n_lost = 0
+        self._whole = scratch / "whole"
+        self._seconds = self._run(self._whole)
+        self.wanted = tree(self._whole)
+        print(f"undisturbed: {self._seconds:.1f} s, {len(self.wanted)} files", flush=True)
+
+    def kill_one(self) -> None:
+        out = self._scratch / "one"
+        self._kill(out)
+        self._finish(out)
+
+    def kill_on_and_on(self, n: int) -> None:
+        out = self._scratch / "on"
+        for _ in range(n):
+            self._kill(out)
+        self._finish(out)
+
+    def time_again(self) -> None:
+        """The second run of the undisturbed release."""
+        print(f"second run: {self._run(self._whole):.2f} s", flush=True)
+        if tree(self._whole) != self.wanted:
+            self._lost("the second run changed something")
+
+    def _kill(self, out: Path) -> None:
+        process = subprocess.Popen(self._command(out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        wait = self._random.uniform(0, self._seconds)
+        try:
+            process.wait(wait)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        self.n_kills += 1
+        n_there = self._check(out)
+        print(f"killed after {wait:.1f} s: {n_there} artifacts there, each whole", flush=True)
+
+    def _finish(self, out: Path) -> None:
+        seconds = self._run(out)
+        found = tree(out)
+        for name in sorted(set(found) ^ set(self.wanted)):
+            self._lost(f"{name}: {'is missing' if name in self.wanted else 'is too much'}")
+        for name in sorted(set(found) & set(self.wanted)):
+            if found[name] != self.wanted[name]:
+                self._lost(f"{name}: is other than in the undisturbed run")
+        print(f"went on in {seconds:.1f} s", flush=True)
+        shutil.rmtree(out)
+
+    def _check(self, out: Path) -> int:
+        """Holds each artifact that a manifest lists to its hashes and to the undisturbed run; how many there are."""
+        n_there = 0
+        for manifest in out.glob("*/lfm-convert.json"):
+            for entry in json.loads(manifest.read_text())["artifacts"]:
+                n_there += 1
+                for file in entry["files"]:
+                    path = manifest.parent / file["path"]
+                    name = path.relative_to(out).as_posix()
+                    if not path.is_file() or sha256(path) != file["sha256"] or file["sha256"] != self.wanted[name]:
+                        self._lost(f"{name}: is not what its manifest lists")
+        return n_there
+
+    def _run(self, out: Path) -> float:
+        """Seconds of a run to its end."""
+        start = time.monotonic()
+        done = subprocess.run(self._command(out), capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise SystemExit(f"the release itself ends with {done.returncode}: {done.stderr}")
+        return time.monotonic() - start
+
+    def _command(self, out: Path) -> list[str]:
+        only = [word for pattern in self._only for word in ("--only", pattern)]
+        return [sys.executable, "-m", "lfm_convert", "release", str(self._recipe), "--out", str(out), *only]
+
+    def _lost(self, sentence: str) -> None:
+        self.n_lost += 1
+        print(f"LOST: {sentence}", flush=True)
+
+
+def tree(folder: Path) -> dict[str, str]:
+    """sha256 of what a release writes for its user, by path, but for reports, which are dated."""
+    return {
+        name: sha256(path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        and path.suffix not in _DATED
+        and (name := path.relative_to(folder).as_posix()) != _REPORT
+    }
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+if __name__ == "__main__":
+    main()
