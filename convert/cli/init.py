@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from ...graph.errors import UsageError
-from ...validate.outputs import write_report
+from ...validate.outputs import check_report, write_report
 from .. import pipeline
 from ..bundled import NAMES
 from ..recipe.reading import load_recipe
@@ -45,7 +45,9 @@ def init(
     with watched() as progress:
         source = find_model(model, revision=revision, offline=offline)
         graph = pipeline.open_source(source, weights=False, progress=progress)
-    write_report(out, starter(graph, model=_named(model, source.folder, out), revision=revision, devices=device or ()))
+    text = starter(graph, model=_named(model, source.folder, out), revision=revision, devices=device or ())
+    check_report(out)
+    write_report(out, text)
     wanted = expand(load_recipe(out))
     output.print(f"{out}: {', '.join(each.name for each in wanted)}; next: lfm-convert release{_recipe(out)} --dry-run")
     return 0
