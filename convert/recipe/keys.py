@@ -6,6 +6,7 @@ import enum
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from ..bundled import CHOICES
 from ..calibration import CHUNK_TOKENS, LEAST_CHUNK_TOKENS
 from .kinds import (
     COUNT,
@@ -76,7 +77,7 @@ class Table:
             yield from table.walk()
 
 
-_MODEL_WORDS = "folder, hub id, or bundled:moe, bundled:dense, bundled:lfm3"
+_MODEL_WORDS = f"folder, hub id, or {CHOICES}"
 _BUDGETS = (
     Key(name="max_size", kind=SIZE, help="the most that all files of an artifact may have together"),
     Key(name="max_file_size", kind=SIZE, help="the most that its largest file may have"),
@@ -110,7 +111,7 @@ CALIBRATION = Table(
 OPTIONS = Table(
     name="artifacts.options",
     is_open=True,
-    help="options of the target, by the names that `--help` of `convert` has, with `_` for `-`",
+    help="options of the target, by the names that the page of the target has, with `_` for `-`",
 )
 ARTIFACTS = Table(
     name="artifacts",
