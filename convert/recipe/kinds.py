@@ -26,7 +26,7 @@ class Kind:
 
 
 def _text(value: Any) -> str:
-    if not isinstance(value, str) or not value.strip():
+    if not isinstance(value, str) or not value.strip() or "\0" in value:  # which no name of a file can hold
         raise ValueError
     return value
 

@@ -5,19 +5,19 @@ checked. What cannot be carried out is refused with the line that asks for it.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ...graph.errors import BudgetError, DiskError, InputError, LfmConvertError, UsageError
+from ...graph.errors import BudgetError, DiskError, LfmConvertError, UsageError
 from ...graph.graph import WeightGraph
 from ...graph.progress import SILENT, Progress
 from ...targets.naming import fit_name
 from ...targets.plans import Plan
 from ...validate.budgets import BudgetCheck, Budgets
-from ..manifest import source_paths
+from ..manifest import MANIFEST_FILE
 from ..pipeline import check_comparison, default_folder, open_source
 from ..recipe.places import KeyPath
 from ..recipe.reading import ModelEntry, Recipe
@@ -96,6 +96,7 @@ def prepare(
     out = out if out is not None else recipe.seen(recipe.out or DEFAULT_OUT)
     comparison = _comparison(recipe, out)
     _refuse_unwritable(recipe, out, comparison["reference_cache"])
+    _refuse_missing_texts(recipe, wanted)
     models = {each.model.label: each.model for each in wanted}
     graphs = {label: _opened(recipe, model, weights, offline, progress) for label, model in models.items()}
     artifacts = tuple(_planned(recipe, each, graphs[each.model.label], out) for each in wanted)
@@ -108,7 +109,7 @@ def prepare(
         with _blamed(recipe, ("validation", told) if told else models[label].key):
             n_tokens[label] = check_comparison(graph, comparison)
     reports = {kind: recipe.seen(path) for kind, path in recipe.reports.items()}
-    _refuse_reports(recipe, reports, graphs, artifacts)
+    _refuse_reports(recipe, reports, _owners(recipe, comparison, graphs, artifacts))
     for each in artifacts:
         for fallback in each.plan.fallbacks:
             progress.note(f"{each.name}: '{fallback.tensor}' stored as {fallback.used}: {fallback.reason}")
@@ -241,20 +242,36 @@ def _key_of(each: Prepared, check: BudgetCheck) -> KeyPath:
     return (*table, _LIMITS[check.name])
 
 
-def _refuse_reports(
-    recipe: Recipe, reports: Mapping[str, Path], graphs: Mapping[str, WeightGraph], artifacts: Sequence[Prepared]
-) -> None:
+def _refuse_missing_texts(recipe: Recipe, wanted: Sequence[Wanted]) -> None:
+    """Raises InputError for a text that calibration would read and that is not there."""
+    needed = any(each.entry.calibrated for each in wanted)
+    for path in (recipe.calibration or {}).get("text", ()) if needed else ():
+        if not recipe.seen(path).is_file():
+            recipe.text.refuse(("calibration", "text"), f"calibration.text: {recipe.seen(path)}: not found")
+
+
+def _refuse_reports(recipe: Recipe, reports: Mapping[str, Path], owners: Iterable[tuple[Path, str]]) -> None:
     """Raises UsageError for a report that would replace what the run reads or makes, or another report."""
-    taken: dict[str, str] = {os.path.realpath(recipe.path): "the recipe"}
-    taken |= {os.path.realpath(path): "the checkpoint's" for graph in graphs.values() for path in source_paths(graph)}
-    taken |= {
-        os.path.realpath(each.folder / file.path): f"a file of {each.name}"
-        for each in artifacts
-        for file in each.plan.files
-    }
+    taken = {os.path.realpath(path): owner for path, owner in owners}
     for kind, path in reports.items():
-        owner = taken.setdefault(os.path.realpath(path), f"the {kind} report")
-        if owner != f"the {kind} report":
+        own = f"the {kind} report"
+        owner = taken.setdefault(os.path.realpath(path), own)
+        if owner != own:
             recipe.text.refuse(("reports", kind), f"reports.{kind}: {path} is {owner}", UsageError)
         if path.is_dir():
-            recipe.text.refuse(("reports", kind), f"reports.{kind}: {path} is a folder: expected a file", InputError)
+            recipe.text.refuse(("reports", kind), f"reports.{kind}: {path} is a folder: expected a file")
+
+
+def _owners(
+    recipe: Recipe, comparison: Mapping[str, Any], graphs: Mapping[str, WeightGraph], artifacts: Sequence[Prepared]
+) -> Iterator[tuple[Path, str]]:
+    """Files that no report may replace, and what they are."""
+    yield recipe.path, "the recipe"
+    texts = [recipe.seen(path) for path in (recipe.calibration or {}).get("text", ())]
+    for path in (*texts, *(comparison[name] for name in ("prompts", "text") if name in comparison)):
+        yield path, "a text that is read"
+    for graph in graphs.values():
+        yield from ((path, "the checkpoint's") for path in graph.folder.iterdir() if path.is_file())
+    for each in artifacts:
+        yield each.folder / MANIFEST_FILE, f"the manifest of {each.name}"
+        yield from ((each.folder / file.path, f"a file of {each.name}") for file in each.plan.files)

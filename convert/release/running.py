@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 
 from ...graph.errors import DiskError, LfmConvertError
 from ...graph.progress import SILENT, Progress
@@ -15,7 +14,6 @@ from ...validate.outputs import check_reports
 from ...validate.results import ArtifactResult, Report, describe_environment
 from ..destination import owned
 from ..failures import explained
-from ..manifest import source_paths
 from .outcome import End, Ended, Outcome
 from .prepared import Preparation
 from .reporting import WRITERS, merged, not_made
@@ -63,7 +61,7 @@ def carry_out(
     What is wrong with one artifact is in the outcome. Raises: DiskError if another run writes there, or reports cannot be
     written; whatever ends the run, what is done is done.
     """
-    check_reports(preparation.reports.values(), read=_read(preparation))
+    check_reports(preparation.reports.values())
     with owned(preparation.private):
         site = site_of(preparation, progress=progress, overwrite=overwrite, jobs=jobs)
         ends: dict[Step, Ended] = {}
@@ -79,12 +77,6 @@ def carry_out(
                 site.state.save()
     names = [each.name for each in preparation.artifacts]
     return Outcome(steps=[ends[step] for step in steps if step in ends], names=names, report=report)
-
-
-def _read(preparation: Preparation) -> Iterable[Path]:
-    yield preparation.recipe.path
-    for graph in preparation.graphs.values():
-        yield from source_paths(graph)
 
 
 def _bring(step: Step, ends: dict[Step, Ended], progress: Progress) -> Ended:

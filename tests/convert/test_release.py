@@ -302,7 +302,11 @@ def test_calibration_is_measured_once(recipe: Path, stand_in: StandIn, monkeypat
          "a is meant for none of tiny-dense/onnx/q4f16"),
         ('suite = "smoke"', 'prompts = "nothing.jsonl"', 4, 5, "nothing.jsonl"),
         ('suite = "smoke"', 'baseline = "nothing.json"', 4, 5, "not a baseline file"),
-        ('quants = ["fp32"]', '[reports]\nhtml = "lfm-convert.toml"', 11, 2, "reports.html: "),
+        ('quants = ["fp32"]', '[reports]\nhtml = "lfm-convert.toml"', 11, 2, "lfm-convert.toml is the recipe"),
+        ('quants = ["fp32"]', '[reports]\nhtml = "a"\njunit = "./b/../a"', 12, 2, "a is the html report"),
+        ('quants = ["fp32"]', '[reports]\njson = "out/tiny-dense-GGUF/lfm-convert.json"', 11, 2, "is the manifest of"),
+        ('target = "gguf"', 'target = "gguf"\ncalibrated = true\n[calibration]\ntext = ["no.txt"]\n[[artifacts]]\n'
+         'target = "gguf"', 9, 5, "calibration.text: "),
         ('model = "{model}"\nout = "out"', '[models.a]\nmodel = "{model}"\ntoken = "NO_SUCH_TOKEN"', 3, 2,
          "the environment has no NO_SUCH_TOKEN"),
     ],

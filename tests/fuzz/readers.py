@@ -191,6 +191,8 @@ def _read_manifest(data: bytes, folder: Path) -> object:
 def _toml_seeds(folder: Path) -> Iterator[bytes]:
     yield b'model = "x"\n[devices.phone]\nmax_size = "1.5GB"\ncontext = 4096\ntargets = ["gguf"]\nquants = ["Q4_0"]\n'
     yield b'[devices.a]\nmax_memory = 1\nmax_file_size = "2GiB"\n'
+    yield b'[models.a]\nmodel = "x"\n[[artifacts]]\ntarget = "gguf"\nquants = ["Q4_0"]\noptions = { refine = true }\n'
+    yield b'[calibration]\ntext = ["a"]\n[[artifacts]]\ntarget = "mlx"\ncalibrated = true\n[reports]\nhtml = "a"\n'
 
 
 def _read_toml(path: Path) -> object:
