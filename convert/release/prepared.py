@@ -110,9 +110,6 @@ def prepare(
             n_tokens[label] = check_comparison(graph, comparison)
     reports = {kind: recipe.seen(path) for kind, path in recipe.reports.items()}
     _refuse_reports(recipe, reports, _owners(recipe, comparison, graphs, artifacts))
-    for each in artifacts:
-        for fallback in each.plan.fallbacks:
-            progress.note(f"{each.name}: '{fallback.tensor}' stored as {fallback.used}: {fallback.reason}")
     return Preparation(
         recipe=recipe,
         out=out,
