@@ -15,7 +15,7 @@ from ..._version import __version__
 from ...graph.errors import ExitCode
 from ...graph.streams import open_standard_streams, silence
 from ...graph.text import plain
-from ..failures import explained
+from ..failures import explained, with_notes
 from . import calibrate, compare, convert, doctor, init, inspect, plan, release, targets, validate
 from .console import accept_any_encoding
 from .grammar import Command, DefaultCommand
@@ -120,15 +120,10 @@ def _run(arguments: list[str]) -> int:
 
 def _explain(error: BaseException) -> tuple[int, str]:
     """Exit code and sentence of a failure, with what was published before it."""
-    code, sentence = _named(error)
-    return code, "; ".join([sentence, *getattr(error, "__notes__", ())]) if sentence else ""
-
-
-def _named(error: BaseException) -> tuple[int, str]:
     if isinstance(error, KeyboardInterrupt | typer.Abort):
-        return ExitCode.INTERRUPTED, _WORDS[signal.SIGINT]
+        return ExitCode.INTERRUPTED, with_notes(_WORDS[signal.SIGINT], error)
     if isinstance(error, _Stopped):
-        return 128 + error.number, _WORDS[signal.Signals(error.number)]
+        return 128 + error.number, with_notes(_WORDS[signal.Signals(error.number)], error)
     if hasattr(error, "format_message"):  # typer's usage errors: its copy of click has no public name
         return ExitCode.USAGE, error.format_message()
     if isinstance(error, BrokenPipeError):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+import traceback
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 
-from ...graph.errors import DiskError, LfmConvertError
+from ...graph.errors import DiskError, ExitCode, LfmConvertError
 from ...graph.progress import SILENT, Progress
 from ...validate.baseline import load_baseline
 from ...validate.outputs import check_reports
@@ -81,35 +82,36 @@ def carry_out(
 
 def _bring(step: Step, ends: dict[Step, Ended], progress: Progress) -> Ended:
     """A step's end: as it was, or done now after what it needs."""
-    if step in ends:
-        return ends[step]
-    start = time.monotonic()
-    end = End.FAILED
-    try:
-        missing = _first_failed((need for need in step.needs if not need.on_demand), ends, progress)
-        if missing is None and step.is_done():
-            end = End.LEFT
-        elif missing := missing or _first_failed((need for need in step.needs if need.on_demand), ends, progress):
-            ends[step] = Ended(step=step, end=End.SKIPPED, message=missing.message)
-            return ends[step]
-        else:
-            start = time.monotonic()
-            step.carry_out()
-            end = End.DONE
-        ends[step] = Ended(step=step, end=end, seconds=time.monotonic() - start if end is End.DONE else 0.0)
-        if end is End.DONE:
-            progress.note(f"{step.label}: done in {ends[step].seconds:.1f} s")
-    except Exception as error:
-        code, sentence = explained(error)
-        sentence = "; ".join([sentence, *getattr(error, "__notes__", ())])
-        ends[step] = Ended(step=step, end=end, seconds=time.monotonic() - start, code=code, message=sentence)
-        progress.note(f"{step.label}: failed: {sentence}")
+    if step not in ends:
+        ends[step] = _end(step, ends, progress)
     return ends[step]
 
 
-def _first_failed(needs: Iterable[Step], ends: dict[Step, Ended], progress: Progress) -> Ended | None:
-    """The end of the first of these steps that did not come to its own."""
-    found = (_bring(need, ends, progress) for need in needs)
+def _end(step: Step, ends: dict[Step, Ended], progress: Progress) -> Ended:
+    start = time.monotonic()
+    try:
+        if missing := _first_failed(step, ends, progress, on_demand=False):
+            return Ended(step=step, end=End.SKIPPED, message=missing.message)
+        if step.is_done():
+            return Ended(step=step, end=End.LEFT)
+        if missing := _first_failed(step, ends, progress, on_demand=True):
+            return Ended(step=step, end=End.SKIPPED, message=missing.message)
+        start = time.monotonic()
+        step.carry_out()
+    except Exception as error:
+        code, sentence = explained(error)
+        if code is ExitCode.INTERNAL:  # there is no second run in which --debug would show it
+            progress.note(traceback.format_exc())
+        progress.note(f"{step.label}: failed: {sentence}")
+        return Ended(step=step, end=End.FAILED, seconds=time.monotonic() - start, code=code, message=sentence)
+    seconds = time.monotonic() - start
+    progress.note(f"{step.label}: done in {seconds:.1f} s")
+    return Ended(step=step, end=End.DONE, seconds=seconds)
+
+
+def _first_failed(step: Step, ends: dict[Step, Ended], progress: Progress, *, on_demand: bool) -> Ended | None:
+    """The end of the first step that this one needs and that did not come to its own."""
+    found = (_bring(need, ends, progress) for need in step.needs if need.on_demand == on_demand)
     return next((each for each in found if each.end in (End.FAILED, End.SKIPPED)), None)
 
 

@@ -77,8 +77,6 @@ class Step(ABC):
 
     kind: ClassVar[str]
     on_demand: ClassVar[bool] = False
-    # Whether it is done even if something that it needs failed.
-    tolerates: ClassVar[bool] = False
 
     def __init__(self, site: Site, name: str, needs: Sequence[Step] = ()) -> None:
         self.site, self.name, self.needs = site, name, tuple(needs)
