@@ -137,8 +137,8 @@ def _reported(site: Site, steps: Sequence[Step], ends: dict[Step, Ended]) -> Rep
 
 def _write_reports(site: Site, report: Report) -> None:
     """Writes the recipe's reports, but for those that are there and say the same. Raises: DiskError."""
+    findings = [result.findings() for result in report.results] if site.preparation.reports else []
     for kind, path in site.preparation.reports.items():
-        findings = [result.findings() for result in report.results]
         key = content_key(kind, report.model, report.occasion.date, findings)
         name = f"report {path}"
         if path.is_file() and site.state.made.get(name) == f"{key} {site.state.hashes([path])[0]}":

@@ -67,6 +67,11 @@ class Site:
             self._sources[label] = dict(zip(names, found, strict=True))
         return self._sources[label]
 
+    @cached_property
+    def environment(self) -> Sequence[Any]:
+        """What results depend on beside artifact and checkpoint: runtimes and kind of machine."""
+        return [versions(), platform.system(), platform.machine()]
+
     def place(self, path: Path) -> str:
         """A path of the output folder as the state has it."""
         return path.relative_to(self.preparation.out).as_posix()
@@ -287,8 +292,7 @@ class Validate(Step):
             [entry.get(name) for name in ("target", "quant", "class", "options", "inputs")],
             self.site.source_hashes(artifact.wanted.model.label),
             [comparison.get("suite"), comparison.get("n_chunks"), self.site.state.hashes(texts)],
-            versions(),
-            [platform.system(), platform.machine()],
+            self.site.environment,
         )
 
     @property

@@ -1,11 +1,12 @@
 """Kills a release at random moments, runs it again, and compares what lies there with an undisturbed run's.
 
-    python tests/faults/release_kills.py [RECIPE] [--kills 20] [--only PATTERN …] [--seed 0] [--scratch DIR]
+    python tests/faults/release_kills.py [RECIPE] [--kills 20] [--anew 0] [--only PATTERN …] [--whole DIR] [--seed 0]
 
-Two rows of trials: in one each kill meets a release that begins with nothing, in the other the same release goes on until
-the last of the kills. After every kill each artifact that is there must be one of the undisturbed run, byte for byte, and
-its manifest must say so; after the last run everything must be. Then the second run of an undisturbed release is timed.
-Ends with 1 if anything differs.
+One release is killed again and again, each time at a random moment of what it then does, until all kills are spent, and run
+to its end; with `--anew` so many begin with nothing instead and are killed once. After every kill each artifact that is
+there must be one of the undisturbed run, byte for byte, and its manifest must say so; after the last run everything must
+be. Then the second run of the undisturbed release is timed. `--whole` is the folder of an undisturbed run that is there
+already. Ends with 1 if anything differs.
 """
 
 from __future__ import annotations
@@ -31,17 +32,18 @@ _REPORT = "report.json"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe", nargs="?", type=Path, default=ROOT / "examples" / "tiny.toml")
-    parser.add_argument("--kills", type=int, default=20, help="in all, half of them in each row")
+    parser.add_argument("--kills", type=int, default=20, help="of one release that goes on")
+    parser.add_argument("--anew", type=int, default=0, help="of releases that begin with nothing, one each")
+    parser.add_argument("--whole", type=Path)
     parser.add_argument("--only", nargs="*", default=[], help="patterns of artifacts")
     parser.add_argument("--scratch", type=Path)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.scratch) as name:
-        trial = Trial(arguments.recipe, arguments.only, Path(name), random.Random(arguments.seed))
-        half = arguments.kills // 2
-        for _ in range(half):
+        trial = Trial(arguments.recipe, arguments.only, Path(name), arguments.whole, random.Random(arguments.seed))
+        for _ in range(arguments.anew):
             trial.kill_one()
-        trial.kill_on_and_on(arguments.kills - half)
+        trial.kill_on_and_on(arguments.kills)
         trial.time_again()
     print(f"{trial.n_kills} kills, {len(trial.wanted)} files, {trial.n_lost} lost or other than they must be")
     sys.exit(1 if trial.n_lost else 0)
@@ -50,23 +52,27 @@ def main() -> None:
 class Trial:
     """One recipe's release into folders of a scratch folder; `wanted` is what an undisturbed run writes."""
 
-    def __init__(self, recipe: Path, only: Sequence[str], scratch: Path, draw: random.Random) -> None:
+    def __init__(
+        self, recipe: Path, only: Sequence[str], scratch: Path, whole: Path | None, draw: random.Random
+    ) -> None:
         self._recipe, self._only, self._scratch, self._random = recipe, only, scratch, draw
         self.n_kills = self.n_lost = 0
-        self._whole = scratch / "whole"
-        self._seconds = self._run(self._whole)
+        self._whole = whole or scratch / "whole"
+        self._run(self._whole)
+        state = json.loads((self._whole / ".lfm-release" / "state.json").read_text())
+        self._seconds = sum(state["content"]["seconds"].values())
         self.wanted = tree(self._whole)
-        print(f"undisturbed: {self._seconds:.1f} s, {len(self.wanted)} files", flush=True)
+        print(f"undisturbed: steps of {self._seconds:.1f} s, {len(self.wanted)} files", flush=True)
 
     def kill_one(self) -> None:
         out = self._scratch / "one"
-        self._kill(out)
+        self._kill(out, self._seconds)
         self._finish(out)
 
     def kill_on_and_on(self, n: int) -> None:
         out = self._scratch / "on"
         for _ in range(n):
-            self._kill(out)
+            self._kill(out, 2 * self._seconds / n)
         self._finish(out)
 
     def time_again(self) -> None:
@@ -75,9 +81,10 @@ class Trial:
         if tree(self._whole) != self.wanted:
             self._lost("the second run changed something")
 
-    def _kill(self, out: Path) -> None:
+    def _kill(self, out: Path, longest: float) -> None:
+        """Kills a run at a moment between none and `longest` seconds."""
         process = subprocess.Popen(self._command(out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        wait = self._random.uniform(0, self._seconds)
+        wait = self._random.uniform(0, longest)
         try:
             process.wait(wait)
         except subprocess.TimeoutExpired:
