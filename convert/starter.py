@@ -157,6 +157,6 @@ suite = "standard"  # or smoke, in a fraction of the time
 # min_top1 = "90%"
 
 [reports]
-html = "release/report.html"
-junit = "release/junit.xml"
+html = "{out}/report.html"
+junit = "{out}/junit.xml"
 """

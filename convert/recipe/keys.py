@@ -171,7 +171,7 @@ DEVICES = Table(
 )
 REPORTS = Table(
     name="reports",
-    help="files that tell of all artifacts",
+    help="files that tell of all artifacts; a path that begins with {out} lies in the output folder",
     keys=(
         Key(name="html", kind=FILE, help="a page"),
         Key(name="markdown", kind=FILE, help="a summary for a pull request"),

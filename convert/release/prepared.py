@@ -27,7 +27,7 @@ from .wanted import Wanted
 DEFAULT_OUT = Path("release")
 # What a release keeps for its next run, below its output folder.
 PRIVATE = ".lfm-release"
-_MODEL = "{model}"
+_MODEL, _OUT = "{model}", "{out}"
 # The keys that set a limit, by the name of its check.
 _LIMITS = {"size": "max_size", "file": "max_file_size", "memory": "max_memory"}
 # Keys of [validation] that the comparison calls otherwise.
@@ -108,7 +108,7 @@ def prepare(
         told = next((name for name in ("prompts", "text", "max_memory") if name in recipe.validation), None)
         with _blamed(recipe, ("validation", told) if told else models[label].key):
             n_tokens[label] = check_comparison(graph, comparison)
-    reports = {kind: recipe.seen(path) for kind, path in recipe.reports.items()}
+    reports = {kind: _placed(recipe, path, out) for kind, path in recipe.reports.items()}
     _refuse_reports(recipe, reports, _owners(recipe, comparison, graphs, artifacts))
     return Preparation(
         recipe=recipe,
@@ -237,6 +237,11 @@ def _key_of(each: Prepared, check: BudgetCheck) -> KeyPath:
     """The key that sets the limit of a check."""
     table = ("devices", check.device) if check.device else each.wanted.entry.key
     return (*table, _LIMITS[check.name])
+
+
+def _placed(recipe: Recipe, path: Path, out: Path) -> Path:
+    """Where a report goes: a path that begins with {out} lies in the output folder, wherever that is."""
+    return out.joinpath(*path.parts[1:]) if path.parts[0] == _OUT else recipe.seen(path)
 
 
 def _refuse_missing_texts(recipe: Recipe, wanted: Sequence[Wanted]) -> None:

@@ -132,6 +132,9 @@ def _reported(site: Site, steps: Sequence[Step], ends: dict[Step, Ended]) -> Rep
                 code, sentence = explained(error)
                 ended = ends[step] = replace(ended, end=End.FAILED, code=code, message=sentence)
         results.append(not_made(step.conversion.artifact, ended.message))
+    if len(site.preparation.graphs) > 1:
+        names = (each.graph.name for each in site.preparation.artifacts)
+        results = [replace(result, model=name) for result, name in zip(results, names, strict=True)]
     return merged(reports, results, describe_environment(threads=site.preparation.threads))
 
 

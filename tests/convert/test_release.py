@@ -194,14 +194,14 @@ def test_what_was_changed_by_somebody_is_not_replaced(recipe: Path, stand_in: St
 
 def test_one_failure_stops_what_needs_it_alone(recipe: Path, stand_in: StandIn) -> None:
     stand_in.broken = {"F16": InputError("a shard is cut short")}
-    recipe.write_text(recipe.read_text() + '[reports]\njunit = "r/junit.xml"\nhtml = "r/page.html"\n')
+    recipe.write_text(recipe.read_text() + '[reports]\njunit = "r/junit.xml"\nhtml = "{out}/page.html"\n')
     outcome = release(recipe)
     assert (outcome.exit_code, stand_in.take()) == (ExitCode.BAD_INPUT, (ALL, ["BF16", "fp32"]))
     ends = {each.step.label: each.end for each in outcome.steps}
     assert ends["convert tiny-dense/gguf/F16"] is End.FAILED
     assert ends["validate tiny-dense/gguf/F16"] is End.SKIPPED
-    for name in ("junit.xml", "page.html"):
-        assert "a shard is cut short" in (recipe.parent / "r" / name).read_text()
+    for folder, name in (("r", "junit.xml"), ("out", "page.html")):
+        assert "a shard is cut short" in (recipe.parent / folder / name).read_text()
     stand_in.broken = {}
     assert (release(recipe).exit_code, stand_in.take()) == (0, (["F16"], ["F16"]))
 
@@ -217,6 +217,28 @@ def test_reports_are_about_all_artifacts_and_written_when_they_change(recipe: Pa
     edit(recipe, '"F16", ', "")
     release(recipe)
     assert [each["quant"] for each in json.loads(path.read_text())["artifacts"]] == ALL[1:]
+
+
+def test_a_report_of_several_models_names_them(
+    tiny_dense: Path, tiny_moe: Path, tmp_path: Path, stand_in: StandIn
+) -> None:
+    path = tmp_path / "lfm-convert.toml"
+    path.write_text(
+        f'[models.a]\nmodel = "{tiny_dense}"\n[models.b]\nmodel = "{tiny_moe}"\nname = "other"\n'
+        '[[artifacts]]\ntarget = "onnx"\nquants = ["fp32"]\n'
+        '[reports]\nmarkdown = "r.md"\njunit = "r.xml"\njson = "r.json"\nhtml = "r.html"\n'
+    )
+    outcome = release(path)
+    assert [each.title for each in outcome.report.results] == ["tiny-dense onnx fp32", "other onnx fp32"]
+    assert sorted(each.name for each in (tmp_path / "release").iterdir() if each.name != ".lfm-release") == [
+        "other-ONNX", "tiny-dense-ONNX"
+    ]  # fmt: skip
+    for name in ("r.md", "r.xml", "r.html"):
+        assert all(f"{model} " in (tmp_path / name).read_text() for model in ("tiny-dense", "other")), name
+    assert [each["model"] for each in json.loads((tmp_path / "r.json").read_text())["artifacts"]] == [
+        "tiny-dense", "other"
+    ]  # fmt: skip
+    assert stand_in.references == 2
 
 
 def test_only(recipe: Path, stand_in: StandIn) -> None:

@@ -24,9 +24,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-# What tells when it was written, or how long something took.
-_DATED = {".html", ".md", ".xml"}
-_REPORT = "report.json"
 
 
 def main() -> None:
@@ -136,14 +133,11 @@ class Trial:
 
 
 def tree(folder: Path) -> dict[str, str]:
-    """sha256 of what a release writes for its user, by path, but for reports, which are dated."""
+    """sha256 of what lies in the folders of a release, by path: not of reports, which are dated."""
+    found = (path for path in sorted(folder.glob("*/**/*")) if path.is_file())
+    names = ((path.relative_to(folder), path) for path in found)
     return {
-        name: sha256(path)
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-        and path.suffix not in _DATED
-        and (name := path.relative_to(folder).as_posix()) != _REPORT
+        name.as_posix(): sha256(path) for name, path in names if not any(part.startswith(".") for part in name.parts)
     }
 
 
