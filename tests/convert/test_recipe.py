@@ -57,7 +57,7 @@ GGUF = '[[artifacts]]\ntarget = "gguf"\n'
         (GGUF + "[artifacts.options]\nrefine = 1", 3, 2, "artifacts.options: --refine is 1: expected true or false"),
         (GGUF + GGUF + "max_size = '4.8'", 5, 5, "artifacts.max_size: size '4.8' has no unit"),
         (GGUF + "[calibration]\ntext = ['a']", 3, 5, "[calibration] measures what no artifact uses"),
-        ("[calibration]\nchunk_size = 3", 1, 5, "[calibration] has no 'text'"),
+        ("[calibration]\nchunk_size = 32", 1, 5, "[calibration] has no 'text'"),
         ("[calibration]\ntext = 'a'", 2, 5, "calibration.text is 'a': expected a list of paths"),
         ("[validation]\nsuite = 'big'", 2, 5, "validation.suite is 'big': expected smoke or standard"),
         ("[validation]\ntime_limit = 0.5", 2, 5, "validation.time_limit is 0.5: expected a number of seconds"),
