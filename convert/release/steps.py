@@ -277,6 +277,7 @@ class Validate(Step):
         super().__init__(site, conversion.name, (conversion, reference))
         self.conversion = conversion
         self._measured: Report | None = None
+        self._judged: Report | None = None
 
     @cached_property
     def key(self) -> str:
@@ -324,12 +325,18 @@ class Validate(Step):
         if report.results[0].metrics is not None and report.results[0].ended is None:
             write_sealed(self._path, to_record(self._measured))
         self.site.state.finished(self.label, time.monotonic() - start)
+        self.judged()  # so that the manifest has the verdict, whatever becomes of the run
 
     def judged(self) -> Report:
         """What was measured, held to the recipe's lines, budgets and baseline; the manifest gets what is new of it.
 
         Raises: InputError for a baseline of other prompts.
         """
+        if self._judged is None:
+            self._judged = self._judge()
+        return self._judged
+
+    def _judge(self) -> Report:
         assert self._measured is not None, "asked before it was measured"
         recipe, artifact = self.site.preparation.recipe, self.conversion.artifact
         (result,) = self._measured.results
