@@ -55,6 +55,7 @@ full-gate: .venv/.dev  ## judging an artifact of LFM2-8B-A1B's shape: CPU second
 faults: .venv/.dev  ## ends conversions in every way at random moments: nothing may be lost
 	$(BIN)/pytest -q -n $(JOBS) $(PATIENT) tests/faults
 	$(BIN)/python tests/faults/kills.py --jobs $(JOBS)
+	$(BIN)/python tests/faults/release_kills.py
 
 clients: .venv/.dev $(CLIENTS:%=.clients/%/.done)  ## ONNX folders in every client; BROWSER=--browser adds Chromium
 	$(BIN)/python tests/clients/table.py $(BROWSER)

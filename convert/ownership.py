@@ -20,13 +20,15 @@ _SHOWN = 8
 class Ownership:
     """What the manifest of a destination says a conversion wrote, and what is the checkpoint's.
 
-    A file that is there and equal to what would be written belongs to whoever put it there, and is left alone.
+    A file that is there and equal to what would be written belongs to whoever put it there, and is left alone. A run that
+    `renews` may replace the files of artifacts that are as a conversion wrote them.
     """
 
     destination: Destination
     manifest: Manifest | None
     graph: WeightGraph
     target: str
+    renews: bool = False
 
     def refuse_foreign(self, plans: Sequence[Plan], shared: Iterable[Mapping[str, bytes]], *, overwrite: bool) -> None:
         """Raises UsageError naming the files in the way of plans and of the shared files, as they will be in turn."""
@@ -41,6 +43,8 @@ class Ownership:
             )
         if overwrite:
             return
+        if self.renews:
+            artifacts = {name for name in artifacts if not self._is_ours(name)}
         foreign = sorted(artifacts | {name for name in others if not self._is_ours(name)})
         if foreign:
             raise UsageError(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from ..graph.errors import LfmConvertError, UsageError
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from ..validate.baseline import Baseline
     from ..validate.budgets import Budgets
     from ..validate.lines import Lines
+    from ..validate.prompts import Prompt
     from ..validate.results import Report
 
 _LEAST_BUDGET_BYTES = 32 << 20
@@ -100,6 +102,9 @@ def convert(
     overwrite: bool = False,
     skip_existing: bool = False,
     resume: bool = False,
+    renews: Collection[str] = (),
+    afresh: bool = False,
+    source_hashes: Mapping[str, str] | None = None,
     jobs: int | None = None,
     max_memory: int | None = None,
     validate_after: bool = True,
@@ -118,6 +123,7 @@ def convert(
     and have passed are compared again with `validate_all` only.
     Each artifact is published when it is whole. `skip_existing` leaves those that are there and are what this run
     would write; `resume` does too, and keeps what is written of one that fails half way for the next run to go on.
+    `renews`, `afresh` and `source_hashes` are a release's, see `Writing`.
     Raises: any LfmConvertError, with a note of what was published; whatever happens, existing artifacts stay whole.
     """
     _refuse_none_at_all(jobs=jobs, range_bytes=range_bytes)
@@ -126,7 +132,7 @@ def convert(
     chosen = get_target(target).with_options(options or {})
     quants = _quants(chosen, quant)
     graph = model if isinstance(model, WeightGraph) else open_model(model, progress=progress)
-    folder = Path(out) if out is not None else Path(fit_name(graph.name, f"-{chosen.name.upper()}"))
+    folder = Path(out if out is not None else default_folder(graph, chosen))
     plans = tuple(chosen.plan(graph, name) for name in quants)
     budget = _budget(max_memory, plans)
     for each in plans:
@@ -139,7 +145,7 @@ def convert(
     if budgets is not None:
         budgets.refuse(graph.config, plans)
     if validate_after:
-        _refuse_what_cannot_be_compared(graph, comparison)
+        check_comparison(graph, comparison)
     run = Execution(jobs=jobs, budget_bytes=budget, range_bytes=range_bytes)
     published: list[Path] = []
     with _told(published):
@@ -154,6 +160,9 @@ def convert(
                 overwrite=overwrite,
                 skip_existing=skip_existing,
                 resume=resume,
+                renews=renews,
+                afresh=afresh,
+                source_hashes=source_hashes,
                 published=published,
             ).carry_out()
         artifacts = tuple(find_artifacts(folder, only={p.main_file for p in plans}))
@@ -171,6 +180,11 @@ def convert(
             )
             record(report, progress=progress)
     return Converted(folder, plans, artifacts, report, run.profile)
+
+
+def default_folder(graph: WeightGraph, target: Target) -> str:
+    """What the folder of a model's artifacts is called where nothing else is said."""
+    return fit_name(graph.name, f"-{target.name.upper()}")
 
 
 @contextmanager
@@ -241,8 +255,7 @@ def validate(
     from ..validate.parity import validate as compare
     from ..validate.reference_cache import ReferenceCache, refuse_a_file
     from ..validate.results import Occasion
-    from ..validate.sampled import sampled_prompts
-    from ..validate.suites import choose_prompts, name_suite
+    from ..validate.suites import name_suite
 
     _refuse_none_at_all(artifacts=len(artifacts), threads=threads, time_limit_s=time_limit_s, max_memory=max_memory)
     refuse_a_file(reference_cache)
@@ -258,12 +271,7 @@ def validate(
         graph = reference
     refuse_too_little(graph, max_memory)
     own = hash_source(graph, progress=progress) if source_hashes is None else source_hashes
-    chosen = choose_prompts(graph.tokenizer, suite=suite, prompts=prompts, text=text, n_chunks=n_chunks)
-    is_drawn = graph.tokenizer is None and prompts is None
-    if is_drawn and not graph.is_at_hand:
-        raise UsageError(f"--reference is needed: {graph.name} has no tokenizer, and its weights draw the prompts")
-    if is_drawn:
-        chosen = sampled_prompts(graph, suite=suite, progress=progress)
+    is_drawn, chosen = _chosen(graph, suite, prompts, text, n_chunks, progress)
     report = compare(
         found,
         graph,
@@ -285,6 +293,49 @@ def validate(
             progress.note(baseline.note)
         report = hold_to_baseline(report, baseline, require=require_baseline)
     return report.with_results(result.without_folders() for result in report.results)
+
+
+def keep_reference(
+    graph: WeightGraph,
+    *,
+    reference_cache: Path,
+    source_hashes: Mapping[str, str],
+    suite: str = "standard",
+    prompts: Path | None = None,
+    text: Path | None = None,
+    n_chunks: int | None = None,
+    progress: Progress = SILENT,
+) -> None:
+    """Runs the checkpoint on what its artifacts will be compared on, and keeps that for `validate`, unless it is kept.
+
+    Raises: as `validate` does of prompts and checkpoint.
+    """
+    from ..validate.prompts import encode_prompts
+    from ..validate.reference_cache import ReferenceCache, reference_of
+
+    _, chosen = _chosen(graph, suite, prompts, text, n_chunks, progress)
+    encoded = encode_prompts(chosen, graph.tokenizer, graph.assets, vocab_size=graph.config.vocab_size)
+    kept = ReferenceCache(reference_cache, digest(source_hashes), progress)
+    progress.start("checkpoint", len(encoded), "prompts")
+    with TemporaryDirectory(prefix="lfm-reference-") as folder:
+        reference_of(graph, encoded, kept, Path(folder), note=progress.note, on_prompt=lambda done: progress.advance(1))
+
+
+def _chosen(
+    graph: WeightGraph, suite: str, prompts: Path | None, text: Path | None, n_chunks: int | None, progress: Progress
+) -> tuple[bool, Sequence[Prompt]]:
+    """The prompts of a comparison, and whether the checkpoint draws them, for want of a tokenizer.
+
+    Raises: UsageError for one that is not at hand and would have to.
+    """
+    from ..validate.sampled import sampled_prompts
+    from ..validate.suites import choose_prompts
+
+    chosen = choose_prompts(graph.tokenizer, suite=suite, prompts=prompts, text=text, n_chunks=n_chunks)
+    is_drawn = graph.tokenizer is None and prompts is None
+    if is_drawn and not graph.is_at_hand:
+        raise UsageError(f"--reference is needed: {graph.name} has no tokenizer, and its weights draw the prompts")
+    return is_drawn, sampled_prompts(graph, suite=suite, progress=progress) if is_drawn else chosen
 
 
 def _source_of(
@@ -317,9 +368,11 @@ def _refuse_none_at_all(**numbers: float | None) -> None:
             raise UsageError(f"{name} is {number}: expected more than none")
 
 
-def _refuse_what_cannot_be_compared(graph: WeightGraph, comparison: Mapping[str, Any]) -> None:
-    """Raises what validation would raise for the prompts, for the checkpoint's tokenizer or template, or for the folder
-    of references, before anything is written.
+def check_comparison(graph: WeightGraph, comparison: Mapping[str, Any]) -> int:
+    """The tokens of what artifacts will be run on; 0 where the checkpoint draws them itself.
+
+    Raises: what validation would raise for the prompts, for the checkpoint's tokenizer or template, or for the folder of
+    references, before anything is written.
     """
     from ..validate.own_memory import refuse_too_little
     from ..validate.prompts import encode_prompts
@@ -331,9 +384,10 @@ def _refuse_what_cannot_be_compared(graph: WeightGraph, comparison: Mapping[str,
     chosen = {key: comparison[key] for key in ("suite", "prompts", "text", "n_chunks") if key in comparison}
     prompts = choose_prompts(graph.tokenizer, **chosen)
     if graph.tokenizer is None and chosen.get("prompts") is None:  # then it draws ids, which any model can read
-        return
+        return 0
     encoded = encode_prompts(prompts, graph.tokenizer, graph.assets, vocab_size=graph.config.vocab_size)
     check_stored_ids(encoded, prompts, graph.tokenizer, graph.assets)
+    return sum(len(prompt.token_ids) for prompt in encoded)
 
 
 def _quants(target: Target, quant: str | Sequence[str] | None) -> list[str]:

@@ -9,8 +9,8 @@ from ..graph.config import CONFIG_FILE
 from ..graph.errors import InputError, UsageError
 from ..graph.source.hub import HUB_ID, fetch, list_files
 from ..graph.source.weight_files import found_instead
-from ..validate.recipe import load_recipe
 from . import bundled
+from .recipe.reading import load_recipe
 
 SETTINGS_FILE = "lfm-convert.toml"
 # Weights as safetensors only: pickles are never fetched.
@@ -26,9 +26,12 @@ class Source:
     note: str | None = None
 
 
-def find_model(model: str | None, *, revision: str | None = None, offline: bool = False) -> Source:
+def find_model(
+    model: str | None, *, revision: str | None = None, offline: bool = False, token: str | None = None
+) -> Source:
     """The folder of `model`; without one: the settings file's, the current folder, or the bundled MoE.
 
+    `token` is the hub's, where it is another than the one that huggingface_hub finds by itself.
     Raises: InputError, UsageError or NetworkError with what was looked for and where.
     """
     if model is None:
@@ -45,18 +48,17 @@ def find_model(model: str | None, *, revision: str | None = None, offline: bool 
         _refuse_revision(f"{model} is a bundled model, which has none", revision)
         return _bundled(model.removeprefix("bundled:"))
     if HUB_ID.fullmatch(model):
-        return _from_hub(model, revision=revision, offline=offline)
+        return _from_hub(model, revision=revision, offline=offline, token=token)
     raise InputError(f"{model}: no such folder, and not a hub id like org/model")
 
 
 def nearby_model(*, revision: str | None, offline: bool) -> Source | None:
     """The settings file's model, or the checkpoint in the current folder; None if there is neither."""
     settings = Path(SETTINGS_FILE)
-    if settings.is_file():
-        model = load_recipe(settings).model
-        if model is not None:
-            found = find_model(model, revision=revision, offline=offline)
-            return Source(found.folder, found.name, f"using model '{model}' of {SETTINGS_FILE}")
+    models = list(load_recipe(settings).models.values()) if settings.is_file() else []
+    if len(models) == 1:  # of several none is the one that is meant
+        found = find_model(models[0].model, revision=revision or models[0].revision, offline=offline)
+        return Source(found.folder, found.name, f"using model '{models[0].model}' of {SETTINGS_FILE}")
     _refuse_revision("no hub id is given for it", revision)
     if Path(CONFIG_FILE).is_file():
         return Source(Path(), note="using the checkpoint in the current folder")
@@ -95,14 +97,14 @@ def _bundled(name: str) -> Source:
         raise UsageError(str(error)) from None
 
 
-def _from_hub(repo: str, *, revision: str | None, offline: bool) -> Source:
+def _from_hub(repo: str, *, revision: str | None, offline: bool, token: str | None) -> Source:
     """The snapshot of a repository. One without a config is named by the files that were not fetched.
 
     Raises: NetworkError as `fetch`; InputError for a repository of artifacts.
     """
-    folder = fetch(repo, _HUB_FILES, revision=revision, offline=offline)
+    folder = fetch(repo, _HUB_FILES, revision=revision, offline=offline, token=token)
     if not (folder / CONFIG_FILE).is_file() and not any(folder.glob("*.safetensors")):
-        found = found_instead(list_files(repo, revision=revision, offline=offline))
+        found = found_instead(list_files(repo, revision=revision, offline=offline, token=token))
         if found is not None:
             raise InputError(f"{repo}: holds no checkpoint (found {found})")
     return Source(folder, repo.rpartition("/")[2])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -41,7 +41,10 @@ class Writing:
     """One target's artifacts on their way into one destination, which is this run's alone.
 
     `skip_existing` leaves artifacts that are there as this run would write them; `resume` does so too, and goes on with
-    one that was interrupted. `published` collects the main files of the new artifacts as they appear.
+    one that was interrupted. `renews` are the main files of a release here: those that earlier runs wrote are replaced,
+    now or when their turn comes, and with `afresh` even if they are as this run would write them. `source_hashes` are the
+    sha256 of the source's files by path, where they are known. `published` collects the main files of the new artifacts
+    as they appear.
     """
 
     target: Target
@@ -53,6 +56,9 @@ class Writing:
     overwrite: bool = False
     skip_existing: bool = False
     resume: bool = False
+    renews: Collection[str] = ()
+    afresh: bool = False
+    source_hashes: Mapping[str, str] | None = None
     published: list[Path] = field(default_factory=list)
 
     def carry_out(self) -> None:
@@ -65,10 +71,10 @@ class Writing:
         if len(set(names)) < len(names):
             raise UsageError(f"{names[0]}: is the file of {len(names)} quants; {{ftype}} in --outfile tells them apart")
         manifest = load_manifest(self.destination.folder)
-        with _hashed_source(self.graph, forgets=self._forgets) as hashes:
+        with _hashed_source(self.graph, self.source_hashes, forgets=self._forgets) as hashes:
             plans = self._left_to_write(manifest, hashes)
             kept = _kept_artifacts(manifest, plans)
-            _refuse_other_source(self.destination.path, manifest, kept, self.graph)
+            _refuse_other_source(self.destination.path, manifest, self._lasting(kept), self.graph)
             stages = (self._shared(kept, plans[:n]) for n in range(1, len(plans) + 1))
             self._owner(manifest).refuse_foreign(plans, stages, overwrite=self.overwrite)
             self.destination.need({file.path: file.nbytes for plan in plans for file in plan.files})
@@ -86,28 +92,32 @@ class Writing:
         left = []
         for plan in self.plans:
             path = self.destination.folder / plan.main_file
-            if self.overwrite or not path.exists():
+            if self.overwrite or self.afresh or not path.exists():
                 left.append(plan)
                 continue
             where = self.destination.path / plan.main_file
             if not (self.skip_existing or self.resume):
                 raise UsageError(f"{where}: already exists; --overwrite replaces it, --skip-existing leaves it")
-            self._refuse_stale(plan, manifest, hashes)
-            self.progress.note(f"{where}: is there already and is left as it is")
+            found = self._stale(plan, manifest, hashes)
+            if found is None:
+                self.progress.note(f"{where}: is there already and is left as it is")
+            elif plan.main_file in self.renews:
+                left.append(plan)  # if it is ours, which is looked at with everything that is in the way
+            else:
+                raise UsageError(f"{where}: already exists, and {found}; --overwrite replaces it")
         return left
 
-    def _refuse_stale(self, plan: Plan, manifest: Manifest | None, hashes: Hashes) -> None:
-        """Raises UsageError, saying how, if the artifact that is there is not the one this run would write."""
+    def _stale(self, plan: Plan, manifest: Manifest | None, hashes: Hashes) -> str | None:
+        """How the artifact that is there is not the one this run would write; None if it is."""
         entries = manifest.artifacts if manifest else ()
         entry = next((entry for entry in entries if entry["main_file"] == plan.main_file), None)
-        where = self.destination.path / plan.main_file
         if manifest is None or entry is None:
             found = f"{MANIFEST_FILE} does not know it"
         elif manifest.source["files"] != describe_source(self.graph, hashes())["files"]:
             found = f"it was made from another checkpoint ({manifest.source['name']})"
         elif (entry["target"], entry["quant"], entry["options"]) != _as_stored(self.target, plan):
             found = f"it is {entry['target']} {entry['quant']} with options {entry['options'] or 'of the target'}"
-        elif entry.get("inputs", inputs := _inputs(plan, self.graph)) != inputs:
+        elif entry.get("inputs", inputs := inputs_digest(plan, self.graph)) != inputs:
             found = (
                 "it was made with another chat template, other settings or card beside the weights, or other importance"
             )
@@ -117,12 +127,22 @@ class Writing:
             artifact = artifact_of(self.destination.folder, entry)
             hashed = hash_files(artifact.files, jobs=self.run.jobs, progress=self.progress)
             if hashed == [file["sha256"] for file in entry["files"]]:
-                return
+                return None
             found = "its files are not those that were written"
-        raise UsageError(f"{where}: already exists, and {found}; --overwrite replaces it")
+        return found
 
     def _owner(self, manifest: Manifest | None) -> Ownership:
-        return Ownership(destination=self.destination, manifest=manifest, graph=self.graph, target=self.target.name)
+        return Ownership(
+            destination=self.destination,
+            manifest=manifest,
+            graph=self.graph,
+            target=self.target.name,
+            renews=bool(self.renews),
+        )
+
+    def _lasting(self, entries: Sequence[Entry]) -> list[Entry]:
+        """Those of the artifacts here that are not to be replaced later either."""
+        return [entry for entry in entries if entry["main_file"] not in self.renews]
 
     def _shared(self, kept: Sequence[Entry], plans: Sequence[Plan]) -> dict[str, bytes]:
         artifacts = [artifact_of(self.destination.folder, e) for e in kept if e["target"] == self.target.name]
@@ -136,7 +156,7 @@ class Writing:
             written, digests = self._write(plan, staging)
             source = describe_source(self.graph, hashes())
             entry = describe_artifact(
-                written, staging.folder, digests, options=self.target.options, inputs=_inputs(plan, self.graph)
+                written, staging.folder, digests, options=self.target.options, inputs=inputs_digest(plan, self.graph)
             )
             if self.graph.checkpoint is not None:
                 self.graph.checkpoint.check_unchanged()
@@ -168,7 +188,7 @@ class Writing:
         """
         if old is None or old.source["files"] == source["files"]:
             return _kept_artifacts(old, [plan])
-        if _kept_artifacts(old, self.plans):
+        if self._lasting(_kept_artifacts(old, self.plans)):
             raise _other_source(self.destination.path, old)
         return []
 
@@ -206,8 +226,14 @@ class Writing:
 
 
 @contextmanager
-def _hashed_source(graph: WeightGraph, *, forgets: bool) -> Iterator[Hashes]:
-    """Gives the sha256 of each of `source_paths`: of weights it is taken from what is read of them meanwhile."""
+def _hashed_source(graph: WeightGraph, found: Mapping[str, str] | None, *, forgets: bool) -> Iterator[Hashes]:
+    """Gives the sha256 of each of `source_paths`: of weights it is taken from what is read of them meanwhile, unless it was
+    `found` before.
+    """
+    if found is not None:
+        listed = [found[path.relative_to(graph.folder).as_posix()] for path in source_paths(graph)]
+        yield lambda: listed
+        return
     with ExitStack() as stack:
         weights = graph.checkpoint.files if graph.checkpoint else ()
         running = {file.path: stack.enter_context(file.hashed(forgets=forgets)) for file in weights}
@@ -243,7 +269,7 @@ def _as_stored(target: Target, plan: Plan) -> tuple[str, str, object]:
     return plan.target, plan.quant, json.loads(json.dumps(target.options))
 
 
-def _inputs(plan: Plan, graph: WeightGraph) -> str:
+def inputs_digest(plan: Plan, graph: WeightGraph) -> str:
     """sha256 of what decides an artifact beside its options and the source's hashed files."""
     digest = hashlib.sha256()
     for each in fields(graph.assets):

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..graph.config import ModelConfig
-from ..graph.errors import BudgetError, InputError
-from ..graph.units import format_size, parse_size
+from ..graph.errors import BudgetError
+from ..graph.units import format_size
 from ..targets.plans import Plan
-from ..targets.target import Artifact, target_names
+from ..targets.target import Artifact
 from .memory import CONTEXT_TOKENS, plan_run_bytes, run_bytes
 
 
@@ -117,58 +117,3 @@ UNLIMITED = Budgets()
 
 def _exact(n_bytes: int) -> str:
     return f"{format_size(n_bytes)} ({n_bytes} bytes)"
-
-
-def device_classes(tables: Mapping[str, Any]) -> Mapping[str, DeviceClass]:
-    """Device classes by name, from a recipe's tables. Raises: InputError naming the class and its key."""
-    return {name: _device(name, table) for name, table in tables.items()}
-
-
-def _device(name: str, table: Any) -> DeviceClass:
-    if not isinstance(table, dict):
-        raise InputError(f"device class '{name}' is no table")
-    unknown = sorted(set(table) - set(_KEYS))
-    if unknown or not set(table) & {"max_size", "max_file_size", "max_memory"}:
-        problem = f"has the unknown key '{unknown[0]}'" if unknown else "sets no limit"
-        raise InputError(f"device class '{name}' {problem}: expected {', '.join(_KEYS)}")
-    try:
-        return DeviceClass(name=name, **{key: _KEYS[key](value) for key, value in table.items()})
-    except (ValueError, TypeError) as error:
-        raise InputError(f"device class '{name}': {error}") from None
-
-
-def _size(value: Any) -> int:
-    """An integer is bytes; a text has a unit."""
-    if type(value) is int and value < 0:
-        raise ValueError(f"a size of {value} bytes: expected none below zero")
-    return value if type(value) is int else parse_size(str(value))
-
-
-def _positive(value: Any) -> int:
-    if type(value) is not int or value < 1:
-        raise ValueError(f"context is {value!r}: expected a number of tokens")
-    return value
-
-
-def _names(value: Any) -> tuple[str, ...]:
-    if not isinstance(value, list) or not value or not all(isinstance(name, str) for name in value):
-        raise ValueError(f"{value!r} is not a list of names")
-    return tuple(value)
-
-
-def _targets(value: Any) -> tuple[str, ...]:
-    """A class meant for a target that there is not would hold nothing to its limits."""
-    names = _names(value)
-    if unknown := sorted(set(names) - set(target_names())):
-        raise ValueError(f"no target '{unknown[0]}': expected some of {', '.join(target_names())}")
-    return names
-
-
-_KEYS: Mapping[str, Callable[[Any], Any]] = {
-    "max_size": _size,
-    "max_file_size": _size,
-    "max_memory": _size,
-    "context": _positive,
-    "targets": _targets,
-    "quants": _names,
-}

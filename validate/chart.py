@@ -172,7 +172,7 @@ def draw(groups: Mapping[str, Sequence[ArtifactResult]], frame: Frame = WIDE) ->
             verdict=result.verdict.value,
             is_over=result.fit is Fit.OVER,
             label=label,
-            title=f"{number}. {result.artifact.label}: {format_size(result.size_bytes)}, {kld:.3g} nats",
+            title=f"{number}. {result.label}: {format_size(result.size_bytes)}, {kld:.3g} nats",
             box=box or _beside(x, y, label, plot),
         )
         for (mark, number, result, kld), (x, y), label, box in zip(shown, marks, labels, boxes, strict=True)

@@ -38,11 +38,11 @@ def write_junit(report: Report, path: Path) -> None:
 def _suite(report: Report, result: ArtifactResult) -> TestSuite:
     from junitparser import Failure, Skipped, TestCase, TestSuite
 
-    name = f"{result.artifact.target} {result.artifact.quant}"
+    name = result.title
     suite = TestSuite(name)
     suite.timestamp = report.occasion.date.removesuffix("Z")
     for key, value in (
-        ("model", report.model),
+        ("model", result.model or report.model),
         ("model_sha256", report.occasion.checkpoint_sha256),
         ("suite", report.occasion.suite),
         ("date", report.occasion.date),
@@ -95,7 +95,7 @@ def write_markdown(report: Report, path: Path) -> None:
     ]
     ordered = [result for group in by_target(report.results).values() for result in group]
     ordered.sort(key=lambda result: (result.is_good, result.verdict is not Verdict.FAIL))
-    said = [f"- `{r.artifact.label}`: {verdict_words(r)}: {_cut(escape(r.sentence))}" for r in ordered if r.sentence]
+    said = [f"- `{r.label}`: {verdict_words(r)}: {_cut(escape(r.sentence))}" for r in ordered if r.sentence]
     said = _folded(said, _MAX_SENTENCES, "- … and {} more with something to say: see the full report")
     words = [f"- `{name}`: {gate_words(name)}" for name in failed_gates(report)]
     words = _folded(words, _MAX_WORDS, "- … and {} gates more")
@@ -125,7 +125,7 @@ def _row(result: ArtifactResult) -> str:
         divergence = f"{number(metrics.kld_mean)} ± {number(metrics.kld_se)}"
         numbers = (divergence, number(metrics.kld_p999), percent(metrics.same_top1), ratio(metrics.ppl_ratio))
     mark = f"{_MARKS[result.verdict]}{_BUDGET if result.fit is Fit.OVER else ''}"
-    name = escape(f"{result.artifact.target} {result.artifact.quant}")
+    name = escape(result.title)
     size = format_size(result.size_bytes)
     cells = (mark, name, size, memory(result), *numbers, f"`{short(result.sha256)}`" if result.sha256 else "–")
     return f"| {' | '.join(cells)} |"

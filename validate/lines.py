@@ -6,9 +6,9 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from ..graph.errors import InputError, UsageError
+from ..graph.errors import UsageError
 from ..targets.target import get_target, target_names
 from .gates import GateResult, Part, at_least, at_most
 
@@ -53,7 +53,6 @@ class Lines:
         return replace(self, quants={}) if own is None else replace(self, quants={}).replaced_by(own)
 
 
-_NATS = "max_kld"
 # Types of llama.cpp that no target here writes.
 _OTHERS = re.compile(r"(IQ|TQ)[1-4]_\w+", re.IGNORECASE)
 _NAMES = tuple(each.name for each in fields(Lines) if each.name.startswith(("max_", "min_")))
@@ -76,45 +75,7 @@ def parse_fraction(text: str) -> float:
         raise UsageError(f"'{text:.40}' is no fraction: write it like 0.9 or 90%") from None
 
 
-def recipe_lines(table: Mapping[str, Any]) -> Lines:
-    """The lines of a recipe's table `[gates]` and its tables `[gates.QUANT]`.
-
-    Raises: InputError naming the table and its key.
-    """
-    quants = {name: _lines(f"gates.{name}", own) for name, own in table.items() if isinstance(own, dict)}
-    for name, lines in quants.items():
-        if not lines:
-            raise InputError(f"[gates.{name}] sets no line: expected {', '.join(_NAMES)}")
-        if not _is_quant(name):
-            raise InputError(f"[gates.{name}]: no target has a quant '{name}'")
-    own = {name: value for name, value in table.items() if not isinstance(value, dict)}
-    return replace(_lines("gates", own), quants={name.casefold(): lines for name, lines in quants.items()})
-
-
-def _lines(where: str, table: Mapping[str, Any]) -> Lines:
-    unknown = sorted(set(table) - set(_NAMES))
-    if unknown:
-        raise InputError(f"[{where}] has the unknown key '{unknown[0]}': expected {', '.join(_NAMES)}")
-    try:
-        numbers: dict[str, Any] = {name: _number(name, table[name]) for name in _NAMES if name in table}
-        return Lines(**numbers)
-    except UsageError as error:
-        raise InputError(f"[{where}]: {error}") from None
-
-
-def _number(name: str, value: Any) -> float:
-    """A fraction may be a text with a percent sign; nats have none."""
-    if isinstance(value, str) and name != _NATS:
-        return parse_fraction(value)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise UsageError(f"{name} is {value!r:.40}: expected a number")
-    try:
-        return float(value)
-    except OverflowError:
-        raise UsageError(f"{name} is too large for a number") from None
-
-
-def _is_quant(name: str) -> bool:
+def is_quant(name: str) -> bool:
     """Whether a target writes it, or llama.cpp does: lines may be for artifacts of others."""
     if _OTHERS.fullmatch(name):
         return True

@@ -31,8 +31,8 @@ from .metrics import FirstRows, LogitRows, Metrics, PromptScore, score_prompt, s
 from .probes import CacheCheck
 from .prompts import Chat, EncodedPrompt, Prompt, added_tokens_text, chats_of, encode_prompts
 from .published import standing
-from .reference import Reference, compute_reference, load_reference
-from .reference_cache import ReferenceCache
+from .reference import Reference
+from .reference_cache import ReferenceCache, reference_of
 from .results import ArtifactResult, Excerpt, Report, Verdict, describe_environment
 from .selection import N_GREEDY_TOKENS, cache_prompts, end_prompt, greedy_prompts, probe_prompts
 from .steps import Step, Steps
@@ -156,24 +156,7 @@ class _Session:
 
     def reference(self, kept: ReferenceCache | None) -> Reference:
         note = self.steps.progress.note
-        found = kept.find(self.prompts) if kept else None
-        if kept and self.graph.is_at_hand:
-            kept.keep_checkpoint(self.graph)
-        if found:
-            note(f"the checkpoint's run on {len(self.prompts)} prompts is taken from {found}")
-            return load_reference(self.graph, self.prompts, found)
-        if not self.graph.is_at_hand:
-            raise UsageError(
-                f"--reference is needed: {self.graph.name} is not at hand, and no run of it on these {len(self.prompts)} "
-                f"prompts is kept{f' in {kept.folder}' if kept else ''}"
-            )
-        note(f"running the checkpoint itself on {len(self.prompts)} prompts")
-        folder = self.folder / "reference"
-        folder.mkdir()
-        reference = compute_reference(self.graph, self.prompts, folder, on_prompt=self._prompts_run)
-        if kept:
-            kept.keep(self.prompts, folder)
-        return reference
+        return reference_of(self.graph, self.prompts, kept, self.folder, note=note, on_prompt=self._prompts_run)
 
     def _prompts_run(self, done: int) -> None:
         self.steps.reach(Step("prompts", done, len(self.prompts), "prompts"))

@@ -26,7 +26,7 @@ from ..graph.graph import WeightGraph
 from ..graph.progress import SILENT, Progress
 from .kept_checkpoint import write_kept
 from .prompts import EncodedPrompt
-from .reference import FILES
+from .reference import FILES, Reference, compute_reference, load_reference
 
 # The least recently used entries go when all together are larger.
 LIMIT_BYTES = 4 * 10**9
@@ -146,6 +146,40 @@ class ReferenceCache:
             if total > self.limit_bytes:
                 shutil.rmtree(path, ignore_errors=True)
                 total -= size
+
+
+def reference_of(
+    graph: WeightGraph,
+    prompts: Sequence[EncodedPrompt],
+    kept: ReferenceCache | None,
+    folder: Path,
+    *,
+    note: Callable[[str], None],
+    on_prompt: Callable[[int], None] = lambda done: None,
+) -> Reference:
+    """The checkpoint's run on these prompts: as it is kept, else made in a temporary folder and kept.
+
+    `on_prompt` hears how many prompts are run. Raises: UsageError for a run that is not kept, of a checkpoint that is not
+    at hand; as `compute_reference`.
+    """
+    found = kept.find(prompts) if kept else None
+    if kept and graph.is_at_hand:
+        kept.keep_checkpoint(graph)
+    if found:
+        note(f"the checkpoint's run on {len(prompts)} prompts is taken from {found}")
+        return load_reference(graph, prompts, found)
+    if not graph.is_at_hand:
+        raise UsageError(
+            f"--reference is needed: {graph.name} is not at hand, and no run of it on these {len(prompts)} "
+            f"prompts is kept{f' in {kept.folder}' if kept else ''}"
+        )
+    note(f"running the checkpoint itself on {len(prompts)} prompts")
+    run = folder / "reference"
+    run.mkdir()
+    reference = compute_reference(graph, prompts, run, on_prompt=on_prompt)
+    if kept:
+        kept.keep(prompts, run)
+    return reference
 
 
 def _tokens(prompts: Sequence[EncodedPrompt]) -> list[tuple[int, ...]]:

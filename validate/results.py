@@ -115,7 +115,8 @@ class ArtifactResult:
     `location` and `mistake` say where a failure comes from. `run_bytes` estimates what
     running takes with caches of `context` tokens; `seconds` is what running and comparing it took, and `held_bytes` the
     most that its processes held beside the files they map. `not_judged` are
-    parts of which something could not be read, and why; `notes` say what the verdict does not rest on.
+    parts of which something could not be read, and why; `notes` say what the verdict does not rest on. `model` is the
+    checkpoint's name in a report of several.
     """
 
     artifact: Artifact
@@ -147,6 +148,17 @@ class ArtifactResult:
     not_judged: Mapping[Part, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     message: str = ""
+    model: str = ""
+
+    @property
+    def title(self) -> str:
+        """`gguf Q4_0`, after the checkpoint's name where there are several."""
+        return f"{self.model} {self.artifact.target} {self.artifact.quant}".strip()
+
+    @property
+    def label(self) -> str:
+        """What the artifact is called, after the checkpoint's name where there are several."""
+        return f"{self.model} {self.artifact.label}".strip()
 
     @property
     def fit(self) -> Fit:
@@ -208,7 +220,13 @@ class ArtifactResult:
 
     def to_json(self) -> dict[str, Any]:
         """The result as reports keep it: what was found, of which files, and how long that took."""
-        named = {"label": self.artifact.label, "path": self.path, "files": self.files, "sha256": self.sha256}
+        named = {
+            "label": self.artifact.label,
+            "model": self.model,
+            "path": self.path,
+            "files": self.files,
+            "sha256": self.sha256,
+        }
         return {**named, "seconds": self.seconds, "held_bytes": self.held_bytes, **self.findings()}
 
     def findings(self) -> dict[str, Any]:

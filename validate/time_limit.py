@@ -19,10 +19,10 @@ _RUNS = 2
 def time_limit_s(graph: WeightGraph, prompts: Sequence[EncodedPrompt], size_bytes: int) -> float:
     """Seconds for an artifact of a size in bytes: what the tokens of its prompts take at the very least speed."""
     n_tokens = sum(len(prompt.token_ids) for prompt in prompts)
-    return _LEAST_S + size_bytes / _BYTES_PER_S + _RUNS * n_tokens * _products(graph) / _PRODUCTS_PER_S
+    return _LEAST_S + size_bytes / _BYTES_PER_S + _RUNS * n_tokens * products_per_token(graph) / _PRODUCTS_PER_S
 
 
-def _products(graph: WeightGraph) -> float:
+def products_per_token(graph: WeightGraph) -> float:
     """Multiplications a token: every weight that it meets, and of experts those that are chosen."""
     config, found = graph.config, 0.0
     for weight in graph.weights():

@@ -10,7 +10,7 @@ import typer
 from ...graph.errors import UsageError
 from ...graph.units import parse_size
 from ...validate.budgets import Budgets
-from ...validate.recipe import Recipe, load_recipe
+from ..recipe.reading import Recipe, load_recipe
 from ..source import SETTINGS_FILE
 
 MaxSize = Annotated[

@@ -12,7 +12,7 @@ import typer
 
 from ...graph.units import parse_size
 from ...validate.lines import Lines, parse_fraction
-from ...validate.recipe import load_recipe
+from ..recipe.reading import load_recipe
 from ..source import SETTINGS_FILE
 from .budget_options import RecipeFile
 

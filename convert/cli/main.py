@@ -6,18 +6,32 @@ import gc
 import signal
 import sys
 import traceback
-from pathlib import Path
 from types import FrameType
 from typing import Annotated, NoReturn
 
 import typer
 
 from ..._version import __version__
-from ...graph.errors import ExitCode, LfmConvertError, UsageError
-from ...graph.files import disk_error
+from ...graph.errors import ExitCode, UsageError
 from ...graph.streams import keep_stderr, open_standard_streams, silence
 from ...graph.text import plain
-from . import calibrate, card, compare, convert, doctor, inspect, plan, publish, sign, targets, validate, verify
+from ..failures import explained, with_notes
+from . import (
+    calibrate,
+    card,
+    compare,
+    convert,
+    doctor,
+    init,
+    inspect,
+    plan,
+    publish,
+    release,
+    sign,
+    targets,
+    validate,
+    verify,
+)
 from .console import accept_any_encoding, set_volume
 from .grammar import Command, DefaultCommand
 
@@ -35,6 +49,8 @@ for _command in (
     convert.convert,
     plan.plan,
     validate.validate,
+    release.release,
+    init.init,
     compare.compare,
     calibrate.calibrate,
     card.card,
@@ -129,26 +145,15 @@ def _run(arguments: list[str]) -> int:
 
 def _explain(error: BaseException) -> tuple[int, str]:
     """Exit code and sentence of a failure, with what was published before it."""
-    code, sentence = _named(error)
-    return code, "; ".join([sentence, *getattr(error, "__notes__", ())]) if sentence else ""
-
-
-def _named(error: BaseException) -> tuple[int, str]:
-    if isinstance(error, LfmConvertError):
-        return error.exit_code, str(error)
     if isinstance(error, KeyboardInterrupt | typer.Abort):
-        return ExitCode.INTERRUPTED, _WORDS[signal.SIGINT]
+        return ExitCode.INTERRUPTED, with_notes(_WORDS[signal.SIGINT], error)
     if isinstance(error, _Stopped):
-        return 128 + error.number, _WORDS[signal.Signals(error.number)]
+        return 128 + error.number, with_notes(_WORDS[signal.Signals(error.number)], error)
     if hasattr(error, "format_message"):  # typer's usage errors: its copy of click has no public name
         return ExitCode.USAGE, error.format_message()
     if isinstance(error, BrokenPipeError):
         silence(sys.stdout)  # the reader has gone: there is nobody to tell
         return ExitCode.OK, ""
-    if isinstance(error, OSError):
-        if error.filename is None:
-            return ExitCode.DISK, f"a file cannot be read or written: {error.strerror or error}"
-        return ExitCode.DISK, str(disk_error(error, Path(error.filename)))
     if not isinstance(error, Exception):
         raise error
-    return ExitCode.INTERNAL, f"internal error: {type(error).__name__}: {error} (run again with --debug and report it)"
+    return explained(error)

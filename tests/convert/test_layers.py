@@ -24,11 +24,12 @@ RANKS = {
     **dict.fromkeys(("convert.destination", "convert.manifest"), 6),
     **dict.fromkeys(("convert.artifacts", "convert.ownership", "convert.bundled"), 7),
     **dict.fromkeys(("convert.pipeline", "convert.provenance", "convert.source", "convert.writing"), 8),
-    "convert.publishing": 8,
-    "convert.cli": 9,
-    "convert._root": 10,
-    "convert._optimum": 10,
-    "convert.bundled.making": 10,  # not in the wheel
+    **dict.fromkeys(("convert.calibration", "convert.failures", "convert.recipe", "convert.publishing"), 8),
+    **dict.fromkeys(("convert.release", "convert.starter"), 9),
+    "convert.cli": 10,
+    "convert._root": 11,
+    "convert._optimum": 11,
+    "convert.bundled.making": 11,  # not in the wheel
 }
 
 

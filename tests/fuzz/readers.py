@@ -23,6 +23,7 @@ from lfm_convert.convert import pipeline
 from lfm_convert.convert.artifacts import find_artifacts, verified
 from lfm_convert.convert.cli.inspect import _artifacts
 from lfm_convert.convert.manifest import MANIFEST_FILE, load_manifest
+from lfm_convert.convert.recipe.reading import load_recipe
 from lfm_convert.graph.config import CONFIG_FILE
 from lfm_convert.graph.opening import open_graph
 from lfm_convert.graph.progress import SILENT
@@ -37,7 +38,6 @@ from lfm_convert.targets.coreml.structure import check_package
 from lfm_convert.targets.gguf.vocab import vocabulary
 from lfm_convert.targets.target import get_target
 from lfm_convert.validate.prompts import load_prompts
-from lfm_convert.validate.recipe import load_recipe
 from support.artifacts import write_artifact
 from support.checkpoints import dense_config, make_checkpoint, moe_config
 from support.safetensors_files import Declared, write_declared
@@ -191,6 +191,8 @@ def _read_manifest(data: bytes, folder: Path) -> object:
 def _toml_seeds(folder: Path) -> Iterator[bytes]:
     yield b'model = "x"\n[devices.phone]\nmax_size = "1.5GB"\ncontext = 4096\ntargets = ["gguf"]\nquants = ["Q4_0"]\n'
     yield b'[devices.a]\nmax_memory = 1\nmax_file_size = "2GiB"\n'
+    yield b'[models.a]\nmodel = "x"\n[[artifacts]]\ntarget = "gguf"\nquants = ["Q4_0"]\noptions = { refine = true }\n'
+    yield b'[calibration]\ntext = ["a"]\n[[artifacts]]\ntarget = "mlx"\ncalibrated = true\n[reports]\nhtml = "a"\n'
 
 
 def _read_toml(path: Path) -> object:

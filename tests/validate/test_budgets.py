@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 from lfm_convert.convert.cli.main import main
 from lfm_convert.convert.pipeline import plan
+from lfm_convert.convert.recipe.reading import load_recipe
 from lfm_convert.graph.errors import BudgetError
 from lfm_convert.graph.graph import WeightGraph
 from lfm_convert.validate.budgets import Budgets, DeviceClass
 from lfm_convert.validate.memory import plan_run_bytes
-from lfm_convert.validate.recipe import load_recipe
 
 RECIPE = """
 [devices.phone]

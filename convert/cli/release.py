@@ -1,0 +1,135 @@
+"""`lfm-convert release [RECIPE]`: all artifacts of a recipe, each converted and compared if it is not yet."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from ...graph.errors import UsageError
+from ...graph.streams import write_out
+from ...graph.units import format_size
+from ..recipe.reading import load_recipe
+from ..source import SETTINGS_FILE
+from .console import Json, Offline, output, print_json, watched
+
+if TYPE_CHECKING:
+    from ..release.forecast import Forecasts
+    from ..release.outcome import Outcome
+
+# Of a table that every terminal and log shows whole.
+_WIDTH = 80
+
+
+def release(
+    *,
+    recipe: Annotated[
+        Path, typer.Argument(metavar="[RECIPE]", help=f"TOML file; default: {SETTINGS_FILE}.", show_default=False)
+    ] = Path(SETTINGS_FILE),
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--only",
+            metavar="PATTERN",
+            help="Only artifacts like this: moe/gguf/Q4_0, gguf or '*/Q4*'; repeatable.",
+            show_default=False,
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder to write; default: the recipe's.", show_default=False)
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what is to do, and what time, memory and disk that takes.")
+    ] = False,
+    matrix: Annotated[
+        bool, typer.Option("--matrix", help="Print a matrix for GitHub Actions, a job an artifact.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace files that are there and no release wrote.")
+    ] = False,
+    jobs: Annotated[
+        int | None, typer.Option("--jobs", "-j", min=1, help="Workers; default: all cores.", show_default=False)
+    ] = None,
+    offline: Offline = False,
+    as_json: Json = False,
+) -> int:
+    """Write, run and compare what a recipe asks for, and leave what is done."""
+    from ..release.prepared import prepare
+    from ..release.wanted import expand, select
+    from ..release.wanted import matrix as matrix_of
+
+    if matrix and dry_run:
+        raise UsageError("--matrix and --dry-run both print what there is to do: give one of them")
+    read = load_recipe(recipe)
+    wanted = select(expand(read), only or ())
+    if matrix:  # on one line, as $GITHUB_OUTPUT takes it
+        write_out(json.dumps(matrix_of(wanted)) + "\n")
+        return 0
+    out = None if out is None else out.expanduser()
+    with watched() as progress:
+        preparation = prepare(read, wanted, out=out, weights=not dry_run, offline=offline, progress=progress)
+        if dry_run:
+            from ..release.forecast import forecast
+
+            found = forecast(preparation)
+            print_json(found.to_json()) if as_json else _print_forecasts(found)
+            return 0
+        from ..release.running import carry_out
+
+        outcome = carry_out(preparation, overwrite=overwrite, jobs=jobs, progress=progress)
+    print_json({"out": str(preparation.out), **outcome.to_json()}) if as_json else _print(outcome, preparation.out)
+    return outcome.exit_code
+
+
+def _table(*headings: str) -> Table:
+    """A table of texts, then numbers, whose first column is folded where it is too long."""
+    table = Table(box=None, pad_edge=False)
+    for number, heading in enumerate(headings):
+        table.add_column(heading, justify="left" if number == 0 else "right", overflow="fold", no_wrap=number > 0)
+    return table
+
+
+def _print(outcome: Outcome, out: Path) -> None:
+    from ...validate.report import number, percent, verdict_words
+
+    table = _table("artifact", "size", "mean KLD", "same top-1", "verdict")
+    for name, result in zip(outcome.names, outcome.report.results, strict=True):
+        metrics = result.metrics
+        measured = ("–", "–") if metrics is None else (number(metrics.kld_mean), percent(metrics.same_top1))
+        size = format_size(result.size_bytes) if result.size_bytes else "–"
+        table.add_row(name, size, *measured, verdict_words(result))
+    output.print(table, width=_WIDTH)
+    for name, result in zip(outcome.names, outcome.report.results, strict=True):
+        if result.sentence:
+            output.print(f"{name}: {result.sentence}", soft_wrap=True)
+    done = f"{outcome.n_done} of {len(outcome.steps)} steps done" if outcome.n_done else "nothing was left to do"
+    output.print(f"{outcome.report.summary}; {done}; {out}", soft_wrap=True)
+
+
+def _print_forecasts(found: Forecasts) -> None:
+    table = _table("step", "time", "memory", "disk")
+    for each in found.steps:
+        cost = each.cost
+        cells = ("done", "", "") if each.is_left else (_time(cost.seconds), _size(cost.memory), _size(cost.disk))
+        table.add_row(each.step.label, *cells)
+    output.print(table, width=_WIDTH)
+    output.print(
+        f"{len(found.to_do)} of {len(found.steps)} steps to do: about {_time(found.seconds)}, at most "
+        f"{format_size(found.memory)} of memory at a time, {format_size(found.disk)} of {format_size(found.free)} "
+        "that are free on the disk",
+        soft_wrap=True,
+    )
+
+
+def _size(n_bytes: int) -> str:
+    return format_size(n_bytes) if n_bytes else "–"
+
+
+def _time(seconds: float) -> str:
+    """`40 s`, `12 min`, `3.5 h`."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
