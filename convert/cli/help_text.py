@@ -33,6 +33,36 @@ EXAMPLES: Mapping[str, Sequence[str]] = {
         "lfm-convert validate out/ --suite standard --html all.html --junit gates.xml",
         "lfm-convert validate out/ --baseline last.json --require-baseline",
     ),
+    "release": (
+        "lfm-convert release --dry-run",
+        "lfm-convert release lfm-convert.toml --only gguf --only '*/q4f16'",
+        "lfm-convert release --out artifacts --html report.html",
+    ),
+    "init": (
+        "lfm-convert init ./model",
+        "lfm-convert init LiquidAI/LFM2.5-1.2B --device phone --device browser",
+        "lfm-convert init bundled:dense --out tiny.toml",
+    ),
+    "publish": (
+        "lfm-convert publish out/ --to LiquidAI/LFM2.5-1.2B-GGUF --dry-run",
+        "lfm-convert publish out/ --to 'my-team/{model}-{TARGET}' --pull-request",
+        "lfm-convert publish out/ --to my-team/web-ONNX --only q4f16 --sign-key key.pem",
+    ),
+    "card": (
+        "lfm-convert card out/ --to my-team/LFM2.5-1.2B-GGUF",
+        "lfm-convert card out/ --to 'my-team/{model}-{TARGET}' --only Q4_0",
+        "lfm-convert card out/ --to my-team/web-ONNX --base-model my-team/web",
+    ),
+    "sign": (
+        "lfm-convert sign out/ --key key.pem",
+        "lfm-convert sign release/LFM2-350M-GGUF --key key.pem",
+        "lfm-convert verify out/ --key key.pub.pem",
+    ),
+    "verify": (
+        "lfm-convert verify out/",
+        "lfm-convert verify out/ --key key.pub.pem",
+        "lfm-convert verify out/ --json",
+    ),
     "compare": (
         "lfm-convert compare a-Q4_K_M.gguf b-Q4_K_M.gguf --reference ./model",
         "lfm-convert compare out-gguf/ out-mlx/ --suite standard",

@@ -15,6 +15,7 @@ from ...graph.units import format_size
 from ..recipe.reading import load_recipe
 from ..source import SETTINGS_FILE
 from .console import Json, Offline, output, print_json, watched
+from .report_options import Html, Junit, Markdown
 
 if TYPE_CHECKING:
     from ..release.forecast import Forecasts
@@ -27,7 +28,7 @@ _WIDTH = 80
 def release(
     *,
     recipe: Annotated[
-        Path, typer.Argument(metavar="[RECIPE]", help=f"TOML file; default: {SETTINGS_FILE}.", show_default=False)
+        Path, typer.Argument(metavar="RECIPE", help=f"TOML file; default: {SETTINGS_FILE}.", show_default=False)
     ] = Path(SETTINGS_FILE),
     only: Annotated[
         list[str] | None,
@@ -39,7 +40,10 @@ def release(
         ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Folder to write; default: the recipe's.", show_default=False)
+        Path | None,
+        typer.Option(
+            "--out", "-o", metavar="FOLDER", help="Folder to write; default: the recipe's.", show_default=False
+        ),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what is to do, and what time, memory and disk that takes.")
@@ -51,8 +55,12 @@ def release(
         bool, typer.Option("--overwrite", help="Replace files that are there and no release wrote.")
     ] = False,
     jobs: Annotated[
-        int | None, typer.Option("--jobs", "-j", min=1, help="Workers; default: all cores.", show_default=False)
+        int | None,
+        typer.Option("--jobs", "-j", min=1, metavar="N", help="Workers; default: all cores.", show_default=False),
     ] = None,
+    html: Html = None,
+    junit: Junit = None,
+    markdown: Markdown = None,
     offline: Offline = False,
     as_json: Json = False,
 ) -> int:
@@ -69,8 +77,12 @@ def release(
         write_out(json.dumps(matrix_of(wanted)) + "\n")
         return 0
     out = None if out is None else out.expanduser()
+    asked = {"html": html, "junit": junit, "markdown": markdown}
+    reports = {kind: path for kind, path in asked.items() if path is not None}
     with watched() as progress:
-        preparation = prepare(read, wanted, out=out, weights=not dry_run, offline=offline, progress=progress)
+        preparation = prepare(
+            read, wanted, out=out, reports=reports, weights=not dry_run, offline=offline, progress=progress
+        )
         if dry_run:
             from ..release.forecast import forecast
 

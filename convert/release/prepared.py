@@ -85,11 +85,13 @@ def prepare(
     wanted: Sequence[Wanted],
     *,
     out: Path | None = None,
+    reports: Mapping[str, Path] | None = None,
     weights: bool = True,
     offline: bool = False,
     progress: Progress = SILENT,
 ) -> Preparation:
-    """Opens, plans and checks everything; with `weights=False` a model's config will do, and nothing is written.
+    """Opens, plans and checks everything; with `weights=False` a model's config will do, and nothing is written. `reports`
+    are written beside, or in place of, the recipe's.
 
     Raises: what is wrong, with file, line and key where the recipe is what asks for it.
     """
@@ -108,7 +110,7 @@ def prepare(
         told = next((name for name in ("prompts", "text", "max_memory") if name in recipe.validation), None)
         with _blamed(recipe, ("validation", told) if told else models[label].key):
             n_tokens[label] = check_comparison(graph, comparison)
-    reports = {kind: _placed(recipe, path, out) for kind, path in recipe.reports.items()}
+    reports = {**{kind: _placed(recipe, path, out) for kind, path in recipe.reports.items()}, **(reports or {})}
     _refuse_reports(recipe, reports, _owners(recipe, comparison, graphs, artifacts))
     return Preparation(
         recipe=recipe,
