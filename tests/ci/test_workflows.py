@@ -88,14 +88,12 @@ def test_the_action_releases_a_recipe(tmp_path: Path) -> None:
     runner = {"GITHUB_OUTPUT": str(output), "GITHUB_STEP_SUMMARY": str(summary)}
     assert _run_step(step, inputs, tmp_path, **runner) == 0
     assert output.read_text() == "exit-code=0\n"
-    assert "Q8_0" in summary.read_text() and "Q4_0" not in summary.read_text()
+    assert r"Q8\_0" in summary.read_text() and r"Q4\_0" not in summary.read_text()
     (artifact,) = (tmp_path / "release").rglob("*.gguf")
     before = artifact.stat()
     assert (tmp_path / "release/junit.xml").is_file()
     assert _run_step(step, inputs, tmp_path, **runner) == 0
     assert artifact.stat().st_mtime_ns == before.st_mtime_ns
-    for cached in next(s for s in action["runs"]["steps"] if "cache" in s.get("uses", ""))["with"]["path"].split():
-        assert cached.replace("inputs.", "").strip("{} $") != ""
 
 
 def test_the_action_fails_as_the_release_does(tmp_path: Path) -> None:
