@@ -36,7 +36,7 @@ EXAMPLES: Mapping[str, Sequence[str]] = {
     "release": (
         "lfm-convert release --dry-run",
         "lfm-convert release lfm-convert.toml --only gguf --only '*/q4f16'",
-        "lfm-convert release --out artifacts --html report.html",
+        "lfm-convert release --out artifacts --html report.html --publish",
     ),
     "init": (
         "lfm-convert init ./model",

@@ -51,6 +51,9 @@ def release(
     matrix: Annotated[
         bool, typer.Option("--matrix", help="Print a matrix for GitHub Actions, a job an artifact.")
     ] = False,
+    publish: Annotated[
+        bool, typer.Option("--publish", help="Send what passed to the repositories of the recipe's [publish].")
+    ] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace files that are there and no release wrote.")
     ] = False,
@@ -66,6 +69,7 @@ def release(
 ) -> int:
     """Write, run and compare what a recipe asks for, and leave what is done."""
     from ..release.prepared import prepare
+    from ..release.sharing import refuse_unfit
     from ..release.wanted import expand, select
     from ..release.wanted import matrix as matrix_of
 
@@ -83,15 +87,16 @@ def release(
         preparation = prepare(
             read, wanted, out=out, reports=reports, weights=not dry_run, offline=offline, progress=progress
         )
+        refuse_unfit(read, preparation.artifacts, publishes=publish)
         if dry_run:
             from ..release.forecast import forecast
 
-            found = forecast(preparation)
+            found = forecast(preparation, publishes=publish)
             print_json(found.to_json()) if as_json else _print_forecasts(found)
             return 0
         from ..release.running import carry_out
 
-        outcome = carry_out(preparation, overwrite=overwrite, jobs=jobs, progress=progress)
+        outcome = carry_out(preparation, publishes=publish, overwrite=overwrite, jobs=jobs, progress=progress)
     print_json({"out": str(preparation.out), **outcome.to_json()}) if as_json else _print(outcome, preparation.out)
     return outcome.exit_code
 

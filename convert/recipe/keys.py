@@ -179,6 +179,18 @@ REPORTS = Table(
         Key(name="json", kind=FILE, help="all numbers, as docs/report.schema.json has them"),
     ),
 )
+PUBLISH = Table(
+    name="publish",
+    help="repositories of a hub: each folder gets its card, and `release --publish` sends what passed",
+    keys=(
+        Key(name="to", kind=TEXT, help="their names: ORG/{model}-{TARGET}, also {target} and {quant}", is_needed=True),
+        Key(name="branch", kind=TEXT, help="branch to commit to", default="main"),
+        Key(name="pull_request", kind=FLAG, help="opens a pull request in place of a commit", default="false"),
+        Key(name="private", kind=FLAG, help="a repository that is made is private", default="false"),
+        Key(name="base_model", kind=TEXT, help="the checkpoint's own repository", default="where it was fetched"),
+        Key(name="sign_key", kind=FILE, help="private key in PEM: adds provenance and a signature"),
+    ),
+)
 RECIPE = Table(
     name="",
     help="the recipe itself",
@@ -187,5 +199,5 @@ RECIPE = Table(
         Key(name="revision", kind=TEXT, help="branch, tag or commit of a hub id", default="main"),
         Key(name="out", kind=FOLDER, help="the folder that artifacts are written below", default="release"),
     ),
-    tables=(MODELS, ARTIFACTS, CALIBRATION, VALIDATION, GATES, DEVICES, REPORTS),
+    tables=(MODELS, ARTIFACTS, CALIBRATION, VALIDATION, GATES, DEVICES, REPORTS, PUBLISH),
 )

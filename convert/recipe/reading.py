@@ -94,6 +94,7 @@ class Recipe:
     devices: Mapping[str, DeviceClass] = field(default_factory=dict)
     lines: Lines = field(default_factory=Lines)
     reports: Mapping[str, Path] = field(default_factory=dict)
+    publish: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def path(self) -> Path:
@@ -140,6 +141,7 @@ def load_recipe(path: Path) -> Recipe:
         devices=_devices(text, read.get("devices", {})),
         lines=_lines(text, read.get("gates", {})),
         reports=read.get("reports", {}),
+        publish=read.get("publish", {}),
     )
 
 

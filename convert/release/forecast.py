@@ -55,11 +55,11 @@ class Forecasts:
         return {"steps": steps, "to_do": total, "free_bytes": self.free}
 
 
-def forecast(preparation: Preparation) -> Forecasts:
+def forecast(preparation: Preparation, *, publishes: bool = False) -> Forecasts:
     """What is left to do of a release. Writes nothing."""
     site = site_of(preparation)
     left: dict[Step, bool] = {}
-    steps = steps_of(site)
+    steps = steps_of(site, publishes=publishes)
     for step in steps:
         known = all(left[need] for need in step.needs if not need.on_demand)
         left[step] = known and not step.on_demand and step.is_done()

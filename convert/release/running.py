@@ -18,6 +18,7 @@ from ..failures import explained
 from .outcome import End, Ended, Outcome
 from .prepared import Preparation
 from .reporting import WRITERS, merged, not_made
+from .sharing import steps_behind
 from .state import State, content_key
 from .steps import Calibrate, Convert, Reference, Site, Step, Validate
 
@@ -36,12 +37,8 @@ def site_of(preparation: Preparation, **how: object) -> Site:
     return Site(preparation=preparation, state=state, baseline=baseline, **how)  # type: ignore[arg-type]
 
 
-def steps_of(site: Site) -> list[Step]:
-    """The graph of a release, what is needed first: all conversions, then all comparisons.
-
-    What is done with a compared artifact, such as a card or its publication, is a step of its own that needs its
-    `Validate`, and stands behind them here.
-    """
+def steps_of(site: Site, *, publishes: bool = False) -> list[Step]:
+    """The graph of a release, what is needed first: all conversions, all comparisons, cards, publication."""
     preparation = site.preparation
     calibrated = {each.wanted.model.label for each in preparation.artifacts if each.wanted.entry.calibrated}
     calibrations = {label: Calibrate(site, label) for label in preparation.graphs if label in calibrated}
@@ -51,13 +48,19 @@ def steps_of(site: Site) -> list[Step]:
         for each in preparation.artifacts
     ]
     comparisons = [Validate(site, each, references[each.artifact.wanted.model.label]) for each in conversions]
-    return [*calibrations.values(), *conversions, *references.values(), *comparisons]
+    shown = steps_behind(site, comparisons, publishes=publishes)
+    return [*calibrations.values(), *conversions, *references.values(), *comparisons, *shown]
 
 
 def carry_out(
-    preparation: Preparation, *, overwrite: bool = False, jobs: int | None = None, progress: Progress = SILENT
+    preparation: Preparation,
+    *,
+    publishes: bool = False,
+    overwrite: bool = False,
+    jobs: int | None = None,
+    progress: Progress = SILENT,
 ) -> Outcome:
-    """Does what is left to do of a release, and reports on all of it.
+    """Does what is left to do of a release, and reports on all of it; `publishes` sends what passed to its repositories.
 
     What is wrong with one artifact is in the outcome. Raises: DiskError if another run writes there, or reports cannot be
     written; whatever ends the run, what is done is done.
@@ -66,7 +69,7 @@ def carry_out(
     with owned(preparation.private):
         site = site_of(preparation, progress=progress, overwrite=overwrite, jobs=jobs)
         ends: dict[Step, Ended] = {}
-        steps = steps_of(site)
+        steps = steps_of(site, publishes=publishes)
         try:
             for step in steps:
                 if not step.on_demand:
