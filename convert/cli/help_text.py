@@ -19,14 +19,14 @@ TITLES: Mapping[str, str] = {
 }
 EXAMPLES: Mapping[str, Sequence[str]] = {
     "convert": (
-        "lfm-convert LiquidAI/LFM2.5-1.2B --target gguf --quant Q4_K_M",
+        "lfm-convert my-team/model --target gguf --quant Q4_K_M",
         "lfm-convert ./model --target onnx --quant q4,q4f16 --out web --max-size 900MB",
         "lfm-convert bundled:moe -t mlx -q 4bit --html report.html --max-kld 0.1",
     ),
     "plan": (
         "lfm-convert plan ./model --target gguf --quant all",
-        "lfm-convert plan LiquidAI/LFM2-8B-A1B --target coreml --coreml-split 1GB",
-        "lfm-convert plan bundled:lfm3 -t onnx -q q4f16 --json",
+        "lfm-convert plan my-team/model --target coreml --coreml-split 1GB",
+        "lfm-convert plan bundled:moe -t onnx -q q4f16 --json",
     ),
     "validate": (
         "lfm-convert validate model-Q4_0.gguf --reference ./model",
@@ -40,22 +40,22 @@ EXAMPLES: Mapping[str, Sequence[str]] = {
     ),
     "init": (
         "lfm-convert init ./model",
-        "lfm-convert init LiquidAI/LFM2.5-1.2B --device phone --device browser",
+        "lfm-convert init my-team/model --device phone --device browser",
         "lfm-convert init bundled:dense --out tiny.toml",
     ),
     "publish": (
-        "lfm-convert publish out/ --to LiquidAI/LFM2.5-1.2B-GGUF --dry-run",
+        "lfm-convert publish out/ --to my-team/model-GGUF --dry-run",
         "lfm-convert publish out/ --to 'my-team/{model}-{TARGET}' --pull-request",
         "lfm-convert publish out/ --to my-team/web-ONNX --only q4f16 --sign-key key.pem",
     ),
     "card": (
-        "lfm-convert card out/ --to my-team/LFM2.5-1.2B-GGUF",
+        "lfm-convert card out/ --to my-team/model-GGUF",
         "lfm-convert card out/ --to 'my-team/{model}-{TARGET}' --only Q4_0",
         "lfm-convert card out/ --to my-team/web-ONNX --base-model my-team/web",
     ),
     "sign": (
         "lfm-convert sign out/ --key key.pem",
-        "lfm-convert sign release/LFM2-350M-GGUF --key key.pem",
+        "lfm-convert sign release/model-GGUF --key key.pem",
         "lfm-convert verify out/ --key key.pub.pem",
     ),
     "verify": (
