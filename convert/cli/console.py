@@ -23,11 +23,34 @@ from ...graph.progress import Progress
 from ...graph.streams import held_back, silence, unwritable_output, write_out
 from ...graph.text import plain
 from ...graph.units import format_size
+from ...targets.target import get_target, target_names
 from ..bundled import CHOICES
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
+
+
+def _targets(incomplete: str) -> list[str]:
+    """For a shell's completion."""
+    return [name for name in target_names() if name.startswith(incomplete)]
+
+
+def _quants(ctx: typer.Context, incomplete: str) -> list[str]:
+    """For a shell's completion: the quants of the target that the line names, or of all of them."""
+    named = ctx.params.get("target")
+    targets = [named] if named in target_names() else target_names()
+    names = dict.fromkeys(policy.name for target in targets for policy in get_target(target).policies)
+    return [name for name in names if name.startswith(incomplete)]
+
+
 Target = Annotated[
-    str, typer.Option("--target", "-t", metavar="NAME", help="Runtime to write for; 'lfm-convert targets' lists them.")
+    str,
+    typer.Option(
+        "--target",
+        "-t",
+        metavar="NAME",
+        autocompletion=_targets,
+        help="Runtime to write for; 'lfm-convert targets' lists them.",
+    ),
 ]
 Quant = Annotated[
     list[str] | None,
@@ -35,6 +58,7 @@ Quant = Annotated[
         "--quant",
         "-q",
         metavar="NAMES",
+        autocompletion=_quants,
         help="Quants, repeatable or comma-separated, or all; default: the target's.",
         show_default=False,
     ),

@@ -17,7 +17,7 @@ from ...graph.errors import UsageError
 from .help_text import HELP_ALL, write_options
 
 _DEFAULT_COMMAND = "convert"
-_OWN_OPTIONS = {"--help", "-h", "--version", "-V"}
+_OWN_OPTIONS = {"--help", "-h", "--version", "-V", "--install-completion", "--show-completion"}
 _WORDS = "lfm_convert.words"
 
 

@@ -39,7 +39,6 @@ app = typer.Typer(
     cls=DefaultCommand,
     help="Turns one checkpoint into artifacts for edge runtimes, runs each and compares it with the checkpoint.",
     epilog="'lfm-convert [MODEL] --target T --quant Q' is short for 'lfm-convert convert'. On any command --quiet leaves out notes and progress, --verbose tells what each step took, and --debug shows a traceback.",
-    add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode=None,
 )
