@@ -6,10 +6,11 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from lfm_convert.convert import bundled
-from lfm_convert.convert.cli.main import app
+from lfm_convert.convert.cli.main import ANYWHERE, app
 from lfm_convert.graph.opening import open_graph
 from lfm_convert.targets.options import flag, options_of
 from lfm_convert.targets.target import get_target, target_names
@@ -19,8 +20,8 @@ from typer.main import get_command
 ROOT = Path(__file__).parents[1]
 PAGES = [*sorted(p.name for p in (ROOT / "docs").glob("*.md")), "../README.md"]
 _ARGUMENT = re.compile(r'add_argument\(\s*"(--[a-z0-9-]+)"')
-# Of optimum-cli, of mlx_lm.generate, of model_signing, and of every command.
-OTHERS = {"--model", "--prompt", "--trust-remote-code", "--debug", "--use", "--signature", "--identity"}
+# Of optimum-cli, of mlx_lm.generate, of model_signing, and what help has of every command.
+OTHERS = {"--model", "--prompt", "--trust-remote-code", "--use", "--signature", "--identity", "--help"}
 
 
 def _snippets(page: Path, language: str) -> list[str]:
@@ -50,8 +51,11 @@ def test_readme_lists_every_target_and_quant() -> None:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_options_that_are_named_are_there(page: str) -> None:
-    commands = get_command(app).commands.values()  # type: ignore[attr-defined]
-    known = {name for command in commands for parameter in command.params for name in parameter.opts}
+    root: Any = get_command(app)
+    known = {
+        name for command in (root, *root.commands.values()) for parameter in command.params for name in parameter.opts
+    }
+    known |= set(ANYWHERE)
     for folder in ("benchmarks", "tests/clients", "tests/support"):
         known |= {name for path in (ROOT / folder).glob("*.py") for name in _ARGUMENT.findall(path.read_text())}
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", (ROOT / "docs" / page).read_text()))

@@ -90,7 +90,7 @@ class _Stopped(BaseException):
 
 
 # Flags of every command, wherever they stand.
-_ANYWHERE = ("--debug", "--quiet", "--verbose")
+ANYWHERE = ("--debug", "--quiet", "--verbose")
 _WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 
 
@@ -107,12 +107,12 @@ def run(arguments: list[str] | None = None) -> NoReturn:
 
 def main(arguments: list[str]) -> int:
     """Runs one command line; returns the exit code of docs/exit-codes.md. Failures are said on stderr."""
-    debug, quiet, verbose = (flag in arguments for flag in _ANYWHERE)
+    debug, quiet, verbose = (flag in arguments for flag in ANYWHERE)
     set_volume(quiet=quiet, verbose=verbose or debug)
     try:
         if quiet and verbose:
             raise UsageError("give --quiet or --verbose, not both")
-        return _run([a for a in arguments if a not in _ANYWHERE] or ["--help"])
+        return _run([a for a in arguments if a not in ANYWHERE] or ["--help"])
     except BaseException as error:
         code, sentence = _explain(error)
         if debug:
