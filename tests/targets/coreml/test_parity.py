@@ -59,7 +59,8 @@ def test_padding_is_never_seen(kind: str, made: Callable[..., Made]) -> None:
     padding = {id(plain): [0], id(other): [999]}
 
     def padded(runner: object) -> Callable[..., object]:
-        call = runner._engine.call  # type: ignore[attr-defined]
+        (stage,) = runner._stages  # type: ignore[attr-defined]
+        call = stage.engine.call
 
         def changed(function: str, inputs: dict[str, np.ndarray], states: object) -> object:
             if "n_tokens" in inputs:
@@ -69,7 +70,7 @@ def test_padding_is_never_seen(kind: str, made: Callable[..., Made]) -> None:
         return changed
 
     for runner in (plain, other):
-        runner._engine.call = padded(runner)  # type: ignore[attr-defined]
+        runner._stages[0].engine.call = padded(runner)  # type: ignore[attr-defined]
     prompt = tokens(60)
     np.testing.assert_array_equal(
         *(in_pieces(runner, prompt, [3, 1, 9, 1, 1, 16, 2, 11, *[1] * 16]) for runner in (plain, other))
