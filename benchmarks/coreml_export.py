@@ -193,11 +193,11 @@ def dense(scratch: Path) -> list[str]:
     written = _write(checkpoint, scratch / "dense")
     package = next((scratch / "dense").glob("*.mlpackage"))
     size = sum(file.stat().st_size for file in package.rglob("*") if file.is_file()) / 1e9
-    evaluated = measure([sys.executable, "-P", __file__, "--run", "evaluate", package])
+    evaluated = measure([sys.executable, __file__, "--run", "evaluate", package])
     print(f"\nLFM2-1.2B's shape, int4: {size:.4f} GB")
     _show("written", written)
     _show("four tokens evaluated", evaluated)
-    _show("built by coremltools", measure([sys.executable, "-P", __file__, "--run", "peer", checkpoint]))
+    _show("built by coremltools", measure([sys.executable, __file__, "--run", "peer", checkpoint]))
     found = {"file": size, "writing": written.rss_gb, "evaluating": evaluated.rss_gb}
     return [f"{name}: {gb:.2f} GB, at most {_LIMITS[name]}" for name, gb in found.items() if gb > _LIMITS[name]]
 
