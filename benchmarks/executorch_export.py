@@ -89,7 +89,7 @@ def measure(command: list) -> dict:
 
 
 def decode_in_process(paths: list[Path]) -> list[float]:
-    command = [sys.executable, __file__, "--decode", *paths]
+    command = [sys.executable, "-P", __file__, "--decode", *paths]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     printed = subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
     return json.loads(printed.splitlines()[-1])
