@@ -78,7 +78,7 @@ def _root(
     """Options of the program itself."""
 
 
-class _Stopped(BaseException):
+class Stopped(BaseException):
     """SIGINT or SIGTERM, raised where the program stands, so that temporary files are removed on the way out.
 
     Not a KeyboardInterrupt, of which typer would keep nothing but the exit code.
@@ -87,6 +87,11 @@ class _Stopped(BaseException):
     def __init__(self, number: int) -> None:
         super().__init__()
         self.number = number
+
+    @property
+    def code(self) -> int:
+        """The exit code, as shells have it."""
+        return 128 + self.number
 
 
 # Flags of every command, wherever they stand.
@@ -99,10 +104,16 @@ def run(arguments: list[str] | None = None) -> NoReturn:
     open_standard_streams()
     keep_stderr()
     for number in _WORDS:
-        signal.signal(number, _on_signal)
+        signal.signal(number, on_signal)
     accept_any_encoding()
     gc.freeze()  # what was imported stays: looking through it for garbage takes a twelfth of a short conversion
-    sys.exit(main(sys.argv[1:] if arguments is None else arguments))
+    try:
+        code = main(sys.argv[1:] if arguments is None else arguments)
+        for number in _WORDS:  # what was done is told: a signal now has nothing left to stop
+            signal.signal(number, signal.SIG_IGN)
+    except Stopped as stopped:  # while that was told, or a second one
+        code = stopped.code
+    sys.exit(code)
 
 
 def main(arguments: list[str]) -> int:
@@ -131,8 +142,8 @@ def _tell(sentence: str) -> None:
         silence(sys.stderr)
 
 
-def _on_signal(number: int, frame: FrameType | None) -> None:
-    raise _Stopped(number)
+def on_signal(number: int, frame: FrameType | None) -> None:
+    raise Stopped(number)
 
 
 def _run(arguments: list[str]) -> int:
@@ -146,8 +157,8 @@ def _explain(error: BaseException) -> tuple[int, str]:
     """Exit code and sentence of a failure, with what was published before it."""
     if isinstance(error, KeyboardInterrupt | typer.Abort):
         return ExitCode.INTERRUPTED, with_notes(_WORDS[signal.SIGINT], error)
-    if isinstance(error, _Stopped):
-        return 128 + error.number, with_notes(_WORDS[signal.Signals(error.number)], error)
+    if isinstance(error, Stopped):
+        return error.code, with_notes(_WORDS[signal.Signals(error.number)], error)
     if hasattr(error, "format_message"):  # typer's usage errors: its copy of click has no public name
         return ExitCode.USAGE, error.format_message()
     if isinstance(error, BrokenPipeError):

@@ -149,3 +149,25 @@ def test_signals_leave_nothing(number: signal.Signals, code: int, tmp_path: Path
     assert process.returncode == code, stderr
     assert "nothing was published" in stderr
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
+
+
+# The console script, whose `main` is over but for the process's end, or tells of what it did, when a signal comes.
+_LATE = """
+import os, signal, sys
+from lfm_convert.convert.cli import main
+number = int(sys.argv[2])
+main.main = lambda arguments: (os.kill(os.getpid(), number), 0)[1] if sys.argv[1] == "within" else 0
+if sys.argv[1] == "after":
+    leave = sys.exit
+    main.sys.exit = lambda code: (os.kill(os.getpid(), number), leave(code))
+main.run([])
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_at_the_very_end(number: signal.Signals) -> None:
+    """Neither is an internal error: of the first the code tells, the second comes when all is done and told."""
+    for when, code in (("within", 128 + number), ("after", 0)):
+        command = [sys.executable, "-c", _LATE, when, str(int(number))]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (code, "")

@@ -275,8 +275,10 @@ class Trial:
         count_to: Path | None = None,
     ) -> int:
         """Forks a conversion; its process id."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, _WORDS)  # until the child hears them as the console script does
         child = os.fork()
         if child:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _WORDS)
             return child
         for stream in (1, 2):
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
@@ -286,9 +288,14 @@ class Trial:
         arguments += ["--no-validate", *options, *([] if plain else ["--overwrite"])]
         code = 1
         try:
+            for number in _WORDS:
+                signal.signal(number, command_line.on_signal)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _WORDS)
             command_line.run(arguments)
         except SystemExit as end:
             code = int(end.code or 0)
+        except command_line.Stopped as stopped:  # before the console script began
+            code = stopped.code
         finally:
             if count_to is not None:
                 count_to.write_text(f"{calls.n} {calls.n_writes}")
