@@ -170,7 +170,15 @@ def settle(path: Path) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Removes what an interrupted run left; only for who holds the lock."""
+    """Removes what an interrupted run left; only for who holds the lock. A signal meanwhile is heard after it."""
+    try:
+        _sweep(folder)
+    except BaseException:
+        _sweep(folder)
+        raise
+
+
+def _sweep(folder: Path) -> None:
     for rest in (folder / _STAGING, *folder.glob(f"*/{_CARRIED}")):
         shutil.rmtree(rest, ignore_errors=True)
 

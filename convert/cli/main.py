@@ -96,6 +96,8 @@ class Stopped(BaseException):
 
 # Flags of every command, wherever they stand.
 ANYWHERE = ("--debug", "--quiet", "--verbose")
+# The signals of this run: a library in whose hands one ends may make an error of its own of it.
+_heard: list[Stopped] = []
 _WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 
 
@@ -120,12 +122,13 @@ def main(arguments: list[str]) -> int:
     """Runs one command line; returns the exit code of docs/exit-codes.md. Failures are said on stderr."""
     debug, quiet, verbose = (flag in arguments for flag in ANYWHERE)
     set_volume(quiet=quiet, verbose=verbose or debug)
+    _heard.clear()
     try:
         if quiet and verbose:
             raise UsageError("give --quiet or --verbose, not both")
         return _run([a for a in arguments if a not in ANYWHERE] or ["--help"])
     except BaseException as error:
-        code, sentence = _explain(error)
+        code, sentence = _explain(_as_heard(error))
         if debug:
             sentence = f"{traceback.format_exc()}lfm-convert: {plain(sentence)}"
         elif sentence:
@@ -143,7 +146,8 @@ def _tell(sentence: str) -> None:
 
 
 def on_signal(number: int, frame: FrameType | None) -> None:
-    raise Stopped(number)
+    _heard.append(Stopped(number))
+    raise _heard[-1]
 
 
 def _run(arguments: list[str]) -> int:
@@ -151,6 +155,15 @@ def _run(arguments: list[str]) -> int:
     if code == ExitCode.INTERRUPTED:  # typer turns Ctrl-C into a code
         raise KeyboardInterrupt
     return code
+
+
+def _as_heard(error: BaseException) -> BaseException:
+    """The signal in whose wake an error came, with its notes: an extension that is imported says that it cannot be."""
+    if not (_heard and isinstance(error, Exception)):
+        return error
+    for note in getattr(error, "__notes__", ()):
+        _heard[-1].add_note(note)
+    return _heard[-1]
 
 
 def _explain(error: BaseException) -> tuple[int, str]:

@@ -12,7 +12,8 @@ import time
 from pathlib import Path
 
 import pytest
-from lfm_convert.convert.cli.main import main
+from lfm_convert.convert import pipeline
+from lfm_convert.convert.cli.main import main, on_signal
 from support.safetensors_files import Tensor, edit_tensors
 
 CLI = [sys.executable, "-m", "lfm_convert"]
@@ -171,3 +172,23 @@ def test_signals_at_the_very_end(number: signal.Signals) -> None:
         command = [sys.executable, "-c", _LATE, when, str(int(number))]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert (done.returncode, done.stderr) == (code, "")
+
+
+def test_a_signal_of_which_a_library_makes_an_error_is_still_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """ONNX Runtime, stopped while it is imported, says that it cannot be; what was noted on the way is kept."""
+
+    def open_model(*arguments: object, **options: object) -> None:
+        try:
+            on_signal(signal.SIGTERM, None)
+        except BaseException as error:
+            failed = ImportError("initialization failed")
+            failed.add_note("nothing was published")
+            raise failed from error
+
+    monkeypatch.setattr(pipeline, "open_model", open_model)
+    assert main(["plan", "bundled:dense", "-t", "onnx"]) == 143
+    assert capsys.readouterr().err == "lfm-convert: terminated; nothing was published\n"
+    monkeypatch.undo()
+    assert main(["plan", "bundled:dense", "-t", "onnx", "-q", "none"]) == 2

@@ -235,3 +235,21 @@ def test_mode_honours_umask(tmp_path: Path) -> None:
     finally:
         os.umask(before)
     assert stat.S_IMODE((tmp_path / "out" / "a").stat().st_mode) == 0o640
+
+
+def test_a_signal_during_a_sweep_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is raised between two files that are removed; what is left is removed before it goes on its way."""
+    for name in ("a", "b", "c"):
+        (tmp_path / ".lfm-partial" / name).mkdir(parents=True)
+    rmdir, calls = os.rmdir, []
+
+    def interrupted(*arguments: object, **options: object) -> None:
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        rmdir(*arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(os, "rmdir", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        destination.sweep(tmp_path)
+    assert list(tmp_path.iterdir()) == []
