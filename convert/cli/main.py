@@ -6,7 +6,6 @@ import gc
 import signal
 import sys
 import traceback
-from types import FrameType
 from typing import Annotated, NoReturn
 
 import typer
@@ -16,6 +15,7 @@ from ...graph.errors import ExitCode, UsageError
 from ...graph.streams import keep_stderr, open_standard_streams, silence
 from ...graph.text import plain
 from ..failures import explained, with_notes
+from ..stopping import Stopped, as_heard, forget_signals, on_signal
 from . import (
     calibrate,
     card,
@@ -32,7 +32,7 @@ from . import (
     validate,
     verify,
 )
-from .console import accept_any_encoding, set_volume
+from .console import accept_any_encoding, set_volume, silence_libraries
 from .grammar import Command, DefaultCommand
 
 app = typer.Typer(
@@ -78,26 +78,8 @@ def _root(
     """Options of the program itself."""
 
 
-class Stopped(BaseException):
-    """SIGINT or SIGTERM, raised where the program stands, so that temporary files are removed on the way out.
-
-    Not a KeyboardInterrupt, of which typer would keep nothing but the exit code.
-    """
-
-    def __init__(self, number: int) -> None:
-        super().__init__()
-        self.number = number
-
-    @property
-    def code(self) -> int:
-        """The exit code, as shells have it."""
-        return 128 + self.number
-
-
 # Flags of every command, wherever they stand.
 ANYWHERE = ("--debug", "--quiet", "--verbose")
-# The signals of this run: a library in whose hands one ends may make an error of its own of it.
-_heard: list[Stopped] = []
 _WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 
 
@@ -108,9 +90,12 @@ def run(arguments: list[str] | None = None) -> NoReturn:
     for number in _WORDS:
         signal.signal(number, on_signal)
     accept_any_encoding()
+    given = sys.argv[1:] if arguments is None else arguments
+    if not {"--debug", "--verbose"} & set(given):
+        silence_libraries()
     gc.freeze()  # what was imported stays: looking through it for garbage takes a twelfth of a short conversion
     try:
-        code = main(sys.argv[1:] if arguments is None else arguments)
+        code = main(given)
         for number in _WORDS:  # what was done is told: a signal now has nothing left to stop
             signal.signal(number, signal.SIG_IGN)
     except Stopped as stopped:  # while that was told, or a second one
@@ -122,13 +107,13 @@ def main(arguments: list[str]) -> int:
     """Runs one command line; returns the exit code of docs/exit-codes.md. Failures are said on stderr."""
     debug, quiet, verbose = (flag in arguments for flag in ANYWHERE)
     set_volume(quiet=quiet, verbose=verbose or debug)
-    _heard.clear()
+    forget_signals()
     try:
         if quiet and verbose:
             raise UsageError("give --quiet or --verbose, not both")
         return _run([a for a in arguments if a not in ANYWHERE] or ["--help"])
     except BaseException as error:
-        code, sentence = _explain(_as_heard(error))
+        code, sentence = _explain(as_heard(error))
         if debug:
             sentence = f"{traceback.format_exc()}lfm-convert: {plain(sentence)}"
         elif sentence:
@@ -145,25 +130,11 @@ def _tell(sentence: str) -> None:
         silence(sys.stderr)
 
 
-def on_signal(number: int, frame: FrameType | None) -> None:
-    _heard.append(Stopped(number))
-    raise _heard[-1]
-
-
 def _run(arguments: list[str]) -> int:
     code = int(app(arguments, prog_name="lfm-convert", standalone_mode=False) or ExitCode.OK)
     if code == ExitCode.INTERRUPTED:  # typer turns Ctrl-C into a code
         raise KeyboardInterrupt
     return code
-
-
-def _as_heard(error: BaseException) -> BaseException:
-    """The signal in whose wake an error came, with its notes: an extension that is imported says that it cannot be."""
-    if not (_heard and isinstance(error, Exception)):
-        return error
-    for note in getattr(error, "__notes__", ()):
-        _heard[-1].add_note(note)
-    return _heard[-1]
 
 
 def _explain(error: BaseException) -> tuple[int, str]:

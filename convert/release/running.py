@@ -15,6 +15,7 @@ from ...validate.outputs import check_reports
 from ...validate.results import ArtifactResult, Report, describe_environment
 from ..destination import owned
 from ..failures import explained
+from ..stopping import raise_if_heard
 from .outcome import End, Ended, Outcome
 from .prepared import Preparation
 from .reporting import WRITERS, merged, not_made
@@ -102,6 +103,7 @@ def _end(step: Step, ends: dict[Step, Ended], progress: Progress) -> Ended:
         start = time.monotonic()
         step.carry_out()
     except Exception as error:
+        raise_if_heard(error)
         code, sentence = explained(error)
         if code is ExitCode.INTERNAL:  # there is no second run in which --debug would show it
             progress.note(traceback.format_exc())
@@ -132,6 +134,7 @@ def _reported(site: Site, steps: Sequence[Step], ends: dict[Step, Ended]) -> Rep
                 results += reports[-1].results
                 continue
             except Exception as error:
+                raise_if_heard(error)
                 code, sentence = explained(error)
                 ended = ends[step] = replace(ended, end=End.FAILED, code=code, message=sentence)
         results.append(not_made(step.conversion.artifact, ended.message))

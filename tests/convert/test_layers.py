@@ -24,7 +24,9 @@ RANKS = {
     **dict.fromkeys(("convert.destination", "convert.manifest"), 6),
     **dict.fromkeys(("convert.artifacts", "convert.ownership", "convert.bundled"), 7),
     **dict.fromkeys(("convert.pipeline", "convert.provenance", "convert.source", "convert.writing"), 8),
-    **dict.fromkeys(("convert.calibration", "convert.failures", "convert.recipe", "convert.publishing"), 8),
+    **dict.fromkeys(
+        ("convert.calibration", "convert.failures", "convert.recipe", "convert.publishing", "convert.stopping"), 8
+    ),
     **dict.fromkeys(("convert.release", "convert.starter"), 9),
     "convert.cli": 10,
     "convert._root": 11,

@@ -11,15 +11,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from lfm_convert.convert.cli.main import main
 from lfm_convert.convert.recipe.reading import load_recipe
 from lfm_convert.convert.release import running
 from lfm_convert.convert.release.forecast import forecast
 from lfm_convert.convert.release.outcome import End, Outcome, gravest
 from lfm_convert.convert.release.prepared import prepare
 from lfm_convert.convert.release.wanted import expand, matrix, select
+from lfm_convert.convert.stopping import Stopped, forget_signals, on_signal
 from lfm_convert.graph.errors import ExitCode, InputError, LfmConvertError, UsageError
 from support.checkpoints import dense_config, make_checkpoint
 from support.releases import StandIn, tree
@@ -396,3 +399,25 @@ def test_a_run_that_is_killed_goes_on(recipe: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert tree(recipe.parent / "out") == wanted
+
+
+def test_a_signal_of_which_a_library_makes_an_error_ends_the_run(
+    recipe: Path, stand_in: StandIn, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Else its step would have failed, and the next begun. What is there is not lost for the next run."""
+    convert = stand_in._convert
+
+    def stopped(*arguments: object, **options: object) -> object:
+        if stand_in.converted[-1] != "BF16":
+            return convert(*arguments, **options)
+        with suppress(Stopped):
+            on_signal(signal.SIGTERM, None)
+        raise ImportError("initialization failed")
+
+    stand_in._convert = stopped
+    assert main(["release", str(recipe)]) == 143
+    assert stand_in.take() == (["F16", "BF16"], [])
+    stand_in._convert = convert
+    forget_signals()  # as a process of its own begins
+    assert release(recipe).exit_code == 0
+    assert stand_in.take() == (["BF16", "fp32"], ALL)
