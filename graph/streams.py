@@ -44,10 +44,11 @@ def held_back() -> Iterator[None]:
     """Keeps what libraries print on the error stream themselves, beside `sys.stderr`, which must have been kept from it:
     torch and its relatives have much to say of themselves. It is told if what is done ends by an error that is not ours.
     """
-    if not _has_kept_stderr():
+    file = _somewhere() if _has_kept_stderr() else None
+    if file is None:
         yield
         return
-    with tempfile.TemporaryFile() as file:
+    with file:
         before = os.dup(_STDERR)
         os.dup2(file.fileno(), _STDERR)
         try:
@@ -60,6 +61,14 @@ def held_back() -> Iterator[None]:
         finally:
             os.dup2(before, _STDERR)
             os.close(before)
+
+
+def _somewhere() -> IO[bytes] | None:
+    """A temporary file; None where there is no room for one, which is no reason to stop."""
+    try:
+        return tempfile.TemporaryFile()
+    except OSError:
+        return None
 
 
 def _has_kept_stderr() -> bool:

@@ -111,10 +111,14 @@ output = _PlainConsole(width=None if sys.stdout and sys.stdout.isatty() else 200
 
 
 def set_volume(*, quiet: bool, verbose: bool) -> None:
-    """Whether notes and progress are told, and whether the time of each step and what libraries say are told, too."""
+    """Whether notes and progress are told, and whether the time of each step and what libraries print is told, too."""
     global _is_verbose
     errors.quiet, _is_verbose = quiet, verbose
-    if not (verbose or sys.warnoptions):
+
+
+def silence_libraries() -> None:
+    """Leaves out what libraries warn of, for the process's life, unless its user asked Python for it."""
+    if not sys.warnoptions:
         warnings.simplefilter("ignore")
         logging.disable(logging.WARNING)
 
@@ -162,18 +166,18 @@ def watched() -> Iterator[Progress]:
         TextColumn("{task.description}", markup=False), BarColumn(), _Amount(), TimeElapsedColumn(), TimeRemainingColumn(),
         console=errors, disable=not errors.is_terminal, transient=True,
     )  # fmt: skip
-    began: list[tuple[str, float]] = []
+    step, since = "", 0.0
 
     def end() -> None:
-        if began and _is_verbose:
-            label, since = began[-1]
-            errors.print(f"{label}: {time.monotonic() - since:.1f} s", style="dim", soft_wrap=True)
+        if step and _is_verbose:
+            errors.print(f"{step}: {time.monotonic() - since:.1f} s", style="dim", soft_wrap=True)
 
     with nullcontext() if _is_verbose else held_back(), bar:
 
         def start(label: str, total: int, unit: str) -> None:
+            nonlocal step, since
             end()
-            began.append((label, time.monotonic()))
+            step, since = label, time.monotonic()
             for task in bar.task_ids:
                 bar.remove_task(task)
             bar.add_task(plain(label), total=total or None, unit=unit)

@@ -17,7 +17,6 @@ from ...graph.errors import UsageError
 from .help_text import HELP_ALL, write_options
 
 _DEFAULT_COMMAND = "convert"
-_OWN_OPTIONS = {"--help", "-h", "--version", "-V", "--install-completion", "--show-completion"}
 _WORDS = "lfm_convert.words"
 
 
@@ -25,7 +24,8 @@ class DefaultCommand(TyperGroup):
     """`lfm-convert MODEL --target …` means `lfm-convert convert MODEL --target …`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if args and args[0] not in self.commands and args[0] not in _OWN_OPTIONS:
+        own = {*ctx.help_option_names, *(option for parameter in self.params for option in parameter.opts)}
+        if args and args[0] not in self.commands and args[0] not in own:
             _refuse_misspelt(args[0], list(self.commands))
             args = [_DEFAULT_COMMAND, *args]
         return super().parse_args(ctx, args)

@@ -81,12 +81,6 @@ EXAMPLES: Mapping[str, Sequence[str]] = {
 }
 
 
-def title(parameter: Any) -> str | None:
-    """The group that an option of a command belongs to; None of one of its own."""
-    found: str | None = getattr(parameter, "rich_help_panel", None)
-    return found
-
-
 def write_options(command: Any, context: Any, formatter: Any, words: Sequence[str]) -> None:
     """Arguments and options of a command, as far as `words`, its command line, ask for them; then its examples."""
     groups: dict[str | None, list[tuple[Any, tuple[str, str]]]] = {}
@@ -96,7 +90,8 @@ def write_options(command: Any, context: Any, formatter: Any, words: Sequence[st
         if record is not None and parameter.param_type_name == "argument":
             arguments.append(record)
         elif record is not None:
-            groups.setdefault(title(parameter), []).append((parameter, record))
+            group = getattr(parameter, "rich_help_panel", None)  # None of an option of the command's own
+            groups.setdefault(group, []).append((parameter, record))
     _section(formatter, "Arguments", arguments)
     _section(formatter, "Options", [record for _, record in groups.pop(None, [])])
     of_target, target = groups.pop(OF_TARGET, []), _target(words)

@@ -11,9 +11,15 @@ from lfm_convert.convert.cli.main import main
 
 # A run of the console script in which a library prints by every way there is, before it ends by an error or not.
 _NOISY = """
-import logging, os, sys, warnings
+import logging, os, sys, tempfile, warnings
 from lfm_convert.convert.cli import console, main
 from lfm_convert.graph.errors import UsageError
+
+def no_room():
+    raise OSError("no room")
+
+if "no-room" in sys.argv:
+    tempfile.TemporaryFile = no_room
 
 def noisy(arguments):
     console.set_volume(quiet=False, verbose="--verbose" in arguments)
@@ -51,6 +57,10 @@ def test_verbose_lets_libraries_speak() -> None:
 
 def test_it_is_told_after_an_error_that_is_not_ours() -> None:
     assert "from C\n" in run("fails") and "from C\n" not in run("refused")
+
+
+def test_without_room_to_hold_it_back_the_work_goes_on() -> None:
+    assert run("no-room") == "from C\na note of ours\nfrom C, later\n"
 
 
 def test_quiet_and_verbose(tiny_dense: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
