@@ -69,7 +69,6 @@ def release(
 ) -> int:
     """Write, run and compare what a recipe asks for, and leave what is done."""
     from ..release.prepared import prepare
-    from ..release.sharing import refuse_unfit
     from ..release.wanted import expand, select
     from ..release.wanted import matrix as matrix_of
 
@@ -87,7 +86,6 @@ def release(
         preparation = prepare(
             read, wanted, out=out, reports=reports, weights=not dry_run, offline=offline, progress=progress
         )
-        refuse_unfit(read, preparation.artifacts, publishes=publish)
         if dry_run:
             from ..release.forecast import forecast
 

@@ -6,8 +6,8 @@ validate ARTIFACT … ─► card FOLDER ─► publish FOLDER
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,9 +57,9 @@ class Repositories:
         )
 
 
-def refuse_unfit(recipe: Recipe, artifacts: Sequence[Prepared], *, publishes: bool) -> None:
-    """Raises UsageError, or InputError for a key to sign with that is not there, before any work: for a name that no
-    repository can have, two folders of one name, or nothing to publish to.
+def _refuse_unfit(recipe: Recipe, folders: Mapping[Path, Sequence[Prepared]], *, publishes: bool) -> None:
+    """Raises UsageError, or InputError for a key to sign with that is not there: for a name that no repository can have,
+    two folders of one name, or nothing to publish to.
     """
     found = Repositories.of(recipe)
     if found is None:
@@ -71,7 +71,7 @@ def refuse_unfit(recipe: Recipe, artifacts: Sequence[Prepared], *, publishes: bo
     if publishes and found.sign_key is not None and not is_file(found.sign_key):
         recipe.text.refuse(("publish", "sign_key"), f"publish.sign_key: {found.sign_key}: not found")
     owners: dict[str, Path] = {}
-    for folder, own in _by_folder(artifacts).items():
+    for folder, own in folders.items():
         entries = [{"target": e.plan.target, "quant": e.plan.quant, "main_file": e.plan.main_file} for e in own]
         try:
             names = assign(Manifest(folder, {"name": own[0].graph.name}), entries, found.to)
@@ -88,21 +88,19 @@ def refuse_unfit(recipe: Recipe, artifacts: Sequence[Prepared], *, publishes: bo
         find_token()
 
 
-def _by_folder(artifacts: Iterable[Prepared]) -> dict[Path, list[Prepared]]:
-    found: dict[Path, list[Prepared]] = {}
-    for each in artifacts:
-        found.setdefault(each.folder, []).append(each)
-    return found
-
-
 def steps_behind(site: Site, comparisons: Sequence[Validate], *, publishes: bool) -> list[Step]:
-    """The cards of a release, and its publication where that is asked for; nothing without `[publish]`."""
-    repositories = Repositories.of(site.preparation.recipe)
-    if repositories is None:
-        return []
+    """The cards of a release, and its publication where that is asked for; nothing without `[publish]`.
+
+    Raises: UsageError or InputError for what cannot be published, before any work.
+    """
     by_folder: dict[Path, list[Validate]] = {}
     for each in comparisons:
         by_folder.setdefault(each.conversion.artifact.folder, []).append(each)
+    artifacts = {folder: [each.conversion.artifact for each in own] for folder, own in by_folder.items()}
+    _refuse_unfit(site.preparation.recipe, artifacts, publishes=publishes)
+    repositories = Repositories.of(site.preparation.recipe)
+    if repositories is None:
+        return []
     cards = [Card(site, folder, own, repositories) for folder, own in by_folder.items()]
     return [*cards, *(Publish(card) for card in cards if publishes)]
 
@@ -119,29 +117,28 @@ class Card(Step):
         self.folder, self.comparisons, self.repositories = folder, comparisons, repositories
         self._path = folder / CARD_FILE
 
-    @property
-    def entries(self) -> list[Entry]:
-        """What the manifest says of the artifacts to show: those of this run, and others here that may be published."""
+    def shown(self) -> Manifest:
+        """The folder's manifest with the artifacts to show: those of this run, and others here that may be published."""
         for each in self.comparisons:
             each.judged()  # by the recipe as it is now
         own = {each.conversion.artifact.plan.main_file for each in self.comparisons}
-        return [e for e in open_folder(self.folder).artifacts if e["main_file"] in own or _may_be_shown(e)]
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return tuple(entry["main_file"] for entry in self.entries)
-
-    @property
-    def key(self) -> str:
-        about = [[entry[name] for name in ("main_file", "quant", "files", "validation")] for entry in self.entries]
-        source = open_folder(self.folder).source
-        return content_key(self.kind, __version__, about, source, self.repositories.to, self.repositories.base_model)
+        manifest = open_folder(self.folder)
+        entries = tuple(e for e in manifest.artifacts if e["main_file"] in own or _may_be_shown(e))
+        return replace(manifest, artifacts=entries)
 
     def is_done(self) -> bool:
         try:
-            return self.site.state.made.get(self._place) == f"{self.key} {self._sha256()}"
+            return self.site.state.made.get(self._place) == self._made(self.shown())
         except (InputError, OSError):
             return False
+
+    def _made(self, shown: Manifest) -> str:
+        """What the card is made of and by, and its own hash."""
+        about = [[entry[name] for name in ("main_file", "quant", "files", "validation")] for entry in shown.artifacts]
+        key = content_key(
+            self.kind, __version__, about, shown.source, self.repositories.to, self.repositories.base_model
+        )
+        return f"{key} {self._sha256()}"
 
     @property
     def _place(self) -> str:
@@ -153,18 +150,20 @@ class Card(Step):
     def carry_out(self) -> None:
         """Raises: as `write_card`."""
         start = time.monotonic()
-        names = self.names
-        manifest = open_folder(self.folder)
-        if len(assign(manifest, [e for e in manifest.artifacts if e["main_file"] in names], self.repositories.to)) == 1:
+        shown = self.shown()
+        if len(assign(shown, shown.artifacts, self.repositories.to)) == 1:
             write_card(
                 self.folder,
                 self.repositories.to,
-                only=names,
+                only=_names(shown),
                 base_model=self.repositories.base_model,
                 overwrite=self.site.overwrite,
             )
-        made = f"{self.key} {self._sha256()}"
-        self.site.state.finished(self.label, time.monotonic() - start, **{self._place: made})
+        self.site.state.finished(self.label, time.monotonic() - start, **{self._place: self._made(shown)})
+
+
+def _names(manifest: Manifest) -> tuple[str, ...]:
+    return tuple(entry["main_file"] for entry in manifest.artifacts)
 
 
 def _may_be_shown(entry: Entry) -> bool:
@@ -192,7 +191,7 @@ class Publish(Step):
             self.card.folder,
             repositories.to,
             place=repositories.place,
-            only=self.card.names,
+            only=_names(self.card.shown()),
             base_model=repositories.base_model,
             sign_key=repositories.sign_key,
             overwrite=self.site.overwrite,
