@@ -16,13 +16,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import uuid
 from collections.abc import Mapping
 from typing import Any
 
 from ..._version import __version__
 from ...graph.graph import WeightGraph
+from ...graph.source.front_matter import front_matter
 from ..hub_folder import json_bytes
 from .interface import CONTEXT_KEY, DECODE, PART_KEY, PREFILL, QUANT_KEY, STOPS_KEY
 from .mil import Feature
@@ -33,7 +33,6 @@ MODEL = f"Data/{_AUTHOR}/model.mlmodel"
 WEIGHTS = f"Data/{_AUTHOR}/weights/weight.bin"
 SUFFIX = ".mlpackage"
 MODEL_CONFIG = "model_config.json"
-_LICENSE = re.compile(r"license: *(.+)")
 
 
 def manifest() -> bytes:
@@ -76,16 +75,9 @@ def metadata(piece: Piece, quant: str) -> dict[str, object]:
         "shortDescription": f"{graph.name} ({quant}), converted to Core ML",
         "versionString": __version__,
         "author": "lfm-convert",
-        "license": _license(graph.assets.model_card),
+        "license": str(front_matter(graph.assets.model_card).get("license", "")),
         "userDefined": dict(sorted(own.items())),
     }
-
-
-def _license(card: str | None) -> str:
-    """As the front matter of the model's card names it; empty without one."""
-    lines = (card or "").splitlines()
-    front = lines[1 : lines.index("---", 1)] if lines[:1] == ["---"] and "---" in lines[1:] else []
-    return next((match[1].strip() for line in front if (match := _LICENSE.fullmatch(line))), "")
 
 
 def model_config(graph: WeightGraph, packages: Mapping[str, tuple[Piece, str]]) -> bytes:
