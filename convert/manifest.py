@@ -134,6 +134,11 @@ def _origin(graph: WeightGraph) -> dict[str, Any]:
     return {**named, **({"card": kept} if kept else {})}
 
 
+def material_hashes(source: Mapping[str, Any]) -> dict[str, str]:
+    """sha256 by path of the checkpoint's files, as a manifest's source lists them."""
+    return {str(file["path"]): str(file["sha256"]) for file in source.get("files", ())}
+
+
 def file_entry(folder: Path, path: Path, sha256: str) -> Entry:
     """path (relative, forward slashes), bytes and sha256 of a file."""
     return {"path": path.relative_to(folder).as_posix(), "bytes": path.stat().st_size, "sha256": sha256}

@@ -23,7 +23,7 @@ from ..targets.stream import DEFAULT_RANGE_BYTES, Execution, Profile
 from ..targets.target import Artifact, Target, get_target
 from .artifacts import find_artifacts, record, verified
 from .destination import owned
-from .manifest import hash_source, load_manifest
+from .manifest import hash_source, load_manifest, material_hashes
 from .provenance import find_source, foreign, listed_hashes
 from .source import Source, find_model
 from .writing import Writing
@@ -209,7 +209,7 @@ def _has_passed(artifact: Artifact) -> bool:
 def _recorded_hashes(folder: Path) -> dict[str, str] | None:
     """The checkpoint's hashes as the manifest of this run has them, so that it is not read once more for them."""
     manifest = load_manifest(folder)
-    return None if manifest is None else {file["path"]: file["sha256"] for file in manifest.source["files"]}
+    return None if manifest is None else material_hashes(manifest.source)
 
 
 def validate(

@@ -14,7 +14,7 @@ from ..graph.errors import UsageError
 from ..graph.files import hash_files
 from ..targets.target import Artifact
 from .bundled import NAMES
-from .manifest import Manifest, load_manifest
+from .manifest import Manifest, load_manifest, material_hashes
 from .source import Source, find_model, nearby_model
 
 _SHOWN = 12  # characters of a hash
@@ -40,7 +40,7 @@ def find_source(artifacts: Sequence[Artifact], *, revision: str | None = None, o
 
 def listed_hashes(artifacts: Sequence[Artifact]) -> dict[str, str] | None:
     """sha256 by path of the files that all artifacts say they were made from; None where they do not say it as one."""
-    sources = [_hashes(manifest.source) for manifest in _manifests(artifacts).values()]
+    sources = [material_hashes(manifest.source) for manifest in _manifests(artifacts).values()]
     is_one = len(sources) > 0 and all(source == sources[0] for source in sources)
     return sources[0] if is_one and not any(artifact.is_recognised for artifact in artifacts) else None
 
@@ -64,17 +64,13 @@ def _manifests(artifacts: Sequence[Artifact]) -> dict[Path, Manifest]:
 
 def _is_config_of(folder: Path, source: Mapping[str, Any]) -> bool:
     path = folder / CONFIG_FILE
-    listed = _hashes(source).get(CONFIG_FILE)
+    listed = material_hashes(source).get(CONFIG_FILE)
     return listed is not None and path.is_file() and hash_files([path], jobs=1) == [listed]
-
-
-def _hashes(source: Mapping[str, Any]) -> dict[str, str]:
-    return {str(file["path"]): str(file["sha256"]) for file in source.get("files", ())}
 
 
 def _difference(source: Mapping[str, Any], name: str, own: Mapping[str, str]) -> str:
     """The first file that is another one; empty if none is."""
-    listed = _hashes(source)
+    listed = material_hashes(source)
     if sorted(listed.values()) == sorted(own.values()):  # whatever they are called
         return ""
     for path in (*listed, *own):

@@ -7,7 +7,6 @@ Source: https://huggingface.co/docs/hub/model-cards (metadata), https://huggingf
 from __future__ import annotations
 
 import json
-import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,9 +19,10 @@ from ...graph.files import digest
 from ...graph.source.assets import LICENSES
 from ...graph.text import plain
 from ...graph.units import format_size
+from ...targets.naming import read_part_name
 from ...validate.formats import escape
 from ...validate.report import number, percent, ratio
-from ..manifest import Entry, Manifest
+from ..manifest import Entry, Manifest, material_hashes
 from .ecosystems import ECOSYSTEMS
 from .hub import quiet
 
@@ -87,7 +87,7 @@ def _facts(source: CardSource) -> dict[str, Any]:
     rows = [_row(entry, source.repo) for entry in manifest.artifacts]
     repository = origin.get("repository") or source.base_model or origin.get("name", "not named")
     revision = f" at {origin['revision']}" if origin.get("revision") else ""
-    listed = {str(file["path"]): str(file["sha256"]) for file in origin.get("files", ())}
+    listed = material_hashes(origin)
     licence = _licence(source)
     libraries = manifest.tool.get("libraries", {})
     return {
@@ -178,11 +178,12 @@ def _first(entry: Entry) -> dict[str, Any]:
     """The artifact that the examples run."""
     paths = [file["path"] for file in entry["files"]]
     main = PurePosixPath(entry["main_file"])
+    part = read_part_name(main.name, main.suffix)
     return {
         "quant": entry["quant"],
         "main_file": main.as_posix(),
         "n_files": len(paths),
-        "pattern": re.sub(r"-\d{5}-of-\d{5}(?=\.)", "-*", main.as_posix()),
+        "pattern": (main.with_name(f"{part.stem}-*{main.suffix}") if part else main).as_posix(),
         "data_file": next((path for path in paths if path.endswith(".ptd")), None),
         "package": main.parent.as_posix(),
     }

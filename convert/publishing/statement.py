@@ -13,7 +13,7 @@ from typing import Any
 
 from ...graph.errors import InputError
 from ...graph.json_text import read_object
-from ..manifest import Manifest
+from ..manifest import Manifest, material_hashes
 
 _STATEMENT = "https://in-toto.io/Statement/v1"
 _PROVENANCE = "https://slsa.dev/provenance/v1"
@@ -60,11 +60,6 @@ def read_subjects(path: Path) -> tuple[dict[str, str], dict[str, str]]:
         return _digests(data["subject"]), _digests(materials)
     except (KeyError, TypeError) as error:
         raise InputError(f"{path}: is no in-toto statement of provenance: {error!r}") from None
-
-
-def material_hashes(source: Mapping[str, Any]) -> dict[str, str]:
-    """sha256 by path of the checkpoint's files, as a manifest lists them."""
-    return {str(file["path"]): str(file["sha256"]) for file in source.get("files", ())}
 
 
 def _materials(source: Mapping[str, Any]) -> list[dict[str, Any]]:

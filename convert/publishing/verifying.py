@@ -11,12 +11,12 @@ from ...graph.errors import Faults, InputError
 from ...graph.files import is_file
 from ...graph.progress import SILENT, Progress
 from ...graph.source.assets import LICENSES
-from ..manifest import MANIFEST_FILE, Manifest
+from ..manifest import MANIFEST_FILE, Manifest, material_hashes
 from .contents import differences, release_of, sha256_of
 from .names import CARD_FILE, HUB_FILES, PROOFS, SBOM_FILE, SIGNATURE_FILE, STATEMENT_FILE
 from .repositories import open_folder
 from .signature import refuse_unsigned, signed_files
-from .statement import material_hashes, read_subjects
+from .statement import read_subjects
 
 _SHOWN = 12  # characters of a hash
 _LISTED = 5
