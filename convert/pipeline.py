@@ -173,7 +173,7 @@ def convert(
                 left,
                 reference=graph,
                 other_reference=True,
-                source_hashes=_recorded_hashes(folder),
+                source_hashes=recorded_hashes(folder),
                 budgets=budgets,
                 progress=progress,
                 **comparison,
@@ -206,7 +206,7 @@ def _has_passed(artifact: Artifact) -> bool:
     return found.get("verdict") == "pass" and found.get("fit") != "over"
 
 
-def _recorded_hashes(folder: Path) -> dict[str, str] | None:
+def recorded_hashes(folder: Path) -> dict[str, str] | None:
     """The checkpoint's hashes as the manifest of this run has them, so that it is not read once more for them."""
     manifest = load_manifest(folder)
     return None if manifest is None else material_hashes(manifest.source)

@@ -36,6 +36,11 @@ from .ownership import Ownership
 Hashes = Callable[[], list[str]]
 
 
+def already_there(where: Path) -> UsageError:
+    """What to say of an artifact that nobody allowed to be replaced."""
+    return UsageError(f"{where}: already exists; --overwrite replaces it, --skip-existing leaves it")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Writing:
     """One target's artifacts on their way into one destination, which is this run's alone.
@@ -97,7 +102,7 @@ class Writing:
                 continue
             where = self.destination.path / plan.main_file
             if not (self.skip_existing or self.resume):
-                raise UsageError(f"{where}: already exists; --overwrite replaces it, --skip-existing leaves it")
+                raise already_there(where)
             found = self._stale(plan, manifest, hashes)
             if found is None:
                 self.progress.note(f"{where}: is there already and is left as it is")

@@ -36,20 +36,19 @@ def _targets(incomplete: str) -> list[str]:
 
 def _quants(ctx: typer.Context, incomplete: str) -> list[str]:
     """For a shell's completion: the quants of the target that the line names, or of all of them."""
-    named = ctx.params.get("target")
-    targets = [named] if named in target_names() else target_names()
+    targets = [name for name in ctx.params.get("target") or () if name in target_names()] or target_names()
     names = dict.fromkeys(policy.name for target in targets for policy in get_target(target).policies)
     return [name for name in names if name.startswith(incomplete)]
 
 
-Target = Annotated[
-    str,
+Targets = Annotated[
+    list[str],
     typer.Option(
         "--target",
         "-t",
-        metavar="NAME",
+        metavar="NAMES",
         autocompletion=_targets,
-        help="Runtime to write for; 'lfm-convert targets' lists them.",
+        help="Runtimes to write for, repeatable or comma-separated; 'lfm-convert targets' lists them.",
     ),
 ]
 Quant = Annotated[
@@ -59,7 +58,7 @@ Quant = Annotated[
         "-q",
         metavar="NAMES",
         autocompletion=_quants,
-        help="Quants, repeatable or comma-separated, or all; default: the target's.",
+        help="Quants, repeatable or comma-separated, or all; each goes to every target that has it. Default: the target's.",
         show_default=False,
     ),
 ]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,9 +16,10 @@ from ...validate.budgets import Budgets
 from ...validate.lines import Lines
 from .. import pipeline
 from ..manifest import MANIFEST_FILE
+from ..several import convert_several, folders, shares
 from .budget_options import budget_options
 from .comparison_options import comparison_options, line_options
-from .console import Model, Offline, Quant, Revision, Target, output, watched
+from .console import Model, Offline, Quant, Revision, Targets, output, watched
 from .option_groups import grouped
 from .report_options import Reports, report_options
 from .target_options import target_options
@@ -34,13 +34,17 @@ from .target_options import target_options
 )
 def convert(
     *,
-    target: Target,
+    target: Targets,
     model: Model = None,
     quant: Quant = None,
     out: Annotated[
         Path | None,
         typer.Option(
-            "--out", "-o", metavar="FOLDER", help="Folder to write; default: ./MODEL-TARGET.", show_default=False
+            "--out",
+            "-o",
+            metavar="FOLDER",
+            help="Folder to write; of several targets the one with a folder for each. Default: ./MODEL-TARGET.",
+            show_default=False,
         ),
     ] = None,
     options: dict[str, Any],
@@ -75,12 +79,13 @@ def convert(
     revision: Revision = None,
     offline: Offline = False,
 ) -> int:
-    """Write the artifacts of one target, then run each and compare it with the checkpoint."""
+    """Write artifacts of one target or several, then run each and compare it with the checkpoint."""
     if no_validate and (lines.is_asked or reports.needs_report):
         raise UsageError(
             "--no-validate compares nothing that could be reported or held to a line: leave one of them out"
         )
-    out, options = _placed(target, out, outfile, options)
+    out, options = _placed([share.target for share in shares(target)], out, outfile, options)
+    wanted = shares(target, quant, options)
     texts = [value for value in comparison.values() if isinstance(value, Path)]
     reports.check(read=texts)
     if reports.baseline is not None:  # which was made with the suite that releases are judged on
@@ -88,20 +93,18 @@ def convert(
     comparison |= {**reports.held_to(), "lines": lines}
     with watched() as progress:
         graph = pipeline.open_model(model, revision=revision, offline=offline, progress=progress)
-        reports.check(read=[*texts, *_read_and_written(graph, out, options)])
-        done = pipeline.convert(
+        reports.check(read=[*texts, *_read_and_written(graph, folders(graph, wanted, out), options)])
+        done = convert_several(
             graph,
-            target=target,
-            quant=quant,
+            wanted,
             out=out,
-            options=options,
             strict=strict,
             overwrite=overwrite,
             skip_existing=skip_existing,
             resume=resume,
             jobs=jobs,
             max_memory=comparison.pop("max_memory"),
-            budgets=replace(budgets, context=options.get("context", budgets.context)),
+            budgets=budgets,
             validate_after=not no_validate,
             validate_all=bool(lines) or reports.is_asked,
             comparison=comparison,
@@ -126,17 +129,17 @@ def convert(
     return done.report.exit_code
 
 
-def _read_and_written(graph: WeightGraph, out: Path | None, options: Mapping[str, Any]) -> Iterator[Path]:
+def _read_and_written(graph: WeightGraph, places: Sequence[Path], options: Mapping[str, Any]) -> Iterator[Path]:
     """Files that no report may replace: the checkpoint's, and of those to come the ones whose names are known."""
     yield from (path for path in graph.folder.iterdir() if path.is_file())
-    if out is not None:
-        yield from (out / name for name in (MANIFEST_FILE, options.get("outfile")) if name)
+    for place in places:
+        yield from (place / name for name in (MANIFEST_FILE, options.get("outfile")) if name)
 
 
 def _placed(
-    target: str, out: Path | None, outfile: Path | None, options: dict[str, Any]
+    targets: Sequence[str], out: Path | None, outfile: Path | None, options: dict[str, Any]
 ) -> tuple[Path | None, dict[str, Any]]:
-    """The folder to write, and the target's options with the file's name if there is to be one.
+    """The folder to write, and the targets' options with the file's name if there is to be one, which only one can have.
 
     `--out model.gguf` means the file, too, unless there is a folder of that name; `--out model.mlpackage` always means the
     package. `~` is the user's home in both, as it is in MODEL: shells leave the one in `--out=~/models` alone.
@@ -144,8 +147,12 @@ def _placed(
     out, outfile = (None if path is None else path.expanduser() for path in (out, outfile))
     if out is not None and outfile is not None:
         raise UsageError("give --out, a folder, or --outfile, a file, not both")
-    if out is not None and out.suffix and out.suffix.lower() == get_target(target).file_suffix:
-        outfile = out if get_target(target).is_package or not out.is_dir() else None
+    target = get_target(targets[0])
+    if len(targets) > 1:
+        if outfile is not None:
+            raise UsageError(f"--outfile {outfile}: is one file, for {len(targets)} targets: give --out, a folder")
+    elif out is not None and out.suffix and out.suffix.lower() == target.file_suffix:
+        outfile = out if target.is_package or not out.is_dir() else None
     if outfile is None:
         return out, options
     return outfile.parent, {**options, "outfile": outfile.name}
@@ -167,11 +174,11 @@ def _to_json(done: pipeline.Converted) -> dict[str, object]:
         "folder": str(done.folder),
         "artifacts": [
             {
-                "path": a.path.relative_to(a.folder).as_posix(),
+                "path": a.path.relative_to(done.folder).as_posix(),
                 "target": a.target,
                 "quant": a.quant,
                 "size_bytes": a.size_bytes,
-                "files": [file.relative_to(a.folder).as_posix() for file in a.files],
+                "files": [file.relative_to(done.folder).as_posix() for file in a.files],
             }
             for a in done.artifacts
         ],

@@ -20,7 +20,7 @@ TITLES: Mapping[str, str] = {
 EXAMPLES: Mapping[str, Sequence[str]] = {
     "convert": (
         "lfm-convert my-team/model --target gguf --quant Q4_K_M",
-        "lfm-convert ./model --target onnx --quant q4,q4f16 --out web --max-size 900MB",
+        "lfm-convert ./model --target gguf,onnx --quant Q4_0,q4f16 --out models",
         "lfm-convert bundled:moe -t mlx -q 4bit --html report.html --max-kld 0.1",
     ),
     "plan": (
@@ -94,16 +94,16 @@ def write_options(command: Any, context: Any, formatter: Any, words: Sequence[st
             groups.setdefault(group, []).append((parameter, record))
     _section(formatter, "Arguments", arguments)
     _section(formatter, "Options", [record for _, record in groups.pop(None, [])])
-    of_target, target = groups.pop(OF_TARGET, []), _target(words)
-    if of_target:
+    of_target, targets = groups.pop(OF_TARGET, []), _targets(words)
+    for target in targets if of_target else ():
         _section(formatter, f"Options of {target}", [_own(record) for _, record in of_target if _is_of(record, target)])
-    if of_target and target is None:
+    if of_target and not targets:
         formatter.write_paragraph()
         formatter.write_text(f"Each target has options of its own: '{context.command_path} --target NAME --help'.")
     if HELP_ALL in words:
         for name, found in groups.items():
             _section(formatter, str(name), [record for _, record in found])
-    elif groups and target is not None:
+    elif groups and targets:
         formatter.write_paragraph()
         formatter.write_text(f"{HELP_ALL} describes more: {', '.join(map(str, groups)).lower()}.")
     elif groups:
@@ -130,13 +130,14 @@ def _listed(formatter: Any, heading: str, rows: Sequence[tuple[str, str]]) -> No
         formatter.write("".join(f"  {line}\n" for line in text))
 
 
-def _target(words: Sequence[str]) -> str | None:
-    """The target that a command line names."""
+def _targets(words: Sequence[str]) -> list[str]:
+    """The targets that a command line names."""
+    found: list[str] = []
     for word, following in zip(words, [*words[1:], ""], strict=True):
         option, separator, value = word.partition("=")
         if option in _TARGET:
-            return value if separator else following
-    return None
+            found += (value if separator else following).split(",")
+    return found
 
 
 def _own(record: tuple[str, str]) -> tuple[str, str]:
@@ -145,6 +146,6 @@ def _own(record: tuple[str, str]) -> tuple[str, str]:
     return record[0], text[:1].upper() + text[1:]
 
 
-def _is_of(record: tuple[str, str], target: str | None) -> bool:
+def _is_of(record: tuple[str, str], target: str) -> bool:
     """Whether an option's description, `gguf, mlx: …`, names the target."""
-    return target is not None and target in record[1].partition(":")[0].split(", ")
+    return target in record[1].partition(":")[0].split(", ")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
@@ -14,8 +14,9 @@ from ...targets.plans import Plan
 from ...validate.budgets import BudgetCheck, Budgets
 from ...validate.memory import plan_run_bytes
 from .. import pipeline
+from ..several import shares
 from .budget_options import budget_options
-from .console import Json, Model, Offline, Quant, Revision, Target, output, print_json, watched
+from .console import Json, Model, Offline, Quant, Revision, Targets, output, print_json, watched
 from .option_groups import grouped
 from .target_options import target_options
 
@@ -23,7 +24,7 @@ from .target_options import target_options
 @grouped(options=target_options, budgets=budget_options)
 def plan(
     *,
-    target: Target,
+    target: Targets,
     model: Model = None,
     quant: Quant = None,
     options: dict[str, Any],
@@ -34,15 +35,20 @@ def plan(
     as_json: Json = False,
 ) -> int:
     """Say what would be written, to the byte, without reading a weight; config.json is enough."""
+    wanted = shares(target, quant, options)
     with watched() as progress:
         graph = pipeline.open_model(model, revision=revision, offline=offline, weights=False, progress=progress)
-    plans = pipeline.plan(graph, target=target, quant=quant, options=options)
-    for each in plans:
-        if strict:
-            each.refuse_fallbacks()
-    budgets = replace(budgets, context=options.get("context", budgets.context))
-    checks = [budgets.check_plan(graph.config, each) for each in plans]
-    memory = [plan_run_bytes(graph.config, each, budgets.context) for each in plans]
+    plans: list[Plan] = []
+    checks: list[tuple[BudgetCheck, ...]] = []
+    memory: list[int] = []
+    for share in wanted:
+        held_to = share.budgets(budgets)
+        for each in pipeline.plan(graph, target=share.target, quant=share.quants, options=share.options):
+            if strict:
+                each.refuse_fallbacks()
+            plans.append(each)
+            checks.append(held_to.check_plan(graph.config, each))
+            memory.append(plan_run_bytes(graph.config, each, held_to.context))
     fits = all(check.passed for found in checks for check in found)
     code = ExitCode.OK if fits else ExitCode.BUDGET
     if as_json:
@@ -71,7 +77,7 @@ def _print_checks(each: Plan, found: tuple[BudgetCheck, ...]) -> None:
         output.print(f"{each.quant}: {check.name}: {check.sentence}", soft_wrap=True)
 
 
-def _table(plans: tuple[Plan, ...], memory: list[int]) -> Table:
+def _table(plans: Sequence[Plan], memory: Sequence[int]) -> Table:
     table = Table(box=None, pad_edge=False)
     for heading in ("quant", "file"):
         table.add_column(heading)
