@@ -166,7 +166,7 @@ def reference_of(
     if kept and graph.is_at_hand:
         kept.keep_checkpoint(graph)
     if found:
-        note(f"the checkpoint's run on {len(prompts)} prompts is taken from {found}")
+        note(f"the checkpoint's run on {len(prompts)} prompts is taken from {found.parent}")
         return load_reference(graph, prompts, found)
     if not graph.is_at_hand:
         raise UsageError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +15,7 @@ from .gates import part_verdicts
 from .layer_bars import bars_of_loss, bars_of_weights
 from .outputs import write_report
 from .results import ArtifactResult, Fit, Held, Report
+from .tables import print_rows
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -24,9 +24,9 @@ _STYLES = {"pass": "green", "fail": "red", "skipped": "dim"}
 _COLUMNS = (
     "artifact", "target", "quant", "size", "memory", "mean KLD", "p99.9", "same top-1", "PPL ratio", "budget", "verdict",
 )  # fmt: skip
+_TEXTS = ("target", "quant", "budget", "verdict")
 _FITS = {Fit.FITS: "fits", Fit.OVER: "over", Fit.FREE: "–"}
 _SHORT = 12  # characters of a hash that is there to be recognised
-_NUMBERS = range(3, 9)  # columns set flush right
 
 
 def write_html(report: Report, path: Path) -> None:
@@ -80,22 +80,14 @@ def ratio(value: float | None) -> str:
 
 
 def print_table(report: Report, console: Console) -> None:
-    """A row an artifact, then a line for each that has something to say; off a terminal, plain aligned text."""
-    from rich.table import Table
+    """A row an artifact, then a line for each that has something to say."""
     from rich.text import Text
 
-    rows = [(*_cells(result), _FITS[result.fit], result.verdict.value) for result in report.results]
-    if console.is_terminal:
-        table = Table()
-        for index, column in enumerate(_COLUMNS):
-            table.add_column(column, justify="right" if index in _NUMBERS else "left")
-        for *cells, verdict in rows:
-            table.add_row(*(Text(plain(cell)) for cell in cells), Text(verdict, style=_STYLES[verdict]))
-        console.print(table)
-    else:
-        widths = [max(map(len, column)) for column in zip(_COLUMNS, *rows, strict=True)]
-        for row in (_COLUMNS, *rows):
-            console.print(Text(plain(_aligned(row, widths))), soft_wrap=True)
+    rows: list[tuple[str | Text, ...]] = []
+    for result in report.results:
+        verdict = Text(result.verdict.value, style=_STYLES[result.verdict.value])
+        rows.append((*_cells(result), _FITS[result.fit], verdict))
+    print_rows(console, _COLUMNS, rows, texts=_TEXTS)
     for result in report.results:
         if result.sentence:
             line = f"{result.artifact.label}: {verdict_words(result)}: {result.sentence}"
@@ -116,14 +108,6 @@ def verdict_words(result: ArtifactResult) -> str:
 def failed_gates(report: Report) -> list[str]:
     """The names of all gates that an artifact did not keep, once each."""
     return list(dict.fromkeys(gate.name for each in report.results for gate in each.gates if not gate.passed))
-
-
-def _aligned(row: Sequence[str], widths: Sequence[int]) -> str:
-    padded = [
-        cell.rjust(width) if index in _NUMBERS else cell.ljust(width)
-        for index, (cell, width) in enumerate(zip(row, widths, strict=True))
-    ]
-    return "  ".join(padded).rstrip()
 
 
 def _cells(result: ArtifactResult) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ from ...graph.opening import open_graph
 from ...graph.source.weight_files import has_weights, instead_hint, refuse_adapter_alone
 from ...graph.units import format_size
 from ...targets.target import Artifact, get_target
+from ...validate.tables import print_rows
 from ..artifacts import find_artifacts, listed_artifacts, recognised_artifacts
 from ..manifest import MANIFEST_FILE, load_manifest
 from .console import Json, output, print_json
@@ -154,26 +155,32 @@ def _tensors(artifact: Artifact) -> list[tuple[str, int]]:
 
 
 def _show(found: dict[str, Any]) -> None:
-    table = Table(box=None, pad_edge=False, show_header=found["kind"] == "artifacts")
+    if found["kind"] == "artifacts":
+        _show_artifacts(found["artifacts"])
+        return
+    table = Table(box=None, pad_edge=False, show_header=False)
     if found["kind"] in ("gguf", "mlx"):
         table.add_row("tensors", str(found["tensors"]))
         for each in found["types"]:
             table.add_row(each["type"], f"{each['tensors']} tensors, {format_size(each['bytes'])}")
         for key, value in found["metadata"].items():
             table.add_row(key, str(value).partition("\n")[0][:120])
-    elif found["kind"] == "checkpoint":
+    else:
         for key, value in found.items():
             if key == "roles":
                 value = "\n".join(f"{r['role']} {r['dtype']} {r['parameters']:,}" for r in value)
             elif key == "notes":
                 value = "\n".join(value)
             table.add_row(key, f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value))
-    else:
-        for heading in ("path", "target", "quant", "size", "tensors", "encodings", "verdict"):
-            table.add_column(heading)
-        for row in found["artifacts"]:
-            parts = ", ".join(f"{name} {format_size(n)}" for name, n in row["encodings"].items())
-            size = format_size(row["size_bytes"])
-            verdict = row["verdict"] or ("not validated" if row["manifest"] else "no manifest")
-            table.add_row(row["path"], row["target"], row["quant"], size, str(row["tensors"]), parts, verdict)
     output.print(table)
+
+
+def _show_artifacts(found: Sequence[dict[str, Any]]) -> None:
+    rows = []
+    for row in found:
+        parts = ", ".join(f"{name} {format_size(n)}" for name, n in row["encodings"].items())
+        size = format_size(row["size_bytes"])
+        verdict = row["verdict"] or ("not validated" if row["manifest"] else "no manifest")
+        rows.append((row["path"], row["target"], row["quant"], size, str(row["tensors"]), parts, verdict))
+    headings = ("path", "target", "quant", "size", "tensors", "encodings", "verdict")
+    print_rows(output, headings, rows, texts=("target", "quant", "encodings", "verdict"))

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
 
 from ...graph.errors import ExitCode
 from ...graph.units import format_size
 from ...targets.plans import Plan
 from ...validate.budgets import BudgetCheck, Budgets
 from ...validate.memory import plan_run_bytes
+from ...validate.tables import print_rows
 from .. import pipeline
 from ..several import shares
 from .budget_options import budget_options
 from .console import Json, Model, Offline, Quant, Revision, Targets, output, print_json, watched
 from .option_groups import grouped
 from .target_options import target_options
+
+_HEADINGS = (
+    "quant", "file", "size", "bytes", "tensor bytes", "tensors", "fallbacks", "memory to write", "memory to run",
+)  # fmt: skip
 
 
 @grouped(options=target_options, budgets=budget_options)
@@ -59,7 +62,7 @@ def plan(
         print_json({"plans": objects})
         return code
     output.print(f"{graph.name}: {graph.n_parameters:,} parameters, {graph.config.n_layers} layers")
-    output.print(_table(plans, memory))
+    print_rows(output, _HEADINGS, list(map(_row, plans, memory)), texts=("file",))
     for each in plans:
         for fallback in each.fallbacks:
             output.print(
@@ -77,22 +80,15 @@ def _print_checks(each: Plan, found: tuple[BudgetCheck, ...]) -> None:
         output.print(f"{each.quant}: {check.name}: {check.sentence}", soft_wrap=True)
 
 
-def _table(plans: Sequence[Plan], memory: Sequence[int]) -> Table:
-    table = Table(box=None, pad_edge=False)
-    for heading in ("quant", "file"):
-        table.add_column(heading)
-    for heading in ("size", "bytes", "tensor bytes", "tensors", "fallbacks", "memory to write", "memory to run"):
-        table.add_column(heading, justify="right")
-    for each, run in zip(plans, memory, strict=True):
-        table.add_row(
-            each.quant,
-            each.main_file,
-            format_size(each.total_bytes),
-            f"{each.total_bytes:,}",
-            f"{each.tensor_bytes:,}",
-            str(len(each.tensors)),
-            str(len(each.fallbacks)),
-            format_size(each.peak_memory_bytes()),
-            format_size(run),
-        )
-    return table
+def _row(plan: Plan, run_bytes: int) -> tuple[str, ...]:
+    return (
+        plan.quant,
+        plan.main_file,
+        format_size(plan.total_bytes),
+        f"{plan.total_bytes:,}",
+        f"{plan.tensor_bytes:,}",
+        str(len(plan.tensors)),
+        str(len(plan.fallbacks)),
+        format_size(plan.peak_memory_bytes()),
+        format_size(run_bytes),
+    )

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
 
 from ...graph.errors import UsageError
 from ...graph.streams import write_out
 from ...graph.units import format_size
+from ...validate.tables import print_rows
 from ..recipe.reading import load_recipe
 from ..source import SETTINGS_FILE
 from .console import Json, Offline, output, print_json, watched
@@ -20,9 +20,6 @@ from .report_options import Html, Junit, Markdown
 if TYPE_CHECKING:
     from ..release.forecast import Forecasts
     from ..release.outcome import Outcome
-
-# Of a table that every terminal and log shows whole.
-_WIDTH = 80
 
 
 def release(
@@ -99,24 +96,16 @@ def release(
     return outcome.exit_code
 
 
-def _table(*headings: str) -> Table:
-    """A table of texts, then numbers, whose first column is folded where it is too long."""
-    table = Table(box=None, pad_edge=False)
-    for number, heading in enumerate(headings):
-        table.add_column(heading, justify="left" if number == 0 else "right", overflow="fold", no_wrap=number > 0)
-    return table
-
-
 def _print(outcome: Outcome, out: Path) -> None:
     from ...validate.report import number, percent, verdict_words
 
-    table = _table("artifact", "size", "mean KLD", "same top-1", "verdict")
+    rows = []
     for name, result in zip(outcome.names, outcome.report.results, strict=True):
         metrics = result.metrics
         measured = ("–", "–") if metrics is None else (number(metrics.kld_mean), percent(metrics.same_top1))
         size = format_size(result.size_bytes) if result.size_bytes else "–"
-        table.add_row(name, size, *measured, verdict_words(result))
-    output.print(table, width=_WIDTH)
+        rows.append((name, size, *measured, verdict_words(result)))
+    print_rows(output, ("artifact", "size", "mean KLD", "same top-1", "verdict"), rows, texts=("verdict",))
     for name, result in zip(outcome.names, outcome.report.results, strict=True):
         if result.sentence:
             output.print(f"{name}: {result.sentence}", soft_wrap=True)
@@ -125,12 +114,12 @@ def _print(outcome: Outcome, out: Path) -> None:
 
 
 def _print_forecasts(found: Forecasts) -> None:
-    table = _table("step", "time", "memory", "disk")
+    rows = []
     for each in found.steps:
         cost = each.cost
         cells = ("done", "", "") if each.is_left else (_time(cost.seconds), _size(cost.memory), _size(cost.disk))
-        table.add_row(each.step.label, *cells)
-    output.print(table, width=_WIDTH)
+        rows.append((each.step.label, *cells))
+    print_rows(output, ("step", "time", "memory", "disk"), rows)
     output.print(
         f"{len(found.to_do)} of {len(found.steps)} steps to do: about {_time(found.seconds)}, at most "
         f"{format_size(found.memory)} of memory at a time, {format_size(found.disk)} of {format_size(found.free)} "
