@@ -14,6 +14,7 @@ from ..graph.errors import UsageError
 from ..graph.files import fits_in_memory, hash_files
 from ..graph.graph import WeightGraph
 from ..graph.progress import Progress
+from ..quantize.compiling import told_of_compiling
 from ..targets.plans import Plan
 from ..targets.stream import Execution
 from ..targets.target import Target
@@ -76,7 +77,10 @@ class Writing:
         if len(set(names)) < len(names):
             raise UsageError(f"{names[0]}: is the file of {len(names)} quants; {{ftype}} in --outfile tells them apart")
         manifest = load_manifest(self.destination.folder)
-        with _hashed_source(self.graph, self.source_hashes, forgets=self._forgets) as hashes:
+        with (
+            told_of_compiling(self.progress.note),
+            _hashed_source(self.graph, self.source_hashes, forgets=self._forgets) as hashes,
+        ):
             plans = self._left_to_write(manifest, hashes)
             kept = _kept_artifacts(manifest, plans)
             _refuse_other_source(self.destination.path, manifest, self._lasting(kept), self.graph)

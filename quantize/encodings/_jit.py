@@ -19,9 +19,11 @@ from typing import Any, TypeVar
 import numba
 import numpy as np
 from llvmlite import ir
-from numba.core import types
+from numba.core import event, types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
+
+from ..compiling import tell
 
 LANES = 64
 Lanes = NDArray[np.float32]  # [elements, LANES], or [LANES]
@@ -60,6 +62,27 @@ def kernel(function: _F) -> _F:
 
 
 _CACHE = _cache_folder()
+
+
+class _Compiling(event.Listener):  # type: ignore[misc]  # numba has no types
+    """Tells of kernels that are compiled, not of those that these call; what comes from the folder is not compiled."""
+
+    def __init__(self) -> None:
+        self._open = threading.local()
+
+    def on_start(self, event: Any) -> None:
+        depth = getattr(self._open, "depth", 0)
+        self._open.depth = depth + 1
+        module = event.data["dispatcher"].py_func.__module__
+        if depth == 0 and module.startswith(__package__):
+            name = module.rpartition(".")[2].removeprefix("_kernels").strip("_")
+            tell(f"compiling the kernels of {name} for this processor, once: they are kept in {_CACHE}")
+
+    def on_end(self, event: Any) -> None:
+        self._open.depth -= 1
+
+
+event.register("numba:compile", _Compiling())
 # Kernels are imported by whichever thread needs them first, and numba has one folder for all: in the midst of another
 # thread's change it takes the working directory for it.
 _ONE_AT_A_TIME = threading.Lock()

@@ -23,7 +23,9 @@ RANKS = {
     "validate": 5,
     **dict.fromkeys(("convert.destination", "convert.manifest"), 6),
     **dict.fromkeys(("convert.artifacts", "convert.ownership", "convert.bundled"), 7),
-    **dict.fromkeys(("convert.pipeline", "convert.provenance", "convert.source", "convert.writing"), 8),
+    **dict.fromkeys(
+        ("convert.pipeline", "convert.provenance", "convert.several", "convert.source", "convert.writing"), 8
+    ),
     **dict.fromkeys(
         ("convert.calibration", "convert.failures", "convert.recipe", "convert.publishing", "convert.stopping"), 8
     ),
