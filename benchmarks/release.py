@@ -1,9 +1,12 @@
-"""Several artifacts of one checkpoint in one release, against one command after another, and a release with nothing to do.
+"""Several artifacts of one checkpoint in one command or one release, against one command after another, and a release
+with nothing to do.
 
     python benchmarks/release.py [--shape dense-350m] [--artifacts gguf:Q4_0 onnx:q4f16 mlx:4bit coreml:int4] [--suite smoke]
+                                 [--write-only]
 
-A release opens and hashes the checkpoint once and runs it once for all comparisons. Printed are CPU and wall seconds of all
-processes. Before anything is measured each command runs once on the bundled model, so that kernels are compiled; the disk's
+Each of the former opens and hashes the checkpoint once and runs it once for all comparisons. Printed are CPU and wall seconds
+of all processes. With `--write-only` nothing is compared, which a release always does: then it is left out, and what each
+stage of writing takes says what sharing more, such as decoded rows, could save. Before anything is measured each command runs once on the bundled model, so that kernels are compiled; the disk's
 cache is warm for both. The verdict on random weights may be a failure.
 """
 
@@ -11,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -29,23 +33,30 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path)
     parser.add_argument("--artifacts", nargs="+", default=list(ARTIFACTS), metavar="TARGET:QUANT")
     parser.add_argument("--suite", default="smoke")
+    parser.add_argument("--write-only", action="store_true")
+    parser.add_argument("--scratch", type=Path)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory(dir=options.scratch) as name:
         scratch = Path(name)
-        checkpoint = options.checkpoint or generate(scratch / "model", options.shape)
+        checkpoint = str((options.checkpoint or generate(scratch / "model", options.shape)).absolute())
         pairs = [each.split(":") for each in options.artifacts]
-        one_by_one(scratch / "warm", "bundled:dense", pairs, "smoke")
-        apart = one_by_one(scratch / "apart", str(checkpoint.absolute()), pairs, options.suite)
-        recipe = write_recipe(scratch / "recipe.toml", str(checkpoint.absolute()), pairs, options.suite)
-        together, again = (measure_tree([*COMMAND, "release", recipe]) for _ in range(2))
-        show("one command after another", apart)
-        show("one release", [together])
-        show("its second run", [again])
+        how = ["--no-validate", "--profile"] if options.write_only else ["--suite", options.suite]
+        one_by_one(scratch / "warm", "bundled:dense", pairs, how)
+        show("one command after another", one_by_one(scratch / "apart", checkpoint, pairs, how))
+        shutil.rmtree(scratch / "apart")
+        targets, quants = (",".join(dict.fromkeys(column)) for column in zip(*pairs, strict=True))
+        several = [*COMMAND, checkpoint, "-t", targets, "-q", quants, *how, "--out", scratch / "several"]
+        show("one command", [measure_tree(several)])
+        shutil.rmtree(scratch / "several")
+        if not options.write_only:
+            recipe = write_recipe(scratch / "recipe.toml", checkpoint, pairs, options.suite)
+            for what in ("one release", "its second run"):
+                show(what, [measure_tree([*COMMAND, "release", recipe])])
 
 
-def one_by_one(out: Path, model: str, pairs: Sequence[Sequence[str]], suite: str) -> list[Tree]:
+def one_by_one(out: Path, model: str, pairs: Sequence[Sequence[str]], how: Sequence[str]) -> list[Tree]:
     return [
-        measure_tree([*COMMAND, model, "-t", target, "-q", quant, "--suite", suite, "--out", out / target])
+        measure_tree([*COMMAND, model, "-t", target, "-q", quant, *how, "--out", out / target])
         for target, quant in pairs
     ]
 
