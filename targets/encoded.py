@@ -26,12 +26,12 @@ class StoredPart:
     offset: int
     file: OpenFile | None = field(default=None, repr=False, compare=False)
 
-    def read(self, start: int, n_bytes: int) -> bytes:
+    def read(self, start: int, n_bytes: int) -> bytes | bytearray:
         """So many bytes from a place in the part, or fewer if the file ends before."""
         if self.file is not None:
             data = bytearray(n_bytes)
             self.file.read_into(memoryview(data), self.offset + start)
-            return bytes(data)
+            return data
         with self.path.open("rb") as file:
             file.seek(self.offset + start)
             return file.read(n_bytes)

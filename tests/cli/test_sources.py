@@ -14,10 +14,10 @@ from lfm_convert.convert.source import find_model
 
 
 @pytest.fixture(scope="module")
-def gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The bundled dense model in Q4_0, alone in a folder."""
+def gguf(tiny_dense: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny dense model in Q4_0, alone in a folder; its token table is in Q8_0."""
     folder = tmp_path_factory.mktemp("source")
-    done = pipeline.convert("bundled:dense", target="gguf", quant="Q4_0", out=folder / "made", validate_after=False)
+    done = pipeline.convert(str(tiny_dense), target="gguf", quant="Q4_0", out=folder / "made", validate_after=False)
     return Path(shutil.copy(done.artifacts[0].path, folder / "Tiny-Q4_0.gguf"))
 
 
@@ -26,14 +26,14 @@ def sentence(text: str) -> str:
 
 
 def test_a_file_is_converted_compared_and_named(
-    gguf: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    gguf: Path, tiny_dense: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     arguments = [str(gguf), "--target", "gguf", "--quant", "Q8_0", "--json", "report.json", "--markdown", "report.md"]
     assert main(arguments) == 0, capsys.readouterr().err
     said = sentence(capsys.readouterr().err)
     assert "from Q4_0: artifacts are compared with the weights that it decodes to" in said
-    assert "29 tensors with codes" in said or "30 tensors with codes" in said
+    assert "of 25 tensors with codes 25 go unchanged: nothing is lost beyond Q4_0" in said
     out = tmp_path / "Tiny-Q4_0-GGUF"
     manifest = json.loads((out / "lfm-convert.json").read_text())
     assert manifest["source"]["quantised_as"] == "Q4_0"
@@ -46,10 +46,9 @@ def test_a_file_is_converted_compared_and_named(
     ]
     report = json.loads(Path("report.json").read_text())["validation"]
     assert report["model_quantised_as"] == "Q4_0" and report["artifacts"][0]["verdict"] == "pass"
-    assert report["artifacts"][0]["metrics"]["kld_mean"] < 1e-3
-    assert "from Q4_0" in Path("report.md").read_text()
+    assert "from Q4\\_0" in Path("report.md").read_text()
     assert main(["validate", str(out), "--suite", "smoke", "--reference", str(gguf)]) == 0
-    assert main(["validate", str(out), "--suite", "smoke", "--reference", "bundled:dense"]) == 3
+    assert main(["validate", str(out), "--suite", "smoke", "--reference", str(tiny_dense)]) == 3
     assert "made from another checkpoint than" in sentence("".join(capsys.readouterr()))
 
 
@@ -58,10 +57,10 @@ def test_plan_says_what_is_lost(gguf: Path, capsys: pytest.CaptureFixture[str]) 
     same, other = json.loads(capsys.readouterr().out)["plans"]
     assert same["quantised_as"] == other["quantised_as"] == "Q4_0"
     kept = [tensor for tensor in same["tensors"] if tensor.get("unchanged")]
-    assert {tensor["encoding"] for tensor in kept} == {"affine4_g32_f16"} and len(kept) == 29
+    assert {tensor["encoding"] for tensor in kept} == {"affine4_g32_f16"} and len(kept) == 24
     assert not any(tensor.get("unchanged") for tensor in other["tensors"])
     assert same["notes"][1] == (
-        "of 30 tensors with codes 29 go unchanged, 1 is rounded again (1 as affine4_g32_f16), such as "
+        "of 25 tensors with codes 24 go unchanged, 1 is rounded again (1 as affine4_g32_f16), such as "
         "'model.embed_tokens.weight'"
     )
 
@@ -90,7 +89,7 @@ def test_other_commands(gguf: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert main(["inspect", str(gguf), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["kind"] == "gguf"
     text = tmp_path / "text.txt"
-    text.write_text("The harbour wakes before the town does. " * 200)
+    text.write_text("The harbour wakes before the town does. " * 60)
     assert main(["calibrate", str(gguf), "--text", str(text), "--out", str(tmp_path / "i.gguf")]) == 0
     assert (tmp_path / "i.gguf").is_file()
     recipe = tmp_path / "lfm-convert.toml"

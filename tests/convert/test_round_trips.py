@@ -66,7 +66,7 @@ def differences(source: WeightGraph, found: dict[Address, TensorView]) -> list[s
     ]
 
 
-@pytest.mark.parametrize(("stored", "target", "quant"), CASES, ids="-".join)
+@pytest.mark.parametrize(("stored", "target", "quant"), CASES)
 @pytest.mark.parametrize("model", MODELS)
 def test_every_weight_is_the_same(first: Any, model: str, stored: str, target: str, quant: str, tmp_path: Path) -> None:
     source = first(model, stored)
