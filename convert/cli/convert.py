@@ -15,7 +15,7 @@ from ...targets.target import get_target
 from ...validate.budgets import Budgets
 from ...validate.lines import Lines
 from .. import pipeline
-from ..manifest import MANIFEST_FILE
+from ..manifest import MANIFEST_FILE, own_files
 from ..several import convert_several, folders, shares
 from .budget_options import budget_options
 from .comparison_options import comparison_options, line_options
@@ -131,7 +131,7 @@ def convert(
 
 def _read_and_written(graph: WeightGraph, places: Sequence[Path], options: Mapping[str, Any]) -> Iterator[Path]:
     """Files that no report may replace: the checkpoint's, and of those to come the ones whose names are known."""
-    yield from (path for path in graph.folder.iterdir() if path.is_file())
+    yield from own_files(graph)
     for place in places:
         yield from (place / name for name in (MANIFEST_FILE, options.get("outfile")) if name)
 
