@@ -7,11 +7,13 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
+from .adapters.adapter import Merge
 from .blocks import Branches, FeedForward, Mixer
 from .config import ModelConfig, feed_forward_of, mixer_of
 from .roles import Address, Role
 from .source.assets import Assets
 from .source.checkpoint import Checkpoint
+from .source.stamps import SourceStamp, refuse_changed
 from .source.stops import Stops, find_stops
 from .source.tokenizer import Tokenizer
 from .tensor import TensorView
@@ -61,7 +63,9 @@ class Layer:
 
 @dataclass(frozen=True, kw_only=True)
 class WeightGraph:
-    """A model as roles and lazy tensors. `checkpoint` is None for a graph declared from a config alone."""
+    """A model as roles and lazy tensors. `checkpoint` is None for a graph declared from a config alone; `adapters` are
+    those that were merged into its weights, if any were.
+    """
 
     name: str
     folder: Path
@@ -71,6 +75,7 @@ class WeightGraph:
     tokenizer: Tokenizer | None
     assets: Assets
     checkpoint: Checkpoint | None = field(default=None, repr=False)
+    adapters: Merge | None = field(default=None, repr=False)
     notes: tuple[str, ...] = ()
 
     def __getitem__(self, role: Role) -> TensorView:
@@ -80,6 +85,23 @@ class WeightGraph:
     def head(self) -> TensorView:
         """[V, H]: the language-model head, which is the embedding when tied."""
         return self.top.get(Role.LM_HEAD, self.top[Role.EMBED]).view
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """The checkpoint's, and those of the adapters."""
+        return (
+            (self.folder, *(adapter.folder for adapter in self.adapters.adapters)) if self.adapters else (self.folder,)
+        )
+
+    @property
+    def stamps(self) -> tuple[SourceStamp, ...]:
+        """What the files looked like that its weights are read from."""
+        sources = (self.checkpoint, self.adapters)
+        return tuple(stamp for source in sources if source is not None for stamp in source.stamps)
+
+    def check_unchanged(self) -> None:
+        """Raises InputError if a source file was replaced or written to since it was opened."""
+        refuse_changed(self.stamps)
 
     @property
     def is_at_hand(self) -> bool:

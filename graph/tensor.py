@@ -19,6 +19,11 @@ from .errors import InputError
 Shape = tuple[int, ...]
 
 
+def n_rows_of(shape: Shape) -> int:
+    """Rows of the matrix that a shape is seen as."""
+    return math.prod(shape[:-1])
+
+
 class TensorView(ABC):
     """A named tensor that yields float32 rows on demand and holds none of them.
 
@@ -39,7 +44,7 @@ class TensorView(ABC):
 
     @property
     def n_rows(self) -> int:
-        return math.prod(self.shape[:-1])
+        return n_rows_of(self.shape)
 
     @property
     def row_nbytes(self) -> int:

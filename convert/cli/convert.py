@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ...graph.adapters.adapter import Adapting
 from ...graph.errors import UsageError
 from ...graph.graph import WeightGraph
 from ...graph.units import format_size
@@ -17,6 +18,7 @@ from ...validate.budgets import Budgets
 from ...validate.lines import Lines
 from .. import pipeline
 from ..manifest import MANIFEST_FILE
+from .adapter_options import adapter_options
 from .budget_options import budget_options
 from .comparison_options import comparison_options, line_options
 from .console import Model, Offline, Quant, Revision, Target, output, watched
@@ -27,6 +29,7 @@ from .target_options import target_options
 
 @grouped(
     options=target_options,
+    adapters=adapter_options,
     budgets=budget_options,
     comparison=comparison_options,
     lines=line_options,
@@ -44,6 +47,7 @@ def convert(
         ),
     ] = None,
     options: dict[str, Any],
+    adapters: Adapting,
     strict: Annotated[bool, typer.Option("--strict", help="Refuse encodings other than the quant names.")] = False,
     outfile: Annotated[
         Path | None,
@@ -87,7 +91,7 @@ def convert(
         comparison.setdefault("suite", "standard")
     comparison |= {**reports.held_to(), "lines": lines}
     with watched() as progress:
-        graph = pipeline.open_model(model, revision=revision, offline=offline, progress=progress)
+        graph = pipeline.open_model(model, revision=revision, offline=offline, adapters=adapters, progress=progress)
         reports.check(read=[*texts, *_read_and_written(graph, out, options)])
         done = pipeline.convert(
             graph,
@@ -127,8 +131,8 @@ def convert(
 
 
 def _read_and_written(graph: WeightGraph, out: Path | None, options: Mapping[str, Any]) -> Iterator[Path]:
-    """Files that no report may replace: the checkpoint's, and of those to come the ones whose names are known."""
-    yield from (path for path in graph.folder.iterdir() if path.is_file())
+    """Files that no report may replace: the checkpoint's, its adapters', and of those to come the ones whose names are known."""
+    yield from (path for folder in graph.folders for path in folder.iterdir() if path.is_file())
     if out is not None:
         yield from (out / name for name in (MANIFEST_FILE, options.get("outfile")) if name)
 

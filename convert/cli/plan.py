@@ -8,25 +8,28 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
+from ...graph.adapters.adapter import Adapting
 from ...graph.errors import ExitCode
 from ...graph.units import format_size
 from ...targets.plans import Plan
 from ...validate.budgets import BudgetCheck, Budgets
 from ...validate.memory import plan_run_bytes
 from .. import pipeline
+from .adapter_options import adapter_options
 from .budget_options import budget_options
 from .console import Json, Model, Offline, Quant, Revision, Target, output, print_json, watched
 from .option_groups import grouped
 from .target_options import target_options
 
 
-@grouped(options=target_options, budgets=budget_options)
+@grouped(options=target_options, adapters=adapter_options, budgets=budget_options)
 def plan(
     *,
     target: Target,
     model: Model = None,
     quant: Quant = None,
     options: dict[str, Any],
+    adapters: Adapting,
     budgets: Budgets,
     strict: Annotated[bool, typer.Option("--strict", help="Fail if a tensor would fall back.")] = False,
     revision: Revision = None,
@@ -35,7 +38,9 @@ def plan(
 ) -> int:
     """Say what would be written, to the byte, without reading a weight; config.json is enough."""
     with watched() as progress:
-        graph = pipeline.open_model(model, revision=revision, offline=offline, weights=False, progress=progress)
+        graph = pipeline.open_model(
+            model, revision=revision, offline=offline, weights=False, adapters=adapters, progress=progress
+        )
     plans = pipeline.plan(graph, target=target, quant=quant, options=options)
     for each in plans:
         if strict:

@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import Faults, InputError
+from ..errors import Faults
 from .safetensors import SafetensorsFile, StoredTensor
+from .stamps import stamp_of
 from .weight_files import INDEX_FILE, SINGLE_FILE, WeightIndex, find_weights, has_weights
 from .wrapped_names import model_names, naming_note
 
-__all__ = ["INDEX_FILE", "SINGLE_FILE", "Checkpoint", "SourceStamp", "has_weights"]
+__all__ = ["INDEX_FILE", "SINGLE_FILE", "Checkpoint", "has_weights"]
 
-# Faults and notes of one kind that are told one by one; of more, how many there are and the first.
+# Notes of one kind that are told one by one; of more, how many there are and the first.
 _SHOWN = 8
-
-
-@dataclass(frozen=True)
-class SourceStamp:
-    """What a source file looked like when it was opened. Units: bytes, nanoseconds."""
-
-    path: Path
-    size: int
-    mtime_ns: int
-    inode: int
 
 
 class Checkpoint:
@@ -37,7 +27,7 @@ class Checkpoint:
         found = find_weights(folder)
         self.notes: list[str] = [found.note] if found.note else []
         self.files = tuple(SafetensorsFile(folder / name) for name in found.names)
-        self.stamps = tuple(_stamp(file.path) for file in self.files)
+        self.stamps = tuple(stamp_of(file.path) for file in self.files)
         self.tensors = self._collect(found.index)
         n_bytes = sum(tensor.nbytes for tensor in self.tensors.values())
         if found.index and found.index.total_size not in (None, n_bytes):
@@ -58,7 +48,7 @@ class Checkpoint:
                     twice.append(_twice(found[name], home[name], tensor, file.path.name))
                 found[name] = tensor if name == stored_name else tensor.renamed(name)
                 home[name] = file.path.name
-        _tell(faults, twice, "tensors are given more than once")
+        faults.add_alike(twice, "tensors are given more than once")
         if index:
             self._compare(index, home, faults)
         faults.raise_if_any(str(self.folder))
@@ -73,7 +63,7 @@ class Checkpoint:
                 misplaced.append(f"{index.name} places tensor '{stored_name}' in {shard}, which does not hold it")
             elif home[name] != shard:
                 misplaced.append(f"{index.name} places tensor '{stored_name}' in {shard}, found in {home[name]}")
-        _tell(faults, misplaced, f"tensors are not where {index.name} places them, which is of other files")
+        faults.add_alike(misplaced, f"tensors are not where {index.name} places them, which is of other files")
         placed = set(names.values())
         forgotten = [name for name in home if name not in placed]
         if len(forgotten) > _SHOWN:
@@ -81,28 +71,8 @@ class Checkpoint:
         else:
             self.notes += [f"tensor '{name}' of {home[name]} is not in {index.name}" for name in forgotten]
 
-    def check_unchanged(self) -> None:
-        """Raises InputError if a source file was replaced or written to since it was opened."""
-        for stamp in self.stamps:
-            if not stamp.path.is_file() or _stamp(stamp.path) != stamp:
-                raise InputError(f"{stamp.path}: changed while it was being converted")
-
-
-def _stamp(path: Path) -> SourceStamp:
-    status = path.stat()
-    return SourceStamp(path, status.st_size, status.st_mtime_ns, status.st_ino)
-
 
 def _twice(first: StoredTensor, first_file: str, second: StoredTensor, second_file: str) -> str:
     if first.stored_name == second.stored_name:
         return f"tensor '{first.stored_name}' is in both {first_file} and {second_file}"
     return f"tensors '{first.stored_name}' and '{second.stored_name}' are one tensor of the model under two names"
-
-
-def _tell(faults: Faults, sentences: list[str], together: str) -> None:
-    """Each sentence, or of many, which have one cause, how many and the first."""
-    if len(sentences) > _SHOWN:
-        faults.add(f"{len(sentences)} {together}, such as: {sentences[0]}")
-    else:
-        for sentence in sentences:
-            faults.add(sentence)
