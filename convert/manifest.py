@@ -6,15 +6,17 @@ run gives the same bytes.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from .._version import __version__
+from ..graph.adapters.adapter import adapter_label
 from ..graph.config import CONFIG_FILE
 from ..graph.errors import InputError
 from ..graph.files import hash_files, replace_text
@@ -41,6 +43,10 @@ _KINDS = (
     ("tensors", list, "a list"),
     ("validation", dict | None, "an object or null"),
 )
+
+# Where adapters' files stand among a source's, and what stands for how they are merged.
+ADAPTERS = "adapters/"
+_MERGING = f"{ADAPTERS}merging"
 
 Entry = dict[str, Any]
 
@@ -99,40 +105,94 @@ def library_versions() -> dict[str, str]:
     return {"python": platform.python_version(), **versions(WRITING)}
 
 
-def source_paths(graph: WeightGraph) -> list[Path]:
-    """Every file of the checkpoint that decides an artifact, in the order the manifest lists them."""
+def source_files(graph: WeightGraph) -> dict[str, Path]:
+    """Every file that decides an artifact, by the name it is known under, in the order the manifest lists them: of the
+    checkpoint its path there, of an adapter `adapters/1/NAME/` and its path there.
+    """
     weights = [stamp.path for stamp in graph.checkpoint.stamps] if graph.checkpoint else []
-    if graph.checkpoint and graph.checkpoint.are_all:
-        return weights
-    paths = [graph.folder / CONFIG_FILE, *weights]
-    return paths + [path for name in (INDEX_FILE, TOKENIZER_FILE) if (path := graph.folder / name).is_file()]
+    paths = weights
+    if not (graph.checkpoint and graph.checkpoint.are_all):
+        paths = [graph.folder / CONFIG_FILE, *weights]
+        paths += [path for name in (INDEX_FILE, TOKENIZER_FILE) if (path := graph.folder / name).is_file()]
+    found = {path.relative_to(graph.folder).as_posix(): path for path in paths}
+    for number, adapter in enumerate(graph.adapters.adapters if graph.adapters else (), start=1):
+        for stamp in adapter.stamps:
+            found[_adapter_file(number, adapter.name, stamp.path.relative_to(adapter.folder).as_posix())] = stamp.path
+    return found
+
+
+def merging(graph: WeightGraph) -> dict[str, Any]:
+    """How adapters are merged, as a manifest tells it beside their files; nothing of a model without any."""
+    if graph.adapters is None:
+        return {}
+    weights = [adapter.weight for adapter in graph.adapters.adapters]
+    return {"weights": weights, "dtype": graph.adapters.dtype and graph.adapters.dtype.value}
 
 
 def own_files(graph: WeightGraph) -> list[Path]:
-    """Every file that belongs to the checkpoint: those of its folder, or it and its parts where it is a file."""
-    if graph.checkpoint and graph.checkpoint.are_all:
-        return source_paths(graph)
-    return [path for path in graph.folder.iterdir() if path.is_file()]
+    """Every file that belongs to the checkpoint and its adapters: those of their folders, or of a source that is a file
+    it and its parts.
+    """
+    own = [stamp.path for stamp in graph.checkpoint.stamps] if graph.checkpoint and graph.checkpoint.are_all else []
+    return own + [path for folder in graph.folders for path in folder.iterdir() if path.is_file()]
 
 
 def hash_source(graph: WeightGraph, *, progress: Progress = SILENT) -> dict[str, str]:
-    """sha256 of the checkpoint's files as they lie there, by path."""
-    paths = source_paths(graph)
-    hashes = hash_files(paths, jobs=os.cpu_count() or 1, progress=progress)
-    return {path.relative_to(graph.folder).as_posix(): sha256 for path, sha256 in zip(paths, hashes, strict=True)}
+    """sha256 of the files of checkpoint and adapters as they lie there, by name, and of how these are merged."""
+    paths = list(source_files(graph).values())
+    return named_hashes(graph, hash_files(paths, jobs=os.cpu_count() or 1, progress=progress))
 
 
-def describe_source(graph: WeightGraph, hashes: Sequence[str]) -> dict[str, Any]:
-    """The checkpoint as the manifest names it; `hashes` are those of `source_paths`."""
-    paths = source_paths(graph)
-    return {
+def named_hashes(graph: WeightGraph, hashes: Sequence[str]) -> dict[str, str]:
+    """What `hash_source` gives, of the sha256 of `source_files` in their order."""
+    return dict(zip(source_files(graph), hashes, strict=True)) | _merging_hash(merging(graph))
+
+
+def source_sizes(graph: WeightGraph) -> dict[str, int | str]:
+    """What can be seen of files without reading them, by name: bytes; and how adapters are merged."""
+    sizes: dict[str, int | str] = {name: path.stat().st_size for name, path in source_files(graph).items()}
+    return sizes | _merging_hash(merging(graph))
+
+
+def describe_source(graph: WeightGraph, hashes: Mapping[str, str]) -> dict[str, Any]:
+    """The checkpoint as the manifest names it, with the adapters that are merged into it; `hashes` as `hash_source`."""
+    files = source_files(graph)
+    found: dict[str, Any] = {
         "name": graph.name,
         "model_type": graph.config.model_type,
         "parameters": graph.n_parameters,
         **({} if graph.quantised_as is None else {"quantised_as": graph.quantised_as}),
         **_origin(graph),
-        "files": [file_entry(graph.folder, path, digest) for path, digest in zip(paths, hashes, strict=True)],
+        "files": [
+            file_entry(graph.folder, path, hashes[name])
+            for name, path in files.items()
+            if not name.startswith(ADAPTERS)
+        ],
     }
+    if graph.adapters is None:
+        return found
+    adapters = [
+        {
+            "name": adapter.name,
+            "kind": adapter.kind,
+            "files": [
+                file_entry(adapter.folder, path, hashes[name])
+                for name, path in files.items()
+                if name.startswith(_adapter_file(number, adapter.name, ""))
+            ],
+        }
+        for number, adapter in enumerate(graph.adapters.adapters, start=1)
+    ]
+    return {**found, "adapters": adapters, "merging": merging(graph)}
+
+
+def _adapter_file(number: int, name: str, path: str) -> str:
+    return f"{ADAPTERS}{number}/{name}/{path}"
+
+
+def _merging_hash(how: Mapping[str, Any]) -> dict[str, str]:
+    """Weights and type decide an artifact as files do."""
+    return {_MERGING: hashlib.sha256(json.dumps(how, sort_keys=True).encode()).hexdigest()} if how else {}
 
 
 def _origin(graph: WeightGraph) -> dict[str, Any]:
@@ -145,8 +205,30 @@ def _origin(graph: WeightGraph) -> dict[str, Any]:
 
 
 def material_hashes(source: Mapping[str, Any]) -> dict[str, str]:
-    """sha256 by path of the checkpoint's files, as a manifest's source lists them."""
-    return {str(file["path"]): str(file["sha256"]) for file in source.get("files", ())}
+    """What `hash_source` gave, as a manifest's source lists it."""
+    files = {name: str(file["sha256"]) for name, file in _materials(source)}
+    return files | _merging_hash(source.get("merging", {}))
+
+
+def material_sizes(source: Mapping[str, Any]) -> dict[str, int | str]:
+    """What `source_sizes` gave, as a manifest's source lists it."""
+    files: dict[str, int | str] = {name: file["bytes"] for name, file in _materials(source)}
+    return files | _merging_hash(source.get("merging", {}))
+
+
+def adapter_labels(source: Mapping[str, Any]) -> list[str]:
+    """The adapters that a manifest's source names, as notes do."""
+    weights = source.get("merging", {}).get("weights", ())
+    names = [str(adapter["name"]) for adapter in source.get("adapters", ())]
+    return [adapter_label(name, weight) for name, weight in zip(names, weights, strict=True)]
+
+
+def _materials(source: Mapping[str, Any]) -> Iterator[tuple[str, Entry]]:
+    for file in source.get("files", ()):
+        yield str(file["path"]), file
+    for number, adapter in enumerate(source.get("adapters", ()), start=1):
+        for file in adapter["files"]:
+            yield _adapter_file(number, adapter["name"], file["path"]), file
 
 
 def file_entry(folder: Path, path: Path, sha256: str) -> Entry:
@@ -220,7 +302,10 @@ def load_manifest(folder: Path) -> Manifest | None:
         shared = {str(f["path"]): dict(f) for f in data["shared"]} if "shared" in data else None
         for file in (shared or {}).values():
             _check_file(path, file)
-        return Manifest(folder, dict(data["source"]), entries, dict(data["tool"]), shared)
+        source = dict(data["source"])
+        if "adapters" in source:  # which sentences will name
+            material_hashes(source), adapter_labels(source)
+        return Manifest(folder, source, entries, dict(data["tool"]), shared)
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path}: malformed manifest: {error!r}") from None
 

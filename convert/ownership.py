@@ -11,7 +11,7 @@ from ..graph.files import hash_files, is_file
 from ..graph.graph import WeightGraph
 from ..targets.plans import Plan
 from .destination import Destination
-from .manifest import Manifest, source_paths
+from .manifest import Manifest, source_files
 
 _SHOWN = 8
 
@@ -66,10 +66,10 @@ class Ownership:
     def _is_source(self, name: str) -> bool:
         """Whether a file is one the checkpoint is read from, or lies in its folder and was not written by a conversion."""
         place = (self.destination.folder / name).resolve()
-        if any(place == path.resolve() for path in source_paths(self.graph)):
+        if any(place == path.resolve() for path in source_files(self.graph).values()):
             return True
-        is_all = self.graph.checkpoint is not None and self.graph.checkpoint.are_all
-        return not is_all and place.is_relative_to(self.graph.folder.resolve()) and not self._is_listed(name)
+        is_inside = any(place.is_relative_to(folder.resolve()) for folder in self.graph.folders)
+        return is_inside and not self._is_listed(name)
 
     def _is_ours(self, name: str) -> bool:
         """Whether a conversion wrote the file, nobody has changed it since, and no other target's artifacts need it."""

@@ -10,6 +10,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from ..graph.adapters.adapter import AS_IT_IS, Adapting
+from ..graph.adapters.merging import merge_adapters
 from ..graph.errors import LfmConvertError, UsageError
 from ..graph.files import digest
 from ..graph.graph import WeightGraph
@@ -56,22 +58,29 @@ def open_model(
     revision: str | None = None,
     offline: bool = False,
     weights: bool = True,
+    adapters: Adapting = AS_IT_IS,
     progress: Progress = SILENT,
 ) -> WeightGraph:
-    """The weight graph of a folder, a GGUF file, a hub id, or the default model; see `find_model`, `open_graph`.
+    """The weight graph of a folder, a GGUF file, a hub id, or the default model; see `find_model`, `open_graph`,
+    `merge_adapters`.
 
     With `weights=False` a config will do: where the weights are there, their headers still say what they are stored in.
     """
-    return open_source(find_model(model, revision=revision, offline=offline), weights=weights, progress=progress)
+    found = find_model(model, revision=revision, offline=offline)
+    return open_source(found, weights=weights, adapters=adapters, progress=progress)
 
 
-def open_source(source: Source, *, weights: bool = True, progress: Progress = SILENT) -> WeightGraph:
-    """The weight graph of a model that was found."""
+def open_source(
+    source: Source, *, weights: bool = True, adapters: Adapting = AS_IT_IS, progress: Progress = SILENT
+) -> WeightGraph:
+    """The weight graph of a model that was found, with adapters merged into it. Of a config alone no value is read."""
     if source.note:
         progress.note(source.note)
-    graph = open_artifact(source.path, name=source.name)
-    if graph is None:
-        graph = open_graph(source.path, name=source.name, weights=weights or has_weights(source.path))
+    base = open_artifact(source.path, name=source.name)
+    if base is None:
+        has = weights or has_weights(source.path)
+        base = open_graph(source.path, name=source.name, weights=has, applied=adapters.folders)
+    graph = merge_adapters(base, adapters, reads=weights)
     for note in graph.notes:
         progress.note(note)
     return graph
@@ -219,6 +228,7 @@ def validate(
     artifacts: Sequence[Artifact | Path | str],
     *,
     reference: str | WeightGraph | None,
+    adapters: Adapting = AS_IT_IS,
     suite: str = "standard",
     prompts: Path | None = None,
     text: Path | None = None,
@@ -246,6 +256,7 @@ def validate(
     hand. `time_limit_s` is what running one artifact may take, `max_memory` the bytes that each process may hold beside
     the files it maps.
 
+    `adapters` are merged into the reference, unless it is a graph: they must be those that the manifest names.
     A path may be an artifact's file, or a folder: then all artifacts of its manifest are meant. `suite`, `prompts`
     and `text` choose what they are run on, see `choose_prompts`; a checkpoint without tokenizer draws its own.
     They are held to `lines` and to a `baseline`, if there are any; `require_baseline` fails one that has no entry.
@@ -267,9 +278,11 @@ def validate(
     for each in artifacts:
         found += [each] if isinstance(each, Artifact) else verified(find_artifacts(Path(each)), progress)
     if reference is None:
-        graph, source_hashes = _source_of(found, reference_cache, revision=revision, offline=offline, progress=progress)
+        graph, source_hashes = _source_of(
+            found, reference_cache, adapters, revision=revision, offline=offline, progress=progress
+        )
     elif isinstance(reference, str):
-        graph = open_model(reference, revision=revision, offline=offline, progress=progress)
+        graph = open_model(reference, revision=revision, offline=offline, adapters=adapters, progress=progress)
     else:
         graph = reference
     refuse_too_little(graph, max_memory)
@@ -343,7 +356,13 @@ def _chosen(
 
 
 def _source_of(
-    artifacts: Sequence[Artifact], cache: Path | None, *, revision: str | None, offline: bool, progress: Progress
+    artifacts: Sequence[Artifact],
+    cache: Path | None,
+    adapters: Adapting,
+    *,
+    revision: str | None,
+    offline: bool,
+    progress: Progress,
 ) -> tuple[WeightGraph, Mapping[str, str] | None]:
     """The checkpoint that artifacts were made from, or what is kept of it; of the latter also its files' hashes.
 
@@ -353,10 +372,11 @@ def _source_of(
     from ..validate.reference_cache import ReferenceCache
 
     try:
-        return open_source(find_source(artifacts, revision=revision, offline=offline), progress=progress), None
+        found = find_source(artifacts, has_adapters=bool(adapters.choices), revision=revision, offline=offline)
+        return open_source(found, adapters=adapters, progress=progress), None
     except UsageError:
         hashes = listed_hashes(artifacts)
-        if cache is None or hashes is None or revision is not None:
+        if cache is None or hashes is None or revision is not None or adapters.choices:
             raise
         kept = ReferenceCache(cache, digest(hashes), progress).find_checkpoint()
         if kept is None:

@@ -14,22 +14,29 @@ from ..graph.errors import UsageError
 from ..graph.files import hash_files
 from ..targets.target import Artifact
 from .bundled import NAMES
-from .manifest import Manifest, load_manifest, material_hashes
+from .manifest import ADAPTERS, Manifest, adapter_labels, load_manifest, material_hashes
 from .source import Source, find_model, nearby_model
 
 _SHOWN = 12  # characters of a hash
 
 
-def find_source(artifacts: Sequence[Artifact], *, revision: str | None = None, offline: bool = False) -> Source:
+def find_source(
+    artifacts: Sequence[Artifact], *, has_adapters: bool = False, revision: str | None = None, offline: bool = False
+) -> Source:
     """The checkpoint that artifacts were made from, where no reference was given: the settings file's, the current
-    folder's or a bundled one, whichever has the config that their manifest lists.
+    folder's or a bundled one, whichever has the config that their manifest lists. `has_adapters` says that adapters to
+    merge into it are given.
 
-    Raises: UsageError if none of them is it, or an artifact has no manifest to say which it was.
+    Raises: UsageError if none of them is it, an artifact has no manifest to say which it was, or was made with adapters
+    and none are given.
     """
     unknown = next((artifact for artifact in artifacts if artifact.is_recognised), None)
     if unknown is not None:
         raise UsageError(f"--reference is needed: {unknown.label} has no manifest that says what it was made from")
     sources = [manifest.source for manifest in _manifests(artifacts).values()]
+    merged = [label for source in sources for label in adapter_labels(source)]
+    if merged and not has_adapters:
+        raise UsageError(f"--adapter is needed: the artifacts were made with {', '.join(dict.fromkeys(merged))}")
     candidates = [nearby_model(revision=revision, offline=offline), *(find_model(f"bundled:{name}") for name in NAMES)]
     for found in candidates:
         if found is not None and sources and all(_is_source_of(found.path, source) for source in sources):
@@ -71,7 +78,12 @@ def _is_source_of(path: Path, source: Mapping[str, Any]) -> bool:
 
 def _difference(source: Mapping[str, Any], name: str, own: Mapping[str, str]) -> str:
     """The first file that is another one; empty if none is."""
-    listed = material_hashes(source)
+    listed, adapters = material_hashes(source), adapter_labels(source)
+    if adapters and not any(name.startswith(ADAPTERS) for name in own):
+        return (
+            f"it was made with the adapters {', '.join(adapters)}, and {name} is without: name them with --adapter; "
+            "--other-reference compares with another checkpoint on purpose"
+        )
     if sorted(listed.values()) == sorted(own.values()):  # whatever they are called
         return ""
     for path in (*listed, *own):

@@ -29,12 +29,17 @@ from .manifest import (
     describe_tensors,
     library_versions,
     load_manifest,
-    source_paths,
+    material_hashes,
+    material_sizes,
+    merging,
+    named_hashes,
+    source_files,
+    source_sizes,
     without_places,
 )
 from .ownership import Ownership
 
-Hashes = Callable[[], list[str]]
+Hashes = Callable[[], dict[str, str]]
 
 
 def already_there(where: Path) -> UsageError:
@@ -93,7 +98,7 @@ class Writing:
     @property
     def _forgets(self) -> bool:
         """Whether files leave memory as soon as they are read and written: those of one artifact and of the source."""
-        n_bytes = sum(path.stat().st_size for path in source_paths(self.graph))
+        n_bytes = sum(path.stat().st_size for path in source_files(self.graph).values())
         return not fits_in_memory(n_bytes + max(plan.total_bytes for plan in self.plans))
 
     def _left_to_write(self, manifest: Manifest | None, hashes: Hashes) -> list[Plan]:
@@ -122,7 +127,7 @@ class Writing:
         entry = next((entry for entry in entries if entry["main_file"] == plan.main_file), None)
         if manifest is None or entry is None:
             found = f"{MANIFEST_FILE} does not know it"
-        elif manifest.source["files"] != describe_source(self.graph, hashes())["files"]:
+        elif material_hashes(manifest.source) != hashes():
             found = f"it was made from another checkpoint ({manifest.source['name']})"
         elif (entry["target"], entry["quant"], entry["options"]) != _as_stored(self.target, plan):
             found = f"it is {entry['target']} {entry['quant']} with options {entry['options'] or 'of the target'}"
@@ -167,8 +172,7 @@ class Writing:
             entry = describe_artifact(
                 written, staging.folder, digests, options=self.target.options, inputs=inputs_digest(plan, self.graph)
             )
-            if self.graph.checkpoint is not None:
-                self.graph.checkpoint.check_unchanged()
+            self.graph.check_unchanged()
             with published_alone(self.destination.folder):
                 old = load_manifest(self.destination.folder)
                 kept = self._kept(old, plan, source)
@@ -195,7 +199,7 @@ class Writing:
         Those of another checkpoint that this run has yet to replace lose their place in the manifest now.
         Raises: UsageError if it replaces only some of them.
         """
-        if old is None or old.source["files"] == source["files"]:
+        if old is None or material_hashes(old.source) == material_hashes(source):
             return _kept_artifacts(old, [plan])
         if self._lasting(_kept_artifacts(old, self.plans)):
             raise _other_source(self.destination.path, old)
@@ -236,20 +240,20 @@ class Writing:
 
 @contextmanager
 def _hashed_source(graph: WeightGraph, found: Mapping[str, str] | None, *, forgets: bool) -> Iterator[Hashes]:
-    """Gives the sha256 of each of `source_paths`: of weights it is taken from what is read of them meanwhile, unless it was
-    `found` before.
+    """Gives what `hash_source` does: of weights it is taken from what is read of them meanwhile, unless it was `found`
+    before.
     """
     if found is not None:
-        listed = [found[path.relative_to(graph.folder).as_posix()] for path in source_paths(graph)]
+        listed = dict(found)
         yield lambda: listed
         return
     with ExitStack() as stack:
         weights = graph.checkpoint.files if graph.checkpoint else ()
         running = {file.path: stack.enter_context(file.hashed(forgets=forgets)) for file in weights}
-        paths = source_paths(graph)
+        paths = list(source_files(graph).values())
         others = [path for path in paths if path not in running]
         known = dict(zip(others, hash_files(others, jobs=1), strict=True))
-        yield lambda: [known.get(path) or running[path].result() for path in paths]
+        yield lambda: named_hashes(graph, [known.get(path) or running[path].result() for path in paths])
 
 
 def _kept_artifacts(manifest: Manifest | None, plans: Sequence[Plan]) -> list[Entry]:
@@ -262,8 +266,7 @@ def _refuse_other_source(path: Path, manifest: Manifest | None, kept: Sequence[E
     """What can be seen without reading weights: other files, or other sizes. Raises: UsageError."""
     if manifest is None or not kept:
         return
-    now = {p.relative_to(graph.folder).as_posix(): p.stat().st_size for p in source_paths(graph)}
-    if now != {file["path"]: file["bytes"] for file in manifest.source["files"]}:
+    if material_sizes(manifest.source) != source_sizes(graph):
         raise _other_source(path, manifest)
 
 
@@ -298,10 +301,10 @@ def _add_importance(digest: hashlib._Hash, plan: Plan) -> None:
 def _work(target: Target, plan: Plan, graph: WeightGraph) -> str:
     """A name of the bytes to be written: of two plans with the same name every part of one is a part of the other."""
     digest = hashlib.sha256()
-    stamps = graph.checkpoint.stamps if graph.checkpoint else ()
     for fact in (
         library_versions(),
-        [(str(stamp.path), stamp.size, stamp.mtime_ns, stamp.inode) for stamp in stamps],
+        [(str(stamp.path), stamp.size, stamp.mtime_ns, stamp.inode) for stamp in graph.stamps],
+        merging(graph),
         _as_stored(target, plan),
         [(file.path, file.nbytes) for file in plan.files],
     ):

@@ -6,8 +6,11 @@ A message is one sentence that names the file or tensor, what was expected and w
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+
+# Faults of one kind that are told one by one.
+_ALIKE = 8
 
 
 class ExitCode(enum.IntEnum):
@@ -83,6 +86,14 @@ class Faults:
     def add(self, sentence: str) -> None:
         if sentence not in self._sentences:  # a field may be asked for more than once
             self._sentences.append(sentence)
+
+    def add_alike(self, sentences: Sequence[str], together: str) -> None:
+        """Adds each sentence, or of many, which have one cause, how many and the first: `12 tensors …, such as: …`."""
+        if len(sentences) > _ALIKE:
+            self.add(f"{len(sentences)} {together}, such as: {sentences[0]}")
+        else:
+            for sentence in sentences:
+                self.add(sentence)
 
     def __bool__(self) -> bool:
         return bool(self._sentences)

@@ -7,11 +7,13 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
+from .adapters.adapter import Merge
 from .blocks import Branches, FeedForward, Mixer
 from .config import ModelConfig, feed_forward_of, mixer_of
 from .roles import Address, Role
 from .source.assets import Assets
 from .source.open_file import SourceFiles
+from .source.stamps import SourceStamp, refuse_changed
 from .source.stops import Stops, find_stops
 from .source.tokenizer import Tokenizer
 from .tensor import TensorView
@@ -61,7 +63,8 @@ class Layer:
 
 @dataclass(frozen=True, kw_only=True)
 class WeightGraph:
-    """A model as roles and lazy tensors. `checkpoint` is None for a graph declared from a config alone.
+    """A model as roles and lazy tensors. `checkpoint` is None for a graph declared from a config alone; `adapters` are
+    those that were merged into its weights, if any were.
 
     `quantised_as` is what the source's weights are stored as, such as Q4_0: then they are what it decodes to, and so is
     the reference of every comparison. None for plain floats.
@@ -75,6 +78,7 @@ class WeightGraph:
     tokenizer: Tokenizer | None
     assets: Assets
     checkpoint: SourceFiles | None = field(default=None, repr=False)
+    adapters: Merge | None = field(default=None, repr=False)
     notes: tuple[str, ...] = ()
     quantised_as: str | None = None
 
@@ -85,6 +89,22 @@ class WeightGraph:
     def head(self) -> TensorView:
         """[V, H]: the language-model head, which is the embedding when tied."""
         return self.top.get(Role.LM_HEAD, self.top[Role.EMBED]).view
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """The checkpoint's, unless it is a file, and those of the adapters."""
+        own = () if self.checkpoint is not None and self.checkpoint.are_all else (self.folder,)
+        return (*own, *(adapter.folder for adapter in (self.adapters.adapters if self.adapters else ())))
+
+    @property
+    def stamps(self) -> tuple[SourceStamp, ...]:
+        """What the files looked like that its weights are read from."""
+        sources = (self.checkpoint, self.adapters)
+        return tuple(stamp for source in sources if source is not None for stamp in source.stamps)
+
+    def check_unchanged(self) -> None:
+        """Raises InputError if a source file was replaced or written to since it was opened."""
+        refuse_changed(self.stamps)
 
     @property
     def is_at_hand(self) -> bool:

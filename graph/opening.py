@@ -56,8 +56,11 @@ def declare(config: ModelConfig) -> tuple[Slot, ...]:
     return tuple(slots)
 
 
-def open_graph(folder: Path, *, name: str | None = None, weights: bool = True) -> WeightGraph:
-    """The weight graph of a checkpoint folder; of its config alone with `weights=False`.
+def open_graph(
+    folder: Path, *, name: str | None = None, weights: bool = True, applied: Sequence[Path] = ()
+) -> WeightGraph:
+    """The weight graph of a checkpoint folder; of its config alone with `weights=False`. `applied` are the folders of
+    adapters that will be merged into it.
 
     Raises: InputError with all faults of the config, the files, the tensors or the tokenizer.
     """
@@ -68,7 +71,7 @@ def open_graph(folder: Path, *, name: str | None = None, weights: bool = True) -
     if weights:
         checkpoint = Checkpoint(folder)
         config = load_config(folder, table=_table_shape(checkpoint))
-    if (note := adapter_note(folder)) is not None:
+    if (note := adapter_note(folder, applied)) is not None:
         config = replace(config, notes=(*config.notes, note))
     assets = read_assets(folder)
     notes: list[str] = []

@@ -24,6 +24,11 @@ Arrays = tuple[NDArray[Any], ...]
 Read = Callable[["TensorView", int, int], Arrays]
 
 
+def n_rows_of(shape: Shape) -> int:
+    """Rows of the matrix that a shape is seen as."""
+    return math.prod(shape[:-1])
+
+
 class TensorView(ABC):
     """A named tensor that yields float32 rows on demand and holds none of them.
 
@@ -44,7 +49,7 @@ class TensorView(ABC):
 
     @property
     def n_rows(self) -> int:
-        return math.prod(self.shape[:-1])
+        return n_rows_of(self.shape)
 
     @property
     def row_nbytes(self) -> int:

@@ -7,14 +7,19 @@ from typing import Annotated
 
 import typer
 
+from ...graph.adapters.adapter import Adapting
 from ...graph.errors import UsageError
 from ...validate.outputs import check_reports, is_stdout, write_report
 from .. import pipeline
 from ..calibration import CHUNK_TOKENS, LEAST_CHUNK_TOKENS, measure
+from .adapter_options import adapter_options
 from .console import Json, Model, Offline, Revision, errors, output, print_json, watched
+from .option_groups import grouped
 
 
+@grouped(adapters=adapter_options)
 def calibrate(
+    *,
     text: Annotated[
         list[Path],
         typer.Option(
@@ -25,6 +30,7 @@ def calibrate(
         Path, typer.Option("--out", "-o", help="Importance matrix to write; '-' is stdout.", show_default=False)
     ],
     model: Model = None,
+    adapters: Adapting,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there already.")] = False,
     chunk_size: Annotated[
         int, typer.Option("--chunk-size", min=LEAST_CHUNK_TOKENS, help="Tokens that see each other.")
@@ -39,7 +45,7 @@ def calibrate(
     """Measure how much each column of every weight is used; `convert --imatrix` takes the file, and so does llama.cpp."""
     _check_out(out, text, overwrite=overwrite, as_json=as_json)
     with watched() as progress:
-        graph = pipeline.open_model(model, revision=revision, offline=offline, progress=progress)
+        graph = pipeline.open_model(model, revision=revision, offline=offline, adapters=adapters, progress=progress)
         done = measure(graph, text, chunk_size=chunk_size, max_chunks=max_chunks, progress=progress)
     write_report(out, done.content)
     found = {

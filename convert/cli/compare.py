@@ -7,19 +7,22 @@ from typing import Annotated, Any
 
 import typer
 
+from ...graph.adapters.adapter import Adapting
 from ...graph.errors import ExitCode, UsageError
 from .. import pipeline
+from .adapter_options import adapter_options
 from .comparison_options import OtherReference, Reference, comparison_options
 from .console import Json, Offline, Revision, output, print_json, watched
 from .option_groups import grouped
 
 
-@grouped(comparison=comparison_options)
+@grouped(adapters=adapter_options, comparison=comparison_options)
 def compare(
     *,
     first: Annotated[Path, typer.Argument(help="An artifact's file.", show_default=False)],
     second: Annotated[Path, typer.Argument(help="Another of the same checkpoint.", show_default=False)],
     reference: Reference = None,
+    adapters: Adapting,
     other_reference: OtherReference = False,
     comparison: dict[str, Any],
     json_output: Json = False,
@@ -33,6 +36,7 @@ def compare(
         report = pipeline.validate(
             [first, second],
             reference=reference,
+            adapters=adapters,
             revision=revision,
             offline=offline,
             other_reference=other_reference,

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ...graph.adapters.adapter import Adapting
 from ...graph.errors import UsageError
 from ...graph.graph import WeightGraph
 from ...graph.units import format_size
@@ -17,6 +18,7 @@ from ...validate.lines import Lines
 from .. import pipeline
 from ..manifest import MANIFEST_FILE, own_files
 from ..several import convert_several, folders, shares
+from .adapter_options import adapter_options
 from .budget_options import budget_options
 from .comparison_options import comparison_options, line_options
 from .console import Model, Offline, Quant, Revision, Targets, output, watched
@@ -27,6 +29,7 @@ from .target_options import target_options
 
 @grouped(
     options=target_options,
+    adapters=adapter_options,
     budgets=budget_options,
     comparison=comparison_options,
     lines=line_options,
@@ -48,6 +51,7 @@ def convert(
         ),
     ] = None,
     options: dict[str, Any],
+    adapters: Adapting,
     strict: Annotated[bool, typer.Option("--strict", help="Refuse encodings other than the quant names.")] = False,
     outfile: Annotated[
         Path | None,
@@ -92,7 +96,7 @@ def convert(
         comparison.setdefault("suite", "standard")
     comparison |= {**reports.held_to(), "lines": lines}
     with watched() as progress:
-        graph = pipeline.open_model(model, revision=revision, offline=offline, progress=progress)
+        graph = pipeline.open_model(model, revision=revision, offline=offline, adapters=adapters, progress=progress)
         reports.check(read=[*texts, *_read_and_written(graph, folders(graph, wanted, out), options)])
         done = convert_several(
             graph,
@@ -130,7 +134,7 @@ def convert(
 
 
 def _read_and_written(graph: WeightGraph, places: Sequence[Path], options: Mapping[str, Any]) -> Iterator[Path]:
-    """Files that no report may replace: the checkpoint's, and of those to come the ones whose names are known."""
+    """Files that no report may replace: the checkpoint's, its adapters', and of those to come the ones whose names are known."""
     yield from own_files(graph)
     for place in places:
         yield from (place / name for name in (MANIFEST_FILE, options.get("outfile")) if name)

@@ -10,6 +10,8 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
+from ...graph.adapters.adapter import Adapting
+from ...graph.adapters.merging import merge_adapters
 from ...graph.blocks import Attention, Mixture, ShortConv
 from ...graph.config import CONFIG_FILE
 from ...graph.errors import InputError
@@ -21,21 +23,31 @@ from ...targets.target import Artifact, get_target
 from ...validate.tables import print_rows
 from ..artifacts import find_artifacts, listed_artifacts, recognised_artifacts
 from ..manifest import MANIFEST_FILE, load_manifest
+from .adapter_options import adapter_options
 from .console import Json, output, print_json
+from .option_groups import grouped
 
 
+@grouped(adapters=adapter_options)
 def inspect(
+    *,
     path: Annotated[
         Path,
         typer.Argument(
             help="Checkpoint or MLX folder, GGUF or artifact file, or folder of artifacts.", show_default=False
         ),
     ],
+    adapters: Adapting,
     as_json: Json = False,
 ) -> int:
-    """Show what a checkpoint or an artifact holds."""
+    """Show what a checkpoint, also with adapters, or an artifact holds."""
     if not path.exists():
         raise InputError(f"{path}: not found")
+    if adapters.choices:
+        graph = open_graph(path, applied=adapters.folders)
+        found = _checkpoint(merge_adapters(graph, adapters))
+        print_json(found) if as_json else _show(found)
+        return 0
     if path.suffix == ".gguf" and path.is_file():
         found = _gguf(path)
         print_json(found) if as_json else _show(found)

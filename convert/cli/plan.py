@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ...graph.adapters.adapter import Adapting
 from ...graph.errors import ExitCode
 from ...graph.units import format_size
 from ...targets.plans import Plan
@@ -14,6 +15,7 @@ from ...validate.memory import plan_run_bytes
 from ...validate.tables import print_rows
 from .. import pipeline
 from ..several import shares
+from .adapter_options import adapter_options
 from .budget_options import budget_options
 from .console import Json, Model, Offline, Quant, Revision, Targets, output, print_json, watched
 from .option_groups import grouped
@@ -24,13 +26,14 @@ _HEADINGS = (
 )  # fmt: skip
 
 
-@grouped(options=target_options, budgets=budget_options)
+@grouped(options=target_options, adapters=adapter_options, budgets=budget_options)
 def plan(
     *,
     target: Targets,
     model: Model = None,
     quant: Quant = None,
     options: dict[str, Any],
+    adapters: Adapting,
     budgets: Budgets,
     strict: Annotated[bool, typer.Option("--strict", help="Fail if a tensor would fall back.")] = False,
     revision: Revision = None,
@@ -40,7 +43,9 @@ def plan(
     """Say what would be written, to the byte, without reading a weight; config.json is enough."""
     wanted = shares(target, quant, options)
     with watched() as progress:
-        graph = pipeline.open_model(model, revision=revision, offline=offline, weights=False, progress=progress)
+        graph = pipeline.open_model(
+            model, revision=revision, offline=offline, weights=False, adapters=adapters, progress=progress
+        )
     plans: list[Plan] = []
     checks: list[tuple[BudgetCheck, ...]] = []
     memory: list[int] = []

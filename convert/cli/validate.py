@@ -9,12 +9,14 @@ from typing import Annotated, Any
 
 import typer
 
+from ...graph.adapters.adapter import Adapting
 from ...validate.budgets import Budgets
 from ...validate.lines import Lines
 from ...validate.memory import CONTEXT_TOKENS
 from .. import pipeline
 from ..artifacts import record
 from ..manifest import MANIFEST_FILE
+from .adapter_options import adapter_options
 from .budget_options import budget_options
 from .comparison_options import OtherReference, Reference, comparison_options, line_options
 from .console import Offline, Revision, output, watched
@@ -22,13 +24,20 @@ from .option_groups import grouped
 from .report_options import Reports, report_options
 
 
-@grouped(comparison=comparison_options, lines=line_options, budgets=budget_options, reports=report_options)
+@grouped(
+    adapters=adapter_options,
+    comparison=comparison_options,
+    lines=line_options,
+    budgets=budget_options,
+    reports=report_options,
+)
 def validate(
     *,
     artifacts: Annotated[
         list[Path], typer.Argument(help="Artifact files, or folders with their manifest.", show_default=False)
     ],
     reference: Reference = None,
+    adapters: Adapting,
     other_reference: OtherReference = False,
     comparison: dict[str, Any],
     lines: Lines,
@@ -49,6 +58,7 @@ def validate(
         report = pipeline.validate(
             artifacts,
             reference=reference,
+            adapters=adapters,
             revision=revision,
             offline=offline,
             other_reference=other_reference,

@@ -22,7 +22,7 @@ from ...graph.units import format_size
 from ...targets.naming import read_part_name
 from ...validate.formats import escape
 from ...validate.report import number, percent, ratio
-from ..manifest import Entry, Manifest, material_hashes
+from ..manifest import Entry, Manifest, adapter_labels, material_hashes
 from .ecosystems import ECOSYSTEMS
 from .hub import quiet
 
@@ -105,7 +105,7 @@ def _facts(source: CardSource) -> dict[str, Any]:
         "dtype": next((_DTYPES[e["quant"]] for e in manifest.artifacts if e["quant"] in _DTYPES), None),
         "has_model_file": any(_is_model_file(file["path"]) for e in manifest.artifacts for file in e["files"]),
         "context": max((int((e["validation"] or {}).get("context") or 0) for e in manifest.artifacts), default=0),
-        "origin": f"{repository}{revision}{stored}",
+        "origin": f"{repository}{revision}{stored}{_merged(origin)}",
         "n_source_files": len(listed),
         "source_sha256": digest(listed),
         "licence": licence.get("license_name") or licence.get("license") or "not named by the checkpoint",
@@ -116,10 +116,12 @@ def _facts(source: CardSource) -> dict[str, Any]:
 def _front_matter(source: CardSource) -> str:
     from huggingface_hub import ModelCardData
 
-    ecosystem, card = ECOSYSTEMS[source.target], source.manifest.source.get("card", {})
+    ecosystem, origin = ECOSYSTEMS[source.target], source.manifest.source
+    card = origin.get("card", {})
+    relation = "finetune" if adapter_labels(origin) else "quantized"
     fields: dict[str, Any] = {
         "base_model": source.base_model,
-        "base_model_relation": None if source.base_model is None else "quantized",
+        "base_model_relation": None if source.base_model is None else relation,
         "library_name": ecosystem.library,
         "language": _texts(card.get("language")) or None,
         "pipeline_tag": _text(card.get("pipeline_tag")) or _PIPELINE,
@@ -128,6 +130,12 @@ def _front_matter(source: CardSource) -> str:
         "quantized_by": "lfm-convert",
     }
     return str(ModelCardData(**fields).to_yaml(line_break="\n")).rstrip("\n")
+
+
+def _merged(origin: Mapping[str, Any]) -> str:
+    """The adapters that are part of the model."""
+    labels = adapter_labels(origin)
+    return f" with the adapter{'s' if len(labels) > 1 else ''} {', '.join(labels)} merged into it" if labels else ""
 
 
 def _licence(source: CardSource) -> dict[str, str]:

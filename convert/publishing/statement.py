@@ -13,7 +13,7 @@ from typing import Any
 
 from ...graph.errors import InputError
 from ...graph.json_text import read_object
-from ..manifest import Manifest, material_hashes
+from ..manifest import ADAPTERS, Manifest, material_hashes
 
 _STATEMENT = "https://in-toto.io/Statement/v1"
 _PROVENANCE = "https://slsa.dev/provenance/v1"
@@ -26,7 +26,7 @@ def provenance(manifest: Manifest, hashes: Mapping[str, str]) -> bytes:
     libraries = tool.get("libraries", {})
     kept = ("target", "quant", "options", "inputs", "main_file")
     artifacts = [{key: entry[key] for key in kept if key in entry} for entry in manifest.artifacts]
-    origin = {key: source[key] for key in ("name", "repository", "revision") if key in source}
+    origin = {key: source[key] for key in ("name", "repository", "revision", "merging") if key in source}
     statement = {
         "_type": _STATEMENT,
         "subject": [{"name": path, "digest": {"sha256": hashes[path]}} for path in sorted(hashes)],
@@ -66,8 +66,12 @@ def _materials(source: Mapping[str, Any]) -> list[dict[str, Any]]:
     repository, revision = source.get("repository"), source.get("revision")
     place = f"hf://{repository}@{revision}/" if repository else None
     return [
-        {"name": path, **({"uri": f"{place}{path}"} if place else {}), "digest": {"sha256": sha256}}
-        for path, sha256 in material_hashes(source).items()
+        {
+            "name": name,
+            **({"uri": f"{place}{name}"} if place and not name.startswith(ADAPTERS) else {}),
+            "digest": {"sha256": sha256},
+        }
+        for name, sha256 in material_hashes(source).items()
     ]
 
 

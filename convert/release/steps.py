@@ -36,7 +36,7 @@ from .. import pipeline
 from ..artifacts import find_artifacts, record
 from ..calibration import measure
 from ..destination import settle
-from ..manifest import Entry, load_manifest, source_paths
+from ..manifest import Entry, load_manifest, named_hashes, source_files
 from ..recipe.reading import IMPORTANCE
 from ..writing import inputs_digest
 from .prepared import Preparation, Prepared
@@ -61,10 +61,8 @@ class Site:
         """sha256 of a model's files by path, taken once for all artifacts of it."""
         if label not in self._sources:
             graph = self.preparation.graphs[label]
-            paths = source_paths(graph)
-            found = self.state.hashes(paths, progress=self.progress)
-            names = [path.relative_to(graph.folder).as_posix() for path in paths]
-            self._sources[label] = dict(zip(names, found, strict=True))
+            found = self.state.hashes(list(source_files(graph).values()), progress=self.progress)
+            self._sources[label] = named_hashes(graph, found)
         return self._sources[label]
 
     @cached_property

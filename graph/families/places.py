@@ -5,12 +5,12 @@ A place gives a view of the stored tensors in the shape that the graph has; noth
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from ..dtypes import WEIGHT_DTYPES
 from ..misfits import Misfits
-from ..tensor import ReshapedTensor, Shape, SlicedTensor, StackedTensor, TensorView
+from ..tensor import ReshapedTensor, Shape, SlicedTensor, StackedTensor, TensorView, n_rows_of
 
 
 class Shelf:
@@ -41,6 +41,30 @@ class Shelf:
         return tuple(name for name in self.tensors if name not in self.taken)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Seat:
+    """Which rows of a weight a stored tensor of this name and shape holds: blocks of `count` rows that follow each other
+    in the weight from `first` on, and in the tensor lie every `period` rows from `offset` on.
+    """
+
+    name: str
+    shape: Shape
+    count: int
+    n_blocks: int = 1
+    first: int = 0
+    offset: int = 0
+    period: int = 0
+
+    def runs(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
+        """Of the weight's rows [start, stop) those that lie here: a row of the weight, the tensor's row, how many."""
+        low, high = max(start, self.first), min(stop, self.first + self.n_blocks * self.count)
+        while low < high:
+            block, row = divmod(low - self.first, self.count)
+            n = min(self.count - row, high - low)
+            yield low, self.offset + block * self.period + row, n
+            low += n
+
+
 @dataclass(frozen=True)
 class Place:
     """A tensor of the weight's own shape. `beside` is one that lies there only if this one ought to."""
@@ -54,6 +78,10 @@ class Place:
     def take(self, shelf: Shelf, prefix: str, shape: Shape) -> TensorView | None:
         return shelf.take(prefix + self.name, shape)
 
+    def seats(self, prefix: str, shape: Shape) -> Iterator[Seat]:
+        """The tensors that would hold a weight of this shape here."""
+        yield Seat(name=prefix + self.name, shape=shape, count=n_rows_of(shape))
+
 
 @dataclass(frozen=True)
 class Kernel(Place):
@@ -63,6 +91,10 @@ class Kernel(Place):
         n_channels, width = shape
         tensor = shelf.take(prefix + self.name, (n_channels, 1, width))
         return tensor and ReshapedTensor(tensor, shape)
+
+    def seats(self, prefix: str, shape: Shape) -> Iterator[Seat]:
+        n_channels, width = shape
+        yield Seat(name=prefix + self.name, shape=(n_channels, 1, width), count=n_channels)
 
 
 @dataclass(frozen=True)
@@ -76,6 +108,12 @@ class PerExpert(Place):
         names = [prefix + self.name.format(e=expert) for expert in range(shape[0])]
         parts = [part for name in names if (part := shelf.take(name, shape[1:])) is not None]
         return StackedTensor(prefix + _without_number(self.name), parts) if len(parts) == shape[0] else None
+
+    def seats(self, prefix: str, shape: Shape) -> Iterator[Seat]:
+        n_experts, n_rows = shape[0], n_rows_of(shape[1:])
+        for expert in range(n_experts):
+            name = prefix + self.name.format(e=expert)
+            yield Seat(name=name, shape=shape[1:], count=n_rows, first=expert * n_rows)
 
 
 @dataclass(frozen=True)
@@ -93,6 +131,18 @@ class Part(Place):
         n_stacked, n_rows, n_cols = shape
         tensor = shelf.take(prefix + self.name, (n_stacked, self.n_parts * n_rows, n_cols))
         return tensor and SlicedTensor(prefix + _without_number(self.called), tensor, self.index * n_rows, n_rows)
+
+    def seats(self, prefix: str, shape: Shape) -> Iterator[Seat]:
+        n_stacked, n_rows, n_cols = shape
+        period = self.n_parts * n_rows
+        yield Seat(
+            name=prefix + self.name,
+            shape=(n_stacked, period, n_cols),
+            count=n_rows,
+            n_blocks=n_stacked,
+            offset=self.index * n_rows,
+            period=period,
+        )
 
 
 def _without_number(name: str) -> str:

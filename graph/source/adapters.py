@@ -11,7 +11,9 @@ from ..json_text import parse_json
 ADAPTER_CONFIG = "adapter_config.json"
 # File names of PEFT and of mlx-lm.
 _WEIGHTS = ("adapter_model*", "adapters.safetensors", "*_adapters.safetensors", "adapters.npz")
-_REMEDY = "merge it into its base first, such as by merge_and_unload() of PEFT, and convert what that saves"
+_MERGE = "merge it into its base first, such as by merge_and_unload() of PEFT, and convert what that saves"
+# What can be merged here.
+_TAKEN = ("LORA",)
 # Components of a name that PEFT puts beside the base model's own tensors.
 _COMPONENTS = frozenset({
     "base_layer", "lora_A", "lora_B", "lora_a", "lora_b", "lora_embedding_A", "lora_embedding_B",
@@ -33,17 +35,21 @@ def adapter_sentence(folder: Path) -> str | None:
     base = found.get("base_model_name_or_path") or found.get("model")
     of = f" of {base}" if isinstance(base, str) and base.isprintable() else ""
     name = str(kind).replace("LORA", "LoRA").replace("lora", "LoRA") if str(kind).isprintable() else "LoRA"
-    return f"is {_article(name)} {name} adapter{of}: {_REMEDY}"
+    remedy = f"name its base as the model, and it with --adapter {folder}" if kind in _TAKEN else _MERGE
+    return f"is {_article(name)} {name} adapter{of}: {remedy}"
 
 
-def adapter_note(folder: Path) -> str | None:
-    """Says of an adapter beside a checkpoint, or in a folder of it, that it is not part of the conversion."""
+def adapter_note(folder: Path, applied: Iterable[Path] = ()) -> str | None:
+    """Says of an adapter beside a checkpoint, or in a folder of it, that it is not part of the conversion, unless it is
+    one of those that will be merged.
+    """
+    taken = {path.resolve() for path in applied}
     beside = [folder, *sorted(path.parent for path in folder.glob(f"*/{ADAPTER_CONFIG}"))]
-    homes = [home for home in beside if _has_adapter(home)]
+    homes = [home for home in beside if _has_adapter(home) and home.resolve() not in taken]
     if not homes:
         return None
     where = "beside the checkpoint" if homes[0] == folder else f"in {homes[0].name}/"
-    return f"the adapter {where} is not applied: to have it in the artifact, merge it into the checkpoint first"
+    return f"the adapter {where} is not applied: to have it in the artifact, name it with --adapter {homes[0]}"
 
 
 def unmerged_tensor(names: Iterable[str]) -> str | None:
@@ -52,7 +58,7 @@ def unmerged_tensor(names: Iterable[str]) -> str | None:
 
 
 def unmerged_sentence(tensor: str) -> str:
-    return f"holds an adapter that is not merged (tensor '{tensor}'): {_REMEDY}"
+    return f"holds an adapter that is not merged (tensor '{tensor}'): {_MERGE}"
 
 
 def _has_adapter(folder: Path) -> bool:

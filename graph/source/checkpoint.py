@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..errors import Faults
-from .open_file import SourceFiles, SourceStamp
+from .open_file import SourceFiles
 from .safetensors import SafetensorsFile, StoredTensor
 from .weight_files import INDEX_FILE, SINGLE_FILE, WeightIndex, find_weights, has_weights
 from .wrapped_names import model_names, naming_note
 
-__all__ = ["INDEX_FILE", "SINGLE_FILE", "Checkpoint", "SourceStamp", "has_weights"]
+__all__ = ["INDEX_FILE", "SINGLE_FILE", "Checkpoint", "has_weights"]
 
-# Faults and notes of one kind that are told one by one; of more, how many there are and the first.
+# Notes of one kind that are told one by one; of more, how many there are and the first.
 _SHOWN = 8
 
 
@@ -48,7 +48,7 @@ class Checkpoint(SourceFiles):
                     twice.append(_twice(found[name], home[name], tensor, file.path.name))
                 found[name] = tensor if name == stored_name else tensor.renamed(name)
                 home[name] = file.path.name
-        _tell(faults, twice, "tensors are given more than once")
+        faults.add_alike(twice, "tensors are given more than once")
         if index:
             self._compare(index, home, faults)
         faults.raise_if_any(str(self.folder))
@@ -63,7 +63,7 @@ class Checkpoint(SourceFiles):
                 misplaced.append(f"{index.name} places tensor '{stored_name}' in {shard}, which does not hold it")
             elif home[name] != shard:
                 misplaced.append(f"{index.name} places tensor '{stored_name}' in {shard}, found in {home[name]}")
-        _tell(faults, misplaced, f"tensors are not where {index.name} places them, which is of other files")
+        faults.add_alike(misplaced, f"tensors are not where {index.name} places them, which is of other files")
         placed = set(names.values())
         forgotten = [name for name in home if name not in placed]
         if len(forgotten) > _SHOWN:
@@ -76,12 +76,3 @@ def _twice(first: StoredTensor, first_file: str, second: StoredTensor, second_fi
     if first.stored_name == second.stored_name:
         return f"tensor '{first.stored_name}' is in both {first_file} and {second_file}"
     return f"tensors '{first.stored_name}' and '{second.stored_name}' are one tensor of the model under two names"
-
-
-def _tell(faults: Faults, sentences: list[str], together: str) -> None:
-    """Each sentence, or of many, which have one cause, how many and the first."""
-    if len(sentences) > _SHOWN:
-        faults.add(f"{len(sentences)} {together}, such as: {sentences[0]}")
-    else:
-        for sentence in sentences:
-            faults.add(sentence)

@@ -1,4 +1,4 @@
-"""The files that a source's weights are read from: open while anybody reads, hashed meanwhile, and unchanged at the end."""
+"""The files that a source's weights are read from: open while anybody reads, and hashed meanwhile."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import os
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import InputError
 from ..files import RunningHash
+from .stamps import stamp_of
 
 
 class OpenFile:
@@ -56,30 +56,9 @@ class OpenFile:
             buffer, start = buffer[n_read:], start + n_read
 
 
-@dataclass(frozen=True)
-class SourceStamp:
-    """What a source file looked like when it was opened. Units: bytes, nanoseconds."""
-
-    path: Path
-    size: int
-    mtime_ns: int
-    inode: int
-
-
 class SourceFiles:
     """The weight files of a source. `are_all` says that they hold the config and the tokenizer, too."""
 
     def __init__(self, files: Sequence[OpenFile], *, are_all: bool = False) -> None:
         self.files, self.are_all = tuple(files), are_all
-        self.stamps = tuple(_stamp(file.path) for file in self.files)
-
-    def check_unchanged(self) -> None:
-        """Raises InputError if a source file was replaced or written to since it was opened."""
-        for stamp in self.stamps:
-            if not stamp.path.is_file() or _stamp(stamp.path) != stamp:
-                raise InputError(f"{stamp.path}: changed while it was being converted")
-
-
-def _stamp(path: Path) -> SourceStamp:
-    status = path.stat()
-    return SourceStamp(path, status.st_size, status.st_mtime_ns, status.st_ino)
+        self.stamps = tuple(stamp_of(file.path) for file in self.files)

@@ -110,7 +110,7 @@ def test_an_adapter_alone_is_named_with_its_base(
     (folder / "training_args.bin").write_bytes(b"PK")
     if config:
         configure(folder, **dense_config())
-    said = f"{folder}: is a LoRA adapter of LiquidAI/LFM2-350M: merge it into its base first"
+    said = f"{folder}: is a LoRA adapter of LiquidAI/LFM2-350M: name its base as the model, and it with --adapter"
     assert said in sentence_of(folder)
     assert main(["inspect", str(folder)]) == 5
     assert said in capsys.readouterr().err

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from lfm_convert.graph.opening import open_graph
 from lfm_convert.graph.source.checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint, has_weights
+from lfm_convert.graph.source.stamps import refuse_changed
 from support.checkpoints import make_checkpoint
 from support.refusals import refused
 from support.safetensors_files import edit_tensors, float32, write_tensors
@@ -129,10 +130,10 @@ def test_an_empty_folder_says_what_is_missing(tmp_path: Path) -> None:
 def test_a_source_that_changes_during_the_run_is_noticed(change: str, tmp_path: Path) -> None:
     path = make_checkpoint(tmp_path) / SINGLE_FILE
     checkpoint = Checkpoint(tmp_path)
-    checkpoint.check_unchanged()
+    refuse_changed(checkpoint.stamps)
     _change(path, change)
     with refused(path, "changed while it was being converted"):
-        checkpoint.check_unchanged()
+        refuse_changed(checkpoint.stamps)
 
 
 def _change(path: Path, change: str) -> None:
