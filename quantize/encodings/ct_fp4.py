@@ -26,6 +26,8 @@ from .ct_base import PACKED, SCALE, Codes, Grouped, largest
 from .mlx_pack import FLOATS, pack
 
 GLOBAL_SCALE = "weight_global_scale"
+# What stands for an E4M3 scale of zero: 0.125. Source: compressed-tensors, `_get_dtype_eps`.
+_LEAST_SCALE = 0x20
 
 
 class _Float4(Grouped):
@@ -57,7 +59,7 @@ class MxFp4(_Float4):
     """The scale is a power of two, by which the largest magnitude of a group is at most 7, and rounded to 6."""
 
     block = 32
-    activation_block = 32  # type: ignore[assignment]
+    activation_block = 32
 
     def __init__(self, dtype: str) -> None:
         super().__init__("ct_mxfp4", dtype)
@@ -86,7 +88,7 @@ class NvFp4(_Float4):
     """Scales are E4M3. `global_scale` brings the largest of a matrix near to the largest that there is."""
 
     block = 16
-    activation_block = 16  # type: ignore[assignment]
+    activation_block = 16
     global_scale = np.float32(1)
 
     def __init__(self, dtype: str) -> None:
@@ -110,7 +112,7 @@ class NvFp4(_Float4):
     def _fit(self, groups: Float32) -> tuple[Codes, *tuple[Float32, ...]]:
         wanted = self.global_scale * self._round(largest(groups) / np.float32(E2M1.largest))
         scales = E4M3.magnitudes(wanted)
-        scales[scales == 0] = E4M3.magnitudes(np.float32([0.125]))[0]
+        scales[scales == 0] = _LEAST_SCALE
         return _codes(groups / self._factors(scales)[:, None]), scales.astype(np.float32)
 
     def _factors(self, scales: Bytes) -> Float32:

@@ -34,7 +34,7 @@ class ChannelFp8(Grouped):
     """A scale a row; kernels round activations to E4M3, too, a token at a time."""
 
     class_name = "q5"  # as the gates count: of eight bits three are mantissa
-    activation_block = 0  # type: ignore[assignment]
+    activation_block = 0
 
     def __init__(self, dtype: str) -> None:
         super().__init__("ct_fp8", dtype)
@@ -60,7 +60,7 @@ class SquareFp8(CtEncoding):
 
     class_name = "q5"
     block = tile_rows = SQUARE
-    activation_block = SQUARE  # type: ignore[assignment]
+    activation_block = SQUARE
 
     def __init__(self, dtype: str) -> None:
         super().__init__("ct_fp8_block", dtype)
@@ -77,9 +77,7 @@ class SquareFp8(CtEncoding):
         for i, start in enumerate(range(0, len(rows), SQUARE)):
             square = rows[start : start + SQUARE].reshape(-1, scales.shape[1], SQUARE)
             scales[i] = self._scales(largest(square).max(axis=0), E4M3.largest)
-            codes[start : start + SQUARE] = _codes(self._round(square / scales[i][:, None])).reshape(
-                -1, rows.shape[1]
-            )
+            codes[start : start + SQUARE] = _codes(self._round(square / scales[i][:, None])).reshape(-1, rows.shape[1])
         return codes, self._store(scales)
 
     def decode(self, *parts: Bytes) -> Float32:

@@ -115,7 +115,7 @@ class ChannelInt8(Grouped):
     """Bytes with a scale a row, which kernels multiply by activations of 8 bits."""
 
     class_name = "q8"
-    activation_block = 0  # type: ignore[assignment]
+    activation_block = 0
 
     def __init__(self, dtype: str) -> None:
         super().__init__("ct_int8", dtype)

@@ -23,7 +23,6 @@ from ..encoding import Bytes
 from ._elements import E2M1, E4M3, Element
 from .mlx_pack import FLOATS, Codes, GroupEncoding
 
-
 # Of E2M1 MLX rounds ties to zero.
 _E2M1 = replace(E2M1, ties_to_even=False)
 

@@ -65,9 +65,7 @@ def read_weights(folder: Path) -> dict[Address, TensorView]:
 def _read(slot: Slot, parameter: str, left: dict[str, StoredTensor]) -> TensorView:
     if _EXPERT not in parameter:
         return _matrix(slot, parameter, slot.shape, left)
-    matrices = [
-        _matrix(slot, parameter.replace(_EXPERT, str(e)), slot.shape[1:], left) for e in range(slot.shape[0])
-    ]
+    matrices = [_matrix(slot, parameter.replace(_EXPERT, str(e)), slot.shape[1:], left) for e in range(slot.shape[0])]
     return StackedTensor(parameter.replace("{e}.", ""), matrices)
 
 

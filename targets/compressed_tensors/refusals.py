@@ -17,7 +17,6 @@ from ...quantize.encodings.ct_fp8 import ChannelFp8
 from ...quantize.encodings.ct_int import AsymmetricInt, GroupInt
 from ..encoded import encoding_of
 
-
 _NOT_RUN = "not run here: transformers 5.23 does not decode"
 
 

@@ -314,6 +314,7 @@ _ALL = (
     Reader("mlx-weights", _artifact_seeds("mlx", "8bit"), _artifact_reader("mlx", "8bit")),
     Reader("gguf-foreign", _artifact_seeds("gguf", "Q4_K_M"), _foreign_reader("gguf", "Q4_K_M")),
     Reader("onnx-foreign", _artifact_seeds("onnx", "q8"), _foreign_reader("onnx", "q8")),
+    Reader("ct-foreign", _artifact_seeds("compressed-tensors", "FP8"), _foreign_reader("compressed-tensors", "FP8")),
     Reader("mlx-foreign", _artifact_seeds("mlx", "4bit"), _foreign_reader("mlx", "4bit")),
     Reader("coreml", _program_seeds, _read_package),
     Reader("config", _config_seeds, _read_file(CONFIG_FILE, _read_config)),

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+
 def stored(preset: str, *matrices: Any, **weights: Any) -> list[dict[str, np.ndarray]]:
     """The tensors of each of some matrices [N, K], torch's, as bytes; those run as one share a global scale.
 
