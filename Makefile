@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 # Targets whose packages are small; TARGETS=all adds those that bring gigabytes.
 LIGHT := gguf onnx mlx coreml
-HEAVY := executorch
+HEAVY := executorch compressed-tensors
 TARGETS ?= $(LIGHT)
 CHOSEN := $(if $(filter all,$(TARGETS)),$(LIGHT) $(HEAVY),$(TARGETS))
 # What the demo shows of each; `lfm-convert targets` lists every quant.
@@ -12,6 +12,7 @@ QUANTS.onnx := fp32,fp16,q8,q4,q4f16
 QUANTS.mlx := bf16,8bit,4bit
 QUANTS.executorch := fp32,8da4w
 QUANTS.coreml := fp16,int4
+QUANTS.compressed-tensors := W4A16,W8A16
 OUT ?= demo-out
 MODEL ?= bundled:moe
 JOBS := 2

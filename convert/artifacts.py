@@ -56,8 +56,8 @@ def find_artifacts(path: Path, *, only: set[str] | None = None) -> list[Artifact
     found = listed_artifacts(path, only=only) or recognised_artifacts(path)
     if not found:
         raise InputError(
-            f"{path}: no {MANIFEST_FILE} here or above lists it, and it is no GGUF, MLX folder, ONNX graph, .pte or "
-            ".mlpackage"
+            f"{path}: no {MANIFEST_FILE} here or above lists it, and it is no GGUF, MLX folder, ONNX graph, .pte, "
+            ".mlpackage or folder of compressed-tensors"
         )
     return found
 

@@ -23,6 +23,7 @@ DEVICES: Mapping[str, DeviceClass] = {
         DeviceClass(name="browser", max_file_size=2_000_000_000, max_memory=4_000_000_000, targets=("onnx",)),
         DeviceClass(name="laptop", max_memory=8_000_000_000, targets=("gguf", "onnx")),
         DeviceClass(name="mac", max_memory=8_000_000_000, targets=("mlx", "gguf", "coreml")),
+        DeviceClass(name="server", max_memory=24_000_000_000, targets=("compressed-tensors",)),
     )
 }
 _MOST_OTHERS = 6  # quants that a comment names

@@ -10,7 +10,7 @@ WRITING = ("numpy", "onnx", "tokenizers")
 # What is asked for beside that to fetch, run and compare.
 RUNNING = (
     "huggingface_hub", "onnxruntime", "xllamacpp", "mlx", "mlx-lm", "executorch", "coremltools", "torch", "torchao",
-    "transformers",
+    "transformers", "compressed-tensors",
 )  # fmt: skip
 
 

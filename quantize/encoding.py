@@ -1,8 +1,8 @@
 """What an encoding is, and the registry of all of them.
 
 An encoding is a storage format for the rows of a matrix: pure functions, no state. Every part of it
-is cut by rows (rows [a, b) of the matrix are rows [a, b) of each part), so that a tensor of any size
-is encoded range by range and each range is written at a known offset.
+is cut by rows (rows [a, b) of the matrix are rows [a, b) of each part, or those of a part that has one
+for several), so that a tensor of any size is encoded range by range and each range is written at a known offset.
 Adding one is one file in `encodings/` and one line in `_MODULES`.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import importlib
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cache
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 
 from ..graph.dtypes import Float32
 from ..graph.errors import UsageError
+from ..graph.tensor import Shape
 
 Bytes = NDArray[Any]
 
@@ -29,7 +31,8 @@ _REFINED = "_refined"
 
 @dataclass(frozen=True)
 class Part:
-    """One stored array of an encoded matrix. `row_shape` is what one row of the matrix becomes.
+    """One stored array of an encoded matrix. `row_shape` is what one row of the matrix becomes, or `n_together` of them:
+    the last row of a matrix may be for fewer.
 
     Units: `row_nbytes` in bytes.
     """
@@ -37,17 +40,36 @@ class Part:
     name: str
     dtype: np.dtype[Any]
     row_shape: tuple[int, ...]
+    n_together: int = 1
 
     @property
     def row_nbytes(self) -> int:
         return int(np.prod(self.row_shape, dtype=np.int64)) * self.dtype.itemsize
+
+    def n_rows(self, height: int) -> int:
+        """Rows of the part for a matrix of `height` rows."""
+        return -(-height // self.n_together)
+
+    def offset(self, row: int, height: int) -> int:
+        """Bytes before a row of a stack of matrices of `height` rows, each of which the part is of by itself.
+
+        The row is the first of those that are stored together, or the end of a matrix.
+        """
+        matrix, within = divmod(row, height)
+        return (matrix * self.n_rows(height) + within // self.n_together) * self.row_nbytes
+
+
+def matrix_height(shape: Shape) -> int:
+    """Rows of each matrix that a tensor of this shape is a stack of."""
+    return shape[-2] if len(shape) > 1 else 1
 
 
 class Encoding(ABC):
     """A storage format for rows.
 
     `block` is the number of consecutive elements of a row that share scales: a row must be a multiple.
-    `tile_rows` is the number of rows that are stored interleaved: ranges of rows start and end at multiples of it.
+    `tile_rows` is the number of rows that are stored interleaved: ranges of rows start and end at multiples of it, or at
+    the end of a matrix where the last tile `may_be_short`.
     `class_name` is the quality class (f32, f16, q8, q4, …): what its kernels compute in follows from it.
     `weighs_columns` says whether importance changes what is stored; `ggml_type` is that of `enum ggml_type`, for what
     GGUF stores. Some encoders `can_refine`: look longer for scales of lower error, which are stored in the same format.
@@ -56,6 +78,7 @@ class Encoding(ABC):
     name: str
     block: int = 1
     tile_rows: int = 1
+    may_be_short: ClassVar[bool] = False
     class_name: str
     weighs_columns: bool = False
     ggml_type: ClassVar[int | None] = None
@@ -103,13 +126,18 @@ class Encoding(ABC):
         """The float32 values [n, n_cols] that parts [n, *row_shape] stand for."""
 
     def row_nbytes(self, n_cols: int) -> int:
-        """Bytes of one encoded row, all parts."""
+        """Bytes of one encoded row, all parts, of an encoding with a row of every part for each."""
         return sum(part.row_nbytes for part in self.parts(n_cols))
+
+    def nbytes(self, shape: Shape) -> int:
+        """Bytes of a tensor, all parts."""
+        n_rows = math.prod(shape[:-1])
+        return sum(part.offset(n_rows, matrix_height(shape)) for part in self.parts(shape[-1]))
 
 
 _MODULES = (
     "floats", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "iq4_nl", "iq4_xs", "mxfp4",
-    "int_block", "mlx_affine", "mlx_fp", "et_int", "et_tiles", "coreml_int", "coreml_lut",
+    "int_block", "mlx_affine", "mlx_fp", "et_int", "et_tiles", "coreml_int", "coreml_lut", "ct_int", "ct_fp8", "ct_fp4",
 )  # fmt: skip
 
 

@@ -59,7 +59,7 @@ class Policy:
 def _refusal(encoding: Encoding, weight: Weight) -> str | None:
     """Why a weight cannot be stored so, or None."""
     n_rows = weight.shape[-2] if len(weight.shape) > 1 else 1
-    if n_rows % encoding.tile_rows:
+    if n_rows % encoding.tile_rows and not encoding.may_be_short:
         return f"{n_rows} rows are not a multiple of the {encoding.tile_rows} that are stored together"
     return encoding.refusal(weight.view.n_cols)
 

@@ -13,7 +13,7 @@ from ..graph.grid import Grid, GridRows
 from ..graph.roles import Address, find_role
 from ..graph.source.open_file import OpenFile
 from ..graph.tensor import ScaledTensor, Shape, TensorView
-from ..quantize.encoding import Bytes, Encoding, get_encoding
+from ..quantize.encoding import Bytes, Encoding, get_encoding, matrix_height
 from ..quantize.grids import OnGrid
 from .target import Artifact
 
@@ -99,23 +99,30 @@ class EncodedTensor(Encoded):
         self._parts = parts
 
     def _rows(self, start: int, stop: int) -> Float32:
-        tile = self.encoding.tile_rows
-        first = start // tile * tile
-        return self._tiles(first, -(-stop // tile) * tile)[start - first : stop - first]
+        tile, height = self.encoding.tile_rows, matrix_height(self.shape)
+        if height % tile == 0:
+            height = self.n_rows  # tiles lie end to end; else the last one of each matrix is short
+        pieces = [np.empty((0, self.n_cols), np.float32)]
+        for first in range(start // height * height, stop, height):
+            low, high = max(start, first) - first, min(stop, first + height) - first
+            begin, end = low // tile * tile, min(-(-high // tile) * tile, height)
+            pieces.append(self._tiles(first + begin, first + end)[low - begin : high - begin])
+        return pieces[1] if len(pieces) == 2 else np.concatenate(pieces)
 
     def _tiles(self, start: int, stop: int) -> Float32:
         return self.encoding.decode(*self._arrays(start, stop))
 
     def _arrays(self, start: int, stop: int) -> tuple[Bytes, ...]:
-        arrays: list[Bytes] = []
+        arrays, height = list[Bytes](), matrix_height(self.shape)
         for part, stored in zip(self.encoding.parts(self.n_cols), self._parts, strict=True):
-            wanted = (stop - start) * part.row_nbytes
-            data = stored.read(start * part.row_nbytes, wanted)
+            low, high = (part.offset(row, height) for row in (start, stop))
+            wanted = high - low
+            data = stored.read(low, wanted)
             if len(data) != wanted:
                 raise InputError(
                     f"{stored.path}: tensor '{self.name}' is truncated: expected {wanted} bytes, found {len(data)}"
                 )
-            arrays.append(np.frombuffer(data, part.dtype).reshape(stop - start, *part.row_shape))
+            arrays.append(np.frombuffer(data, part.dtype).reshape(-1, *part.row_shape))
         return tuple(arrays)
 
 

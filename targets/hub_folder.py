@@ -74,6 +74,13 @@ def tokenizer_config(assets: Assets, tokenizer: Tokenizer) -> dict[str, Any]:
     return {**written, "tokenizer_class": _TOKENIZER_CLASS}
 
 
+def licence_lines(assets: Assets) -> list[str]:
+    """What the checkpoint's own card says of its licence, as lines of YAML."""
+    lines = (assets.model_card or "").splitlines()
+    own = lines[1 : lines.index("---", 1)] if lines[:1] == ["---"] and "---" in lines[1:] else []
+    return [line for line in own if line.startswith("license")]
+
+
 def json_bytes(value: object, *, indent: int = 2) -> bytes:
     return (json.dumps(value, indent=indent, ensure_ascii=False) + "\n").encode()
 

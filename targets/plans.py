@@ -57,7 +57,7 @@ class TensorPlan:
     @property
     def nbytes(self) -> int:
         """Bytes of all parts, padding excluded."""
-        return self.view.n_rows * self.encoding.row_nbytes(self.view.n_cols)
+        return self.encoding.nbytes(self.view.shape)
 
 
 @dataclass(frozen=True)

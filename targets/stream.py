@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from ..graph.dtypes import Float32
 from ..graph.errors import InputError
-from ..quantize.encoding import Bytes
+from ..quantize.encoding import Bytes, matrix_height
 from ..quantize.grids import passed
 from .hashing import WriteHashes
 from .journal import Journal
@@ -79,10 +79,11 @@ class _Range:
 
     def places(self) -> Iterator[tuple[str, int, int]]:
         """Path, offset and bytes of each part."""
+        height = matrix_height(self.tensor.view.shape)
         parts = self.tensor.encoding.parts(self.tensor.view.n_cols)
         for part, placement in zip(parts, self.tensor.placements, strict=True):
-            start = placement.offset + self.start * part.row_nbytes
-            yield placement.path, start, (self.stop - self.start) * part.row_nbytes
+            start, stop = (part.offset(row, height) for row in (self.start, self.stop))
+            yield placement.path, placement.offset + start, stop - start
 
 
 def prepare_file(path: Path, *, header: bytes, n_bytes: int) -> None:

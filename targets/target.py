@@ -163,7 +163,8 @@ class Target(ABC):
 
     `grammar` says what quants there are where `policies` are only those of common names.
     `arithmetic` is the type of the activations that runners multiply by weights of any class, as `Arithmetic` of
-    validate/execution.py names it; None of those whose kernels round activations as each class asks.
+    validate/execution.py names it; None of those whose kernels round activations as each class asks. A target whose
+    quants say it, each for itself, has its own `arithmetic_of`.
     `file_suffix` is that of a format whose artifact is a file that the user may name: its targets have the option
     `outfile`. One that `is_package` is a folder to the file system.
     """
@@ -181,6 +182,10 @@ class Target(ABC):
     def run_memory(self, quant: str, tensors: Sequence[ListedTensor], size_bytes: int) -> RunMemory:
         """What the runtime holds in memory of an artifact of these tensors and files, on the CPU."""
         return RunMemory(weights=size_bytes)
+
+    def arithmetic_of(self, quant: str) -> str | None:
+        """`arithmetic` for artifacts of a quant."""
+        return self.arithmetic
 
     def policy(self, quant: str) -> Policy:
         """Raises UsageError listing the valid quants."""
@@ -270,6 +275,7 @@ _TARGETS = {
     "mlx": "mlx.target",
     "executorch": "executorch.target",
     "coreml": "coreml.target",
+    "compressed-tensors": "compressed_tensors.target",
 }
 # Those whose artifacts can be a source.
 _SOURCES = ("gguf", "mlx")

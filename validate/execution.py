@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..targets.target import Target
+from ..targets.target import Artifact, Target
 from .experts import LayerExperts
 from .gates import GateResult, Part, at_least, at_most
 from .metrics import Float64, Metrics, PromptScore
@@ -31,12 +31,14 @@ class Arithmetic(enum.StrEnum):
     FLOAT32 = "float32"
     FLOAT16 = "float16"
     INT8 = "int8"
+    FLOAT8 = "float8"
+    FLOAT4 = "float4"
 
 
 # Divergence grows with the square of the noise. Rounding of activations is what the floor does itself, and a runtime
 # may do it twice as coarsely. Of float32 the floor only changes the order of additions, while runtimes also
 # approximate exponentials and roots to a few units in the last place: eight times the noise.
-ROOM: Mapping[Arithmetic, float] = {Arithmetic.FLOAT32: 64.0, Arithmetic.FLOAT16: 4.0, Arithmetic.INT8: 4.0}
+ROOM: Mapping[Arithmetic, float] = {each: 64.0 if each is Arithmetic.FLOAT32 else 4.0 for each in Arithmetic}
 # Nats that rounding logits of any model to float32 makes.
 LEAST = 1e-11
 # Positions are compared by these quantiles: what few positions do, where rounding sent a token to another expert, is
@@ -52,9 +54,10 @@ SUSPICIOUS = 1.5
 _ARITHMETIC = {"f32": Arithmetic.FLOAT32, "f16": Arithmetic.FLOAT16}
 
 
-def arithmetic_of(target: Target, class_name: str) -> Arithmetic:
-    """What a target's runtime computes a class in: CPU kernels of quantised weights quantise activations, too."""
-    return Arithmetic(target.arithmetic) if target.arithmetic else _ARITHMETIC.get(class_name, Arithmetic.INT8)
+def arithmetic_of(target: Target, artifact: Artifact) -> Arithmetic:
+    """What a target's runtime computes an artifact in: CPU kernels of quantised weights quantise activations, too."""
+    said = target.arithmetic_of(artifact.quant)
+    return Arithmetic(said) if said else _ARITHMETIC.get(artifact.class_name, Arithmetic.INT8)
 
 
 def judge_execution(scores: Sequence[PromptScore], floor: Distance) -> list[GateResult]:

@@ -8,7 +8,7 @@ round them. Nothing is assumed of a model; a deep, a narrow or a badly condition
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,6 +22,8 @@ from ..graph.reference.state import Batch, State
 from ..graph.roles import Trait
 from ..graph.tensor import TensorView
 from ..quantize.encoding import Encoding
+from ..quantize.encodings._elements import E2M1, E4M3
+from ..quantize.encodings.ct_fp4 import mx_exponents
 from ..quantize.rounded import rounding_of
 from ..targets.encoded import Encoded, as_stored, encoding_of
 from .execution import ROOM, Arithmetic
@@ -147,9 +149,10 @@ class _Half(_Again):
         return self.after(super().run_layer(layer, hidden, batch), self.exact(hidden), len(hidden))
 
 
-class _Int8(_Again):
-    """Activations in 8 bits, in the blocks that kernels of each weight's encoding take; whole where those are floats."""
+class _Rounded(_Again):
+    """Activations in few bits, in the blocks that kernels of each weight's encoding take; whole where those are floats."""
 
+    _to_few_bits: Callable[[Float32], Float32]
     _last: tuple[Float32, int, Float32] | None = None
 
     def before(self, x: Float32, at: int, weight: Weight) -> Float32:
@@ -159,7 +162,8 @@ class _Int8(_Again):
         last = self._last  # queries, keys and values are products of one matrix, gates and ups of another
         if last is not None and last[0] is x and last[1] == block:
             return last[2]
-        rounded = np.concatenate([x[:at], _in_int8(x[at:], block)])
+        few_bits = type(self)._to_few_bits(x[at:].reshape(-1, block)).reshape(-1, x.shape[1])
+        rounded = np.concatenate([x[:at], few_bits])
         self._last = x, block, rounded
         return rounded
 
@@ -180,21 +184,55 @@ def _to_float16(x: Float32) -> Float32:
     return x.astype(np.float16).astype(np.float32)
 
 
-def _in_int8(x: Float32, block: int) -> Float32:
-    """x [n, in] rounded to 8 bits with a scale for each block."""
-    blocks = x.reshape(-1, block)
-    scale = np.maximum(blocks.max(axis=1, keepdims=True), -blocks.min(axis=1, keepdims=True)) / np.float32(127)
+def _largest(blocks: Float32) -> Float32:
+    """The largest magnitude [n, 1] of each block."""
+    found: Float32 = np.maximum(blocks.max(axis=1, keepdims=True), -blocks.min(axis=1, keepdims=True))
+    return found
+
+
+def _in_int8(blocks: Float32) -> Float32:
+    """Blocks [n, in] rounded to 8 bits with a scale for each."""
+    scale = _largest(blocks) / np.float32(127)
     scale[scale == 0] = 1
     found: Float32 = blocks / scale
     np.rint(found, out=found)
     found *= scale
-    return found.reshape(x.shape)
+    return found
+
+
+def _in_float8(blocks: Float32) -> Float32:
+    """Blocks [n, in] rounded to E4M3 with a scale for each."""
+    scale = _largest(blocks) / np.float32(E4M3.largest)
+    scale[scale == 0] = 1
+    found: Float32 = E4M3.nearest(blocks / scale) * scale
+    return found
+
+
+def _in_float4(blocks: Float32) -> Float32:
+    """Blocks [n, in] rounded to E2M1 with a power of two for each."""
+    scale = np.ldexp(np.float32(1), mx_exponents(_largest(blocks)) - 127)
+    found: Float32 = E2M1.nearest(blocks / scale) * scale
+    return found
+
+
+class _Int8(_Rounded):
+    _to_few_bits = staticmethod(_in_int8)
+
+
+class _Float8(_Rounded):
+    _to_few_bits = staticmethod(_in_float8)
+
+
+class _Float4(_Rounded):
+    _to_few_bits = staticmethod(_in_float4)
 
 
 _FORWARDS: Mapping[Arithmetic, tuple[str, type[_Again]]] = {
     Arithmetic.FLOAT32: ("float32 sums in another order", _OtherOrder),
     Arithmetic.FLOAT16: ("16-bit activations", _Half),
     Arithmetic.INT8: ("8-bit activations", _Int8),
+    Arithmetic.FLOAT8: ("activations in 8-bit floats", _Float8),
+    Arithmetic.FLOAT4: ("activations in 4-bit floats", _Float4),
 }
 
 

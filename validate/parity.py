@@ -204,7 +204,7 @@ class _Session:
         except (OSError, LfmConvertError) as error:
             return _Checked(self._unread(artifact, Verdict.FAIL, f"the artifact cannot be read: {error}"))
         self.steps.reach(Step("what rounding does"))
-        arithmetic = arithmetic_of(target, artifact.class_name)
+        arithmetic = arithmetic_of(target, artifact)
         judge = self._judge(reference)
         if unread:
             own = judge.checkpoint

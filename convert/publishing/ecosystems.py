@@ -50,4 +50,11 @@ ECOSYSTEMS = {
         tags=("coreml",),
         reads_beside=True,
     ),
+    "compressed-tensors": Ecosystem(
+        suffix="compressed-tensors",
+        clients="Transformers, vLLM and SGLang",
+        library="transformers",
+        tags=("compressed-tensors", "vllm"),
+        is_alone=True,
+    ),
 }

@@ -18,7 +18,10 @@ from .steps import Calibrate, Convert, Reference, Step, Validate
 
 # Bytes of the checkpoint that a target writes of in a CPU second, and what it takes beside that on one core.
 # Source: README.md and docs/executorch.md, on the models that are named there.
-_BYTES_PER_S: Mapping[str, float] = {"gguf": 180e6, "onnx": 200e6, "mlx": 180e6, "executorch": 40e6, "coreml": 100e6}
+_BYTES_PER_S: Mapping[str, float] = {
+    "gguf": 180e6, "onnx": 200e6, "mlx": 180e6, "executorch": 40e6, "coreml": 100e6,
+    "compressed-tensors": 250e6,
+}  # fmt: skip
 _USUAL_BYTES_PER_S = 100e6
 # Multiplications of our own forward pass in a CPU second, and how many such passes a comparison is worth.
 _PRODUCTS_PER_S = 5e9

@@ -64,6 +64,13 @@ class OnnxNames:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ServerNames:
+    """Fields of a config that vLLM's class for the family reads beside those of transformers'."""
+
+    fields: Callable[[ModelConfig], dict[str, Any]] = lambda config: {}
+
+
+@dataclass(frozen=True, kw_only=True)
 class Family:
     """One family. `read_layers` gives the blocks of a config, `read_norm` the norm before the head; the names are a checkpoint's, below `layer_prefix`.
 
@@ -85,6 +92,7 @@ class Family:
     gguf: GgufNames | None = None
     mlx: MlxNames | None = None
     onnx: OnnxNames | None = None
+    servers: ServerNames | None = None
     # Buffers that some checkpoints carry and the config fully determines: endings of their names.
     derived: Sequence[str] = (".rotary_emb.inv_freq", ".pos_emb.inv_freq")
 

@@ -13,7 +13,7 @@ from ..config import ModelConfig
 from ..config_fields import Fields
 from ..roles import Role
 from ..rotary import LARGEST_HEAD, default_rope
-from .family import Family, GgufNames, MlxNames, Places
+from .family import Family, GgufNames, MlxNames, Places, ServerNames
 from .places import Kernel, Place
 
 ALIASES = {
@@ -233,4 +233,5 @@ FAMILY = Family(
     hub_fields=_hub_fields,
     gguf=GgufNames(architecture="lfm2", tensors=GGUF_TENSORS, demands=GGUF_DEMANDS),
     mlx=MlxNames(),
+    servers=ServerNames(fields=lambda config: {"conv_dim": config.hidden_size}),
 )

@@ -13,53 +13,18 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import replace
 from typing import ClassVar
 
 import numpy as np
 
 from ...graph.dtypes import Float32
 from ..encoding import Bytes
+from ._elements import E2M1, E4M3, Element
 from .mlx_pack import FLOATS, Codes, GroupEncoding
 
-
-@dataclass(frozen=True)
-class _Element:
-    """A float of one byte or less without infinities. `ties_to_even` is false where MLX rounds ties to zero."""
-
-    bits: int
-    mantissa: int
-    bias: int
-    largest: float
-    ties_to_even: bool
-
-    def magnitudes(self, values: Float32) -> Codes:
-        """Codes of the nearest elements to |values|, without sign; what is too large becomes the largest."""
-        size = np.minimum(np.abs(values), np.float32(self.largest))
-        drop = 23 - self.mantissa
-        bits = size.view(np.uint32)
-        half = np.uint32((1 << (drop - 1)) - 1)
-        odd = (bits >> drop) & np.uint32(1) if self.ties_to_even else np.uint32(0)
-        normal = ((bits + (half + odd)) >> drop) - np.uint32((127 - self.bias) << self.mantissa)
-        least = np.float32(2.0 ** (1 - self.bias))
-        steps = size * np.float32(2.0**self.mantissa / least)
-        subnormal = np.rint(steps) if self.ties_to_even else np.ceil(steps - np.float32(0.5))
-        return np.where(size < least, subnormal.astype(np.uint8), normal.astype(np.uint8))
-
-    @cached_property
-    def table(self) -> Float32:
-        """The value of every code."""
-        codes = np.arange(1 << self.bits)
-        size = codes & ((1 << (self.bits - 1)) - 1)
-        exponent, mantissa = size >> self.mantissa, size & ((1 << self.mantissa) - 1)
-        significand = (mantissa + np.where(exponent > 0, 1 << self.mantissa, 0)) / (1 << self.mantissa)
-        values = significand * 2.0 ** (np.maximum(exponent, 1) - self.bias)
-        return np.where(codes == size, values, -values).astype(np.float32)
-
-
-_E2M1 = _Element(bits=4, mantissa=1, bias=1, largest=6.0, ties_to_even=False)
-_E4M3 = _Element(bits=8, mantissa=3, bias=7, largest=448.0, ties_to_even=True)
+# Of E2M1 MLX rounds ties to zero.
+_E2M1 = replace(E2M1, ties_to_even=False)
 
 
 class _TinyFloat(GroupEncoding):
@@ -68,7 +33,7 @@ class _TinyFloat(GroupEncoding):
     _tries: ClassVar[tuple[int, ...]]
     _largest_scale: ClassVar[int]
 
-    def __init__(self, mode: str, class_name: str, element: _Element, group: int, dtype: str) -> None:
+    def __init__(self, mode: str, class_name: str, element: Element, group: int, dtype: str) -> None:
         super().__init__(mode, mode=mode, bits=element.bits, group=group, dtype=dtype)
         self.class_name = class_name
         self._element = element
@@ -141,16 +106,16 @@ class NvFp4(_TinyFloat):
     _largest_scale = 126
 
     def _scales(self, wanted: Float32) -> Codes:
-        return _E4M3.magnitudes(wanted)
+        return E4M3.magnitudes(wanted)
 
     def _factors(self, scales: Codes) -> Float32:
-        return _E4M3.table[scales]
+        return E4M3.table[scales]
 
 
 def _encodings(dtype: str) -> tuple[_TinyFloat, ...]:
     return (
         MicroScaling("mxfp4", "q4", _E2M1, 32, dtype),
-        MicroScaling("mxfp8", "q5", _E4M3, 32, dtype),
+        MicroScaling("mxfp8", "q5", E4M3, 32, dtype),
         NvFp4("nvfp4", "q4", _E2M1, 16, dtype),
     )
 

@@ -12,7 +12,7 @@ from typing import Any
 from ...graph.config import CONFIG_FILE, ModelConfig
 from ...graph.graph import WeightGraph
 from ...quantize.policies.mlx import MlxQuant
-from ..hub_folder import base_config, common_files, json_bytes
+from ..hub_folder import base_config, common_files, json_bytes, licence_lines
 from .parameters import mlx_names
 
 _INDENT = 4  # as mlx_lm writes
@@ -79,12 +79,8 @@ def _config(
 
 
 def _card(graph: WeightGraph, title: str, quant: MlxQuant, model_file: str | None) -> str:
-    """With the license of the checkpoint's own card."""
-    config = graph.config
-    lines = (graph.assets.model_card or "").splitlines()
-    own = lines[1 : lines.index("---", 1)] if lines[:1] == ["---"] and "---" in lines[1:] else []
-    license_ = [line for line in own if line.startswith("license")]
-    fields = ["library_name: mlx", "pipeline_tag: text-generation", *license_, "tags:", "- mlx"]
+    config, licence = graph.config, licence_lines(graph.assets)
+    fields = ["library_name: mlx", "pipeline_tag: text-generation", *licence, "tags:", "- mlx"]
     note = "" if mlx_names(config.family).is_released else _UNKNOWN if model_file is None else _TRUSTED
     return _CARD.format(
         front_matter="\n".join(fields),

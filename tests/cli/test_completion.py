@@ -14,7 +14,7 @@ import pytest
     [
         ("lfm-convert rel", {"release"}),
         ("lfm-convert convert --targ", {"--target"}),
-        ("lfm-convert convert --target co", {"coreml"}),
+        ("lfm-convert convert --target co", {"coreml", "compressed-tensors"}),
         ("lfm-convert convert --target onnx --quant q4", {"q4", "q4_mixed", "q4f16"}),
     ],
 )

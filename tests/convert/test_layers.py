@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 SUB_PACKAGES = ("graph", "quantize", "targets", "validate", "convert")
-HEAVY = ("torch", "onnx", "onnxruntime", "mlx", "coremltools", "transformers")
+HEAVY = ("torch", "onnx", "onnxruntime", "mlx", "coremltools", "transformers", "compressed_tensors")
 
 # A module has the rank of its longest prefix, and imports modules of its own rank or a lower one.
 RANKS = {

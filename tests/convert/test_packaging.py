@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGES = ("graph/", "quantize/", "targets/", "validate/", "convert/")
 WITHOUT_EXTRAS = """
 import sys
-for name in ("onnx", "onnxruntime", "xllamacpp", "mlx", "torch", "transformers"):
+for name in ("onnx", "onnxruntime", "xllamacpp", "mlx", "torch", "transformers", "compressed_tensors"):
     sys.modules[name] = None  # absent
 from lfm_convert.convert.cli.main import run
 run()

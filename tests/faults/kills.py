@@ -1,6 +1,6 @@
 """Ends conversions in every way at random moments, and looks at what is left: the old artifact or the whole new one.
 
-    python tests/faults/kills.py [--kills 200] [--targets gguf onnx mlx coreml executorch] [--big 20] [--seed 0] [--jobs 2]
+    python tests/faults/kills.py [--kills 200] [--targets gguf onnx mlx coreml compressed-tensors executorch] [--big 20] [--seed 0] [--jobs 2]
 
 Each attempt is a process of its own, forked from one that has imported what it needs. Half of the kills come at a
 random time, half at a random call that the process makes to the file system (an audit hook counts them), so that the
@@ -40,7 +40,9 @@ from lfm_convert.convert.destination import settle
 from support.checkpoints import make_checkpoint, preset
 from support.safetensors_files import Tensor, edit_tensors
 
-QUANTS = {"gguf": "Q4_0", "onnx": "q4f16", "mlx": "4bit", "coreml": "int4", "executorch": "8da4w"}
+QUANTS = {
+    "gguf": "Q4_0", "onnx": "q4f16", "mlx": "4bit", "coreml": "int4", "compressed-tensors": "NVFP4A16", "executorch": "8da4w",
+}  # fmt: skip
 _EVENTS = {"open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate", "os.link", "shutil.rmtree"}
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 _WORDS = {signal.SIGINT: 130, signal.SIGTERM: 143}

@@ -206,6 +206,7 @@ FOREIGN = {
     "mlx": ("4bit", ["model-4bit/config.json", "model-4bit/README.md", "model-4bit/model.safetensors"]),
     "executorch": ("fp32", ["config.json", "tokenizer.json"]),
     "coreml": ("int8", ["config.json", "model_config.json", "model-int8.mlpackage/Manifest.json"]),
+    "compressed-tensors": ("W4A16", ["model-W4A16/config.json", "model-W4A16/model.safetensors"]),
 }
 
 

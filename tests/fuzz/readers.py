@@ -331,6 +331,7 @@ _ALL = (
     Reader("mlx-weights", _artifact_seeds("mlx", "8bit"), _artifact_reader("mlx", "8bit")),
     Reader("gguf-foreign", _artifact_seeds("gguf", "Q4_K_M"), _foreign_reader("gguf", "Q4_K_M")),
     Reader("onnx-foreign", _artifact_seeds("onnx", "q8"), _foreign_reader("onnx", "q8")),
+    Reader("ct-foreign", _artifact_seeds("compressed-tensors", "FP8"), _foreign_reader("compressed-tensors", "FP8")),
     Reader("mlx-foreign", _artifact_seeds("mlx", "4bit"), _foreign_reader("mlx", "4bit")),
     Reader("gguf-source", _artifact_seeds("gguf", "Q4_0"), _source_reader("gguf", "Q4_0")),
     Reader("mlx-source", _artifact_seeds("mlx", "4bit-g32"), _source_reader("mlx", "4bit-g32")),

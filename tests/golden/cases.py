@@ -16,7 +16,7 @@ from lfm_convert.quantize.imatrix import importance_bytes
 from lfm_convert.targets.target import get_target
 from support.checkpoints import dense_25_config, dense_config, lfm3_config, make_checkpoint, moe_config
 
-TARGETS = ("gguf", "onnx", "mlx", "executorch", "coreml")
+TARGETS = ("gguf", "onnx", "mlx", "executorch", "coreml", "compressed-tensors")
 IMATRIX = "IMATRIX"  # in options: the path of a matrix made for the model
 _BUNDLED = ("bundled:dense", "bundled:moe", "bundled:lfm3")
 # llama.cpp has no bias in the short convolution, mlx-lm no head of its own. Of ExecuTorch's LFM3 two quants are kept.
@@ -43,6 +43,7 @@ _ODD_QUANTS = {
     "mlx": ("bf16", "8bit", "4bit", "mxfp4"),
     "executorch": ("fp32", "8da4w-emb8"),
     "coreml": ("fp16", "int8", "int4", "int4-pal"),
+    "compressed-tensors": ("W4A16", "W4A16-g32-asym", "W8A8", "FP8_BLOCK", "NVFP4A16"),
 }
 # Options that change the stored numbers or the program, and the quants that show it.
 _OPTIONS: dict[str, Sequence[tuple[Mapping[str, Any], Sequence[str]]]] = {
@@ -62,6 +63,7 @@ _OPTIONS: dict[str, Sequence[tuple[Mapping[str, Any], Sequence[str]]]] = {
         ({"mlx_model_file": True}, ("4bit", "bf16")),
     ),
     "executorch": (({"et_moe": "moe_ffn"}, ("8da4w",)), ({"external_weights": True}, ("8da4w",))),
+    "compressed-tensors": (({"max_shard_size": 1_000_000}, ("W4A16",)),),
     "coreml": (({"coreml_state": "all"}, ("int8",)), ({"context": 512, "chunk": 32}, ("int4",))),
 }
 # The model that has what an option is about.

@@ -19,7 +19,8 @@ if not __package__:  # run as a script
 from golden.cases import Case, cases
 from lfm_convert.convert.manifest import MANIFEST_FILE
 from lfm_convert.convert.pipeline import convert, open_model
-from lfm_convert.targets.plans import Plan
+from lfm_convert.quantize.encoding import Part, matrix_height
+from lfm_convert.targets.plans import Plan, TensorPlan
 from lfm_convert.targets.stream import DEFAULT_RANGE_BYTES, Execution, write_tensors
 from lfm_convert.targets.target import get_target
 
@@ -30,6 +31,7 @@ _LIBRARIES = {
     "mlx": ("numpy",),
     "executorch": ("numpy", "executorch", "torch", "torchao", "flatbuffers"),
     "coreml": ("numpy", "numba", "llvmlite"),
+    "compressed-tensors": ("numpy",),
 }
 _WEIGHTS = {".gguf", ".onnx", ".safetensors", ".pte", ".ptd", ".mlmodel", ".bin"}
 
@@ -84,7 +86,7 @@ def _encode(plan: Plan, scratch: Path) -> str:
     sizes: dict[str, int] = {}
     for tensor in plan.tensors:
         for part, place in zip(tensor.encoding.parts(tensor.view.n_cols), tensor.placements, strict=True):
-            sizes[place.path] = max(sizes.get(place.path, 0), place.offset + tensor.view.n_rows * part.row_nbytes)
+            sizes[place.path] = max(sizes.get(place.path, 0), place.offset + _nbytes(part, tensor))
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
         for name, n_bytes in sizes.items():
             path = Path(folder, name)
@@ -101,8 +103,12 @@ def _numbers(plan: Plan, folder: Path) -> str:
         for part, place in zip(tensor.encoding.parts(tensor.view.n_cols), tensor.placements, strict=True):
             with (folder / place.path).open("rb") as file:
                 file.seek(place.offset)
-                digest.update(file.read(tensor.view.n_rows * part.row_nbytes))
+                digest.update(file.read(_nbytes(part, tensor)))
     return digest.hexdigest()
+
+
+def _nbytes(part: Part, tensor: TensorPlan) -> int:
+    return part.offset(tensor.view.n_rows, matrix_height(tensor.view.shape))
 
 
 def _holds_weights(path: Path) -> bool:

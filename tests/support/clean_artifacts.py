@@ -28,6 +28,7 @@ _QUANTS = {
     "mlx": ("bf16", "8bit", "4bit"),
     "executorch": ("fp32", "8da4w"),
     "coreml": ("fp16", "int8", "int4", "int4-pal"),
+    "compressed-tensors": ("W8A16", "W4A16-g32", "FP8"),
 }
 
 

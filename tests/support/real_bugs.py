@@ -390,8 +390,14 @@ _MLX_BUGS: dict[str, Callable[[], None]] = {
 
 # The table
 
-_FLOAT = {"gguf": "F32", "onnx": "fp32", "mlx": "bf16", "executorch": "fp32", "coreml": "fp16"}
-_FOUR = {"gguf": "Q4_0", "onnx": "q4", "mlx": "4bit", "executorch": "8da4w", "coreml": "int4"}
+_FLOAT = {
+    "gguf": "F32", "onnx": "fp32", "mlx": "bf16", "executorch": "fp32", "coreml": "fp16",
+    "compressed-tensors": "W8A16",
+}  # fmt: skip
+_FOUR = {
+    "gguf": "Q4_0", "onnx": "q4", "mlx": "4bit", "executorch": "8da4w", "coreml": "int4",
+    "compressed-tensors": "W4A16-g32",
+}  # fmt: skip
 _THETA = config(rope_parameters={"rope_theta": 1e4, "rope_type": "default"})
 
 

@@ -13,11 +13,15 @@ from pathlib import Path
 
 import pytest
 from lfm_convert.convert.cli.main import main
+from lfm_convert.convert.publishing.ecosystems import ECOSYSTEMS
 from lfm_convert.targets.target import get_target
 from support.published_folders import note_verdicts, validated
 from support.publishing_hub import Hub
 
-_QUANTS = {"gguf": "Q8_0,F16", "onnx": "q8,fp32", "mlx": "4bit,8bit", "executorch": "8da4w", "coreml": "int4"}
+_QUANTS = {
+    "gguf": "Q8_0,F16", "onnx": "q8,fp32", "mlx": "4bit,8bit", "executorch": "8da4w", "coreml": "int4",
+    "compressed-tensors": "W4A16,W8A16",
+}  # fmt: skip
 _COMMON = {"LICENSE", "README.md", "lfm-convert.json", "tokenizer.json", "config.json"}
 _LOWERED = Path(__file__).parents[2] / "fixtures" / "artifacts" / "executorch"
 _MADE: dict[str, Path] = {}
@@ -72,6 +76,11 @@ def _needs(target: str) -> None:
         ("mlx", ["Acme/Tiny-MLX-4bit", "Acme/Tiny-MLX-8bit"], {*_COMMON, "model.safetensors"}),
         ("executorch", ["Acme/moe-ExecuTorch"], {*_COMMON, "moe-8da4w.pte"} - {"LICENSE"}),
         ("coreml", ["Acme/Tiny-CoreML"], {*_COMMON, "model_config.json"}),
+        (
+            "compressed-tensors",
+            ["Acme/Tiny-compressed-tensors-W4A16", "Acme/Tiny-compressed-tensors-W8A16"],
+            {*_COMMON, "model.safetensors", "tokenizer_config.json"},
+        ),
     ],
 )
 def test_a_repository_has_what_its_clients_look_for(
@@ -79,7 +88,7 @@ def test_a_repository_has_what_its_clients_look_for(
 ) -> None:
     _needs(target)
     folder = made(target)
-    to = "Acme/{model}-{TARGET}-{quant}" if target == "mlx" else "Acme/{model}-{TARGET}"
+    to = "Acme/{model}-{TARGET}-{quant}" if ECOSYSTEMS[target].is_alone else "Acme/{model}-{TARGET}"
     assert publish(folder, to) == 0
     assert sorted(hub.repositories) == repos
     for repo in repos:

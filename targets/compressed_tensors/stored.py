@@ -1,0 +1,72 @@
+"""What each weight of a graph is stored as: chosen for what servers run as one product, not for each weight alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from ...graph.graph import Weight, WeightGraph
+from ...graph.roles import EXPERTS
+from ...quantize.encoding import get_encoding
+from ...quantize.policies.compressed_tensors import ALIKE, CtQuant, ct_policy
+from ...quantize.policy import Choice
+from .layout import Run, module_path, stored_runs
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One weight on its way into the folder. `parameter` has "{e}" where an expert's number stands."""
+
+    parameter: str
+    weight: Weight
+    choice: Choice
+    runs: tuple[Run, ...]
+
+    @property
+    def name(self) -> str:
+        """Without the numbers of experts."""
+        return self.parameter.replace("{e}.", "")
+
+    @property
+    def module(self) -> str:
+        return module_path(self.parameter)
+
+
+def stored_weights(graph: WeightGraph, quant: CtQuant) -> list[Stored]:
+    """Every weight of a graph, in model order."""
+    choices = _alike({w: ct_policy(quant, w.view.dtype).choose(w) for w in graph.weights()}, quant)
+    found = []
+    for weight, choice in choices.items():
+        parameter = graph.config.family.tensor_name(weight.role, weight.layer)
+        runs = stored_runs(parameter, weight.role.trait, weight.shape, choice.encoding)
+        found.append(Stored(parameter, weight, choice, runs))
+    return found
+
+
+def _alike(choices: Mapping[Weight, Choice], quant: CtQuant) -> dict[Weight, Choice]:
+    """The same, where the weights that servers run as one have what all of them can have.
+
+    Readers take all experts of a model to be stored alike, other weights those of a layer.
+    """
+    found = dict(choices)
+    for roles in ALIKE:
+        together: dict[int | None, list[Weight]] = {}
+        for weight in (weight for weight in choices if weight.role in roles):
+            together.setdefault(None if roles is EXPERTS else weight.layer, []).append(weight)
+        for weights in together.values():
+            depths = {weight: _steps(weight, quant).index(choices[weight].encoding.name) for weight in weights}
+            last = max(depths, key=lambda weight: depths[weight])
+            reason = f"it is run as one with '{last.view.name}': {choices[last].reason}"
+            for weight in (weight for weight in weights if depths[weight] < depths[last]):
+                encoding = get_encoding(_steps(weight, quant)[depths[last]])
+                found[weight] = replace(choices[weight], encoding=encoding, reason=reason)
+    return found
+
+
+def _steps(weight: Weight, quant: CtQuant) -> list[str]:
+    """The encoding that a policy wants for a weight, and those that take its place one after the other."""
+    policy = ct_policy(quant, weight.view.dtype)
+    steps = [policy.rules[0].encoding]
+    while steps[-1] in policy.fallbacks:
+        steps.append(policy.fallbacks[steps[-1]])
+    return steps
