@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import uuid
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ from lfm_convert.graph.errors import ExitCode, InputError, UsageError
 from lfm_convert.graph.source.urls import open_url
 from support.checkpoints import dense_config, make_checkpoint
 from support.releases import StandIn, tree
+from support.s3 import stored
 
 RECIPE = """
 model = "{model}"
@@ -74,18 +74,6 @@ def release(recipe: Path, out: str | None = None, **how: Any) -> Outcome:
     with opened_output(read, out) as output:
         preparation = prepare(read, expand(read), output=output)
         return carry_out(preparation, hands=hands_of(output), **how)
-
-
-def stored(url: str, *, hidden: bool = False) -> dict[str, str]:
-    """sha256 of every file below a URL by path, without what a release keeps for itself."""
-    remote = open_url(url)
-    root = remote.path.rstrip("/") + "/"
-    names = [path.removeprefix(root) for path in remote.fs.find(remote.path)]
-    return {
-        name: hashlib.sha256(remote.fs.cat_file(root + name)).hexdigest()
-        for name in sorted(names)
-        if hidden or not any(part.startswith(".") for part in name.split("/"))
-    }
 
 
 def test_a_store_gets_what_a_folder_gets_and_a_second_run_does_nothing(
