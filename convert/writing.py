@@ -80,7 +80,8 @@ class Writing:
             _refuse_other_source(self.destination.path, manifest, self._lasting(kept), self.graph)
             stages = (self._shared(kept, plans[:n]) for n in range(1, len(plans) + 1))
             self._owner(manifest).refuse_foreign(plans, stages, overwrite=self.overwrite)
-            self.destination.need({file.path: file.nbytes for plan in plans for file in plan.files})
+            if self.written is None:  # else they are on the disk already
+                self.destination.need({file.path: file.nbytes for plan in plans for file in plan.files})
             for each in plans:
                 self._publish(each, hashes)
 

@@ -42,6 +42,7 @@ class DaskPool(Pool):
         self._address, self._progress, self._patience_s = address, progress, patience_s
         self._futures: dict[str, Any] = {}
         self._queue: list[tuple[Job, int]] = []
+        self._arrived = threading.Event()
         try:
             self._client = Client(address, timeout=patience_s, set_as_default=False, name="lfm-convert")
         except ValueError as error:
@@ -119,13 +120,13 @@ class DaskPool(Pool):
             job, memory = self._queue.pop(0)
             resources = {RESOURCE: max(1, memory)} if self._is_announced else None
             key = f"lfm-convert {job.step} {uuid.uuid4().hex[:8]}"
-            self._futures[job.step] = self._client.submit(
+            future = self._client.submit(
                 work, job.to_json(), alone=not self._is_announced, key=key, resources=resources, pure=False
             )
+            future.add_done_callback(lambda _: self._arrived.set())
+            self._futures[job.step] = future
 
     def wait(self) -> Mapping[str, Mapping[str, Any]]:
-        from distributed import wait
-
         while True:
             ended = {step: future for step, future in self._futures.items() if future.done()}
             if ended:
@@ -133,10 +134,8 @@ class DaskPool(Pool):
                     del self._futures[step]
                 self._send_off()
                 return {step: _outcome(future) for step, future in ended.items()}
-            try:
-                wait(list(self._futures.values()), timeout=_LOOK_S, return_when="FIRST_COMPLETED")
-            except TimeoutError:
-                continue
+            self._arrived.wait(_LOOK_S)
+            self._arrived.clear()
 
     def stop(self) -> None:
         futures, self._futures, self._queue = list(self._futures.values()), {}, []
@@ -203,8 +202,13 @@ def _alone_if(alone: bool, key: str, do: Callable[[], dict[str, Any]]) -> dict[s
         _under_way.discard(key)
 
 
+def under_way() -> list[str]:
+    """For a worker: the jobs that it carries out."""
+    return sorted(_under_way)
+
+
 async def _wait_until_idle() -> None:
     """Waits, in a worker's loop, until jobs that were cancelled have ended."""
     until = time.monotonic() + _STOP_S
-    while _under_way and time.monotonic() < until:
+    while under_way() and time.monotonic() < until:
         await asyncio.sleep(0.1)

@@ -13,6 +13,7 @@ from ...graph.source.urls import Remote
 from ...targets.options import options_of
 from ..manifest import MANIFEST_FILE, load_manifest
 from .jobs import Job
+from .machines import own_facts
 from .output import remove
 from .parts import CLUSTER, push
 from .prepared import PRIVATE, Prepared
@@ -47,6 +48,7 @@ class Errands:
             pulls=dict(self._pulls(step)),
             push=self._push(step),
             sources=dict(self._site.source_hashes(artifact.wanted.model.label)),
+            facts=own_facts(),
             jobs=self._site.jobs,
             offline=self._offline,
         )

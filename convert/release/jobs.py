@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import time
 import traceback
 from collections.abc import Mapping
@@ -15,6 +16,7 @@ from ...graph.source.urls import Remote, open_url
 from ..failures import explained
 from ..recipe.reading import Recipe, parse_recipe
 from ..stopping import raise_if_heard
+from .machines import own_facts, refuse_others
 from .output import Folder
 from .parts import Made, pull, push_all
 from .planning import STATE_FILE, steps_of
@@ -33,7 +35,7 @@ class Job:
 
     `store` is the output's URL; other places are seen from there. `inputs` are files of the recipe, and `pulls` files of
     the output, each with its place and sha256; what is made is pushed to `push`. `sources` are the sha256 of the
-    checkpoint's files where the release was started.
+    checkpoint's files, and `facts` those of the machine, where the release was started.
     """
 
     step: str
@@ -45,6 +47,7 @@ class Job:
     pulls: Mapping[str, tuple[str, str]]
     push: str
     sources: Mapping[str, str]
+    facts: Mapping[str, str]
     jobs: int | None = None
     offline: bool = False
 
@@ -91,6 +94,7 @@ class JobFailed(Exception):
 
 def _carried_out(job: Job, scratch: Path, progress: Progress) -> tuple[dict[str, str], Any]:
     """sha256 by path of the files that were pushed, and findings."""
+    refuse_others({platform.node(): {"facts": own_facts()}}, job.facts)  # a worker that came later was not asked
     store, out = open_url(job.store), scratch / "out"
     recipe = _recipe(job, store, scratch)
     for name, (place, sha256) in job.pulls.items():

@@ -20,8 +20,9 @@ def site_of(preparation: Preparation, **how: object) -> Site:
         baseline = None if stored is None else load_baseline(recipe.seen(stored))
     except LfmConvertError as error:
         raise recipe.text.blame(("validation", "baseline"), error) from None
-    preparation.output.bring(preparation.private / STATE_FILE, *preparation.small_files)
-    state = State(preparation.private / STATE_FILE)
+    output, path = preparation.output, preparation.private / STATE_FILE
+    output.bring(path, *preparation.small_files)
+    state = State(path, passing=None if output.is_here else output.folder)
     return Site(preparation=preparation, state=state, baseline=baseline, **how)  # type: ignore[arg-type]
 
 

@@ -80,9 +80,10 @@ class Preparation:
 
     @property
     def small_files(self) -> list[Path]:
-        """Files beside artifacts that say something of them."""
+        """Files of the output that say something of artifacts, whether they are there or not."""
         folders = dict.fromkeys(each.folder for each in self.artifacts)
-        return [folder / name for folder in folders for name in (MANIFEST_FILE, CARD_FILE, *LICENSES)]
+        reports = [path for path in self.reports.values() if path.is_relative_to(self.out)]
+        return [*reports, *(folder / name for folder in folders for name in (MANIFEST_FILE, CARD_FILE, *LICENSES))]
 
     @property
     def threads(self) -> int:

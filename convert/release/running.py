@@ -85,7 +85,7 @@ def _write_reports(site: Site, report: Report) -> None:
     findings = [result.findings() for result in report.results] if site.preparation.reports else []
     for kind, path in site.preparation.reports.items():
         key = content_key(kind, report.model, report.occasion.date, findings)
-        name = f"report {path}"
+        name = f"report {site.place(path) if path.is_relative_to(site.preparation.out) else path}"
         if path.is_file() and site.state.made.get(name) == f"{key} {site.state.hashes([path])[0]}":
             continue
         start = time.monotonic()

@@ -41,10 +41,14 @@ def read_sealed(path: Path) -> Any:
 
 
 class State:
-    """`made`: the key of what lies at a place; `seconds`: how long each step took, by its name."""
+    """`made`: the key of what lies at a place; `seconds`: how long each step took, by its name.
 
-    def __init__(self, path: Path) -> None:
+    Files below a `passing` folder are not noted: it goes at the end of the run.
+    """
+
+    def __init__(self, path: Path, *, passing: Path | None = None) -> None:
         self._path = path
+        self._passing = None if passing is None else os.path.realpath(passing) + os.sep
         found = read_sealed(path)
         self._content: dict[str, Any] = {"made": {}, "seconds": {}, "files": {}, **(found or {})}
         self._is_changed = False
@@ -63,6 +67,8 @@ class State:
 
     def note(self, name: str, sha256: str, stamp: list[Any]) -> None:
         """Notes what the sha256 of a file is that has this stamp; `name` is its path, or its URL."""
+        if self._passing is not None and name.startswith(self._passing):
+            return
         self._content["files"][name] = [sha256, stamp]
         self._is_changed = True
 

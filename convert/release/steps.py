@@ -224,10 +224,14 @@ class Reference(Step):
         return self.site.preparation.private / CLUSTER / "references" / f"{self.key}.json"
 
     def kept(self) -> Mapping[str, str] | None:
-        """sha256 by path of the files of the run that is kept for other machines; None if none is."""
+        """sha256 by path of the files of the run that is kept for other machines; None if none is, or not whole."""
         self.site.output.bring(self._index)
         found: Mapping[str, str] | None = read_sealed(self._index)
-        return found
+        home = self._index.parent / self.key
+        is_whole = found and self.site.output.holds(
+            {home / name: sha256 for name, sha256 in found.items()}, self.site.state
+        )
+        return found if is_whole else None
 
     def products(self) -> Sequence[Path]:
         folder = self.site.preparation.comparison["reference_cache"]
@@ -344,7 +348,7 @@ class Convert(Step):
             max_memory=self.site.preparation.comparison.get("max_memory"),
             validate_after=False,
             budgets=self.artifact.budgets,
-            progress=self.site.progress,
+            progress=self.site.progress if written is None else SILENT,  # it was told where it was written
         )
 
 

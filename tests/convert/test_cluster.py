@@ -138,7 +138,7 @@ def test_a_signal_ends_what_the_workers_do(
         process.send_signal(number)
         _, said = process.communicate(timeout=300)
         assert process.returncode == 128 + number, said
-        assert not any(client.run(under_way).values())
+        assert not any(client.run(dask_pool.under_way).values())
     found = tree(out) if out.exists() else {}
     assert all(whole[name] == sha256 for name, sha256 in found.items() if not name.endswith(".json"))
     assert not list(out.rglob("parts/*"))
@@ -153,17 +153,12 @@ def busy(client: Any) -> str:
     """The address of a worker that carries a step out, once one does."""
     until = time.monotonic() + 300
     while time.monotonic() < until:
-        for address, keys in client.run(under_way).items():
+        for address, keys in client.run(dask_pool.under_way).items():
             if keys:
                 time.sleep(0.5)
                 return str(address)
         time.sleep(0.1)
     raise AssertionError("no step was begun")
-
-
-def under_way() -> list[str]:
-    """For a worker: what it does."""
-    return sorted(dask_pool._under_way)
 
 
 @pytest.fixture(scope="module")

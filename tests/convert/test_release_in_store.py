@@ -39,6 +39,8 @@ calibrated = true
 [calibration]
 text = ["text.txt"]
 chunk_size = 32
+[reports]
+markdown = "{{out}}/report.md"
 [publish]
 to = "org/{{model}}-{{TARGET}}"
 base_model = "org/base"
@@ -76,17 +78,27 @@ def release(recipe: Path, out: str | None = None, **how: Any) -> Outcome:
         return carry_out(preparation, hands=hands_of(output), **how)
 
 
+def stamps(url: str) -> dict[str, object]:
+    """When each file below a URL was written."""
+    remote = open_url(url)
+    return {name: info["created"] for name, info in remote.fs.find(remote.path, detail=True).items()}
+
+
 def test_a_store_gets_what_a_folder_gets_and_a_second_run_does_nothing(
     recipe: Path, url: str, stand_in: StandIn, tmp_path: Path
 ) -> None:
     assert release(recipe, str(tmp_path / "whole")).exit_code == 0
     wanted = tree(tmp_path / "whole")
+    wanted.pop("report.md")  # which is dated
     assert stand_in.take() == (QUANTS, QUANTS)
     assert release(recipe, url).exit_code == 0
-    assert stored(url) == wanted
+    first = stored(url)
+    assert first.pop("report.md") and first == wanted
     assert sorted(stand_in.take()[0]) == sorted(QUANTS)
     assert not [name for name in stored(url, hidden=True) if "/parts/" in name or "/inputs/" in name]
+    before = stamps(url)
     again = release(recipe, url)
+    assert stamps(url) == before
     assert (again.exit_code, again.n_done, stand_in.take()) == (0, 0, ([], []))
     # A changed line judges anew; what is gone is made again; another's file is left.
     recipe.write_text(recipe.read_text() + "[gates.F16]\nmax_kld = 0.05\n")
