@@ -66,7 +66,7 @@ def open_model(
 
     With `weights=False` a config will do: where the weights are there, their headers still say what they are stored in.
     """
-    found = find_model(model, revision=revision, offline=offline)
+    found = find_model(model, revision=revision, offline=offline, progress=progress)
     return open_source(found, weights=weights, adapters=adapters, progress=progress)
 
 
@@ -117,6 +117,7 @@ def convert(
     renews: Collection[str] = (),
     afresh: bool = False,
     source_hashes: Mapping[str, str] | None = None,
+    written: Path | None = None,
     jobs: int | None = None,
     max_memory: int | None = None,
     validate_after: bool = True,
@@ -135,7 +136,7 @@ def convert(
     and have passed are compared again with `validate_all` only.
     Each artifact is published when it is whole. `skip_existing` leaves those that are there and are what this run
     would write; `resume` does too, and keeps what is written of one that fails half way for the next run to go on.
-    `renews`, `afresh` and `source_hashes` are a release's, see `Writing`.
+    `renews`, `afresh`, `source_hashes` and `written` are a release's, see `Writing`.
     Raises: any LfmConvertError, with a note of what was published; whatever happens, existing artifacts stay whole.
     """
     _refuse_none_at_all(jobs=jobs, range_bytes=range_bytes)
@@ -175,6 +176,7 @@ def convert(
                 renews=renews,
                 afresh=afresh,
                 source_hashes=source_hashes,
+                written=written,
                 published=published,
             ).carry_out()
         artifacts = tuple(find_artifacts(folder, only={p.main_file for p in plans}))

@@ -1,4 +1,4 @@
-"""Finds the model a command speaks of: a folder, a GGUF file, a hub repository, or a bundled one."""
+"""Finds the model a command speaks of: a folder, a GGUF file, a URL, a hub repository, or a bundled one."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from pathlib import Path
 
 from ..graph.config import CONFIG_FILE
 from ..graph.errors import InputError, UsageError
+from ..graph.progress import SILENT, Progress
+from ..graph.source.fetching import fetch_url
 from ..graph.source.hub import HUB_ID, fetch, list_files
+from ..graph.source.urls import is_url
 from ..graph.source.weight_files import found_instead
 from ..quantize.gguf_file.reader import is_gguf
 from . import bundled
@@ -28,7 +31,12 @@ class Source:
 
 
 def find_model(
-    model: str | None, *, revision: str | None = None, offline: bool = False, token: str | None = None
+    model: str | None,
+    *,
+    revision: str | None = None,
+    offline: bool = False,
+    token: str | None = None,
+    progress: Progress = SILENT,
 ) -> Source:
     """The folder or file of `model`; without one: the settings file's, the current folder, or the bundled MoE.
 
@@ -39,6 +47,9 @@ def find_model(
         return _default_model(revision=revision, offline=offline)
     if not model:
         raise UsageError(f"the model's name is empty: expected a folder, a hub id, or {bundled.CHOICES}")
+    if is_url(model):
+        _refuse_revision(f"{model} is a URL, and says itself which one it is", revision)
+        return Source(fetch_url(model, _HUB_FILES, offline=offline, token=token, progress=progress))
     folder = Path(model).expanduser()
     if folder.is_dir():
         _refuse_revision(f"{folder} is a local folder, which has none", revision)

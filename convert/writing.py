@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from ..graph.errors import UsageError
+from ..graph.errors import InputError, UsageError
 from ..graph.files import fits_in_memory, hash_files
 from ..graph.graph import WeightGraph
 from ..graph.progress import Progress
@@ -54,7 +55,8 @@ class Writing:
     `skip_existing` leaves artifacts that are there as this run would write them; `resume` does so too, and goes on with
     one that was interrupted. `renews` are the main files of a release here: those that earlier runs wrote are replaced,
     now or when their turn comes, and with `afresh` even if they are as this run would write them. `source_hashes` are the
-    sha256 of the source's files by path, where they are known. `published` collects the main files of the new artifacts
+    sha256 of the source's files by path, where they are known. `written` is the folder of an artifact that was converted
+    elsewhere, from which its files are moved. `published` collects the main files of the new artifacts
     as they appear.
     """
 
@@ -70,6 +72,7 @@ class Writing:
     renews: Collection[str] = ()
     afresh: bool = False
     source_hashes: Mapping[str, str] | None = None
+    written: Path | None = None
     published: list[Path] = field(default_factory=list)
 
     def carry_out(self) -> None:
@@ -91,7 +94,8 @@ class Writing:
             _refuse_other_source(self.destination.path, manifest, self._lasting(kept), self.graph)
             stages = (self._shared(kept, plans[:n]) for n in range(1, len(plans) + 1))
             self._owner(manifest).refuse_foreign(plans, stages, overwrite=self.overwrite)
-            self.destination.need({file.path: file.nbytes for plan in plans for file in plan.files})
+            if self.written is None:  # else they are on the disk already
+                self.destination.need({file.path: file.nbytes for plan in plans for file in plan.files})
             for each in plans:
                 self._publish(each, hashes)
 
@@ -218,6 +222,8 @@ class Writing:
 
     def _write(self, plan: Plan, staging: Staging) -> tuple[Plan, dict[str, str]]:
         """The plan with what only the weights could tell, and the sha256 of its files."""
+        if self.written is not None:
+            return _moved(plan, self.written, staging)
         self.progress.start(f"{self.target.name} {plan.quant}", sum(t.view.nbytes for t in plan.tensors), "bytes")
         notes: list[str] = []
         run = replace(
@@ -236,6 +242,21 @@ class Writing:
             rest = hash_files(paths, jobs=run.jobs)
         found = {path.relative_to(staging.folder).as_posix(): digest for path, digest in zip(paths, rest, strict=True)}
         return replace(plan, notes=(*plan.notes, *notes)), {**run.digests, **found}
+
+
+def _moved(plan: Plan, written: Path, staging: Staging) -> tuple[Plan, dict[str, str]]:
+    """As the manifest beside files that were written elsewhere has it. Raises: InputError if it is of something else."""
+    manifest = load_manifest(written)
+    entry = next(
+        (each for each in (manifest.artifacts if manifest else ()) if each["main_file"] == plan.main_file), None
+    )
+    if entry is None or [file["path"] for file in entry["files"]] != [file.path for file in plan.files]:
+        raise InputError(f"{written}: does not hold {plan.target} {plan.quant} as it was planned")
+    for file in plan.files:
+        target = staging.folder / file.path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(written / file.path, target)
+    return replace(plan, notes=tuple(entry["notes"])), {file["path"]: file["sha256"] for file in entry["files"]}
 
 
 @contextmanager

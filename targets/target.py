@@ -60,8 +60,15 @@ class Artifact:
         return self.path.parent.name if self.path.name in _ALIKE else self.path.name
 
     @property
+    def sizes(self) -> dict[str, int]:
+        """Bytes of each file by its path: as its manifest lists them, to which whoever found it has held them."""
+        if not self.is_recognised and self.entry.get("files"):
+            return {file["path"]: file["bytes"] for file in self.entry["files"]}
+        return {file.relative_to(self.folder).as_posix(): file.stat().st_size for file in self.files}
+
+    @property
     def size_bytes(self) -> int:
-        return sum(file.stat().st_size for file in self.files)
+        return sum(self.sizes.values())
 
     @property
     def options(self) -> Mapping[str, Any]:

@@ -73,8 +73,7 @@ class Budgets:
 
     def check_artifact(self, config: ModelConfig, artifact: Artifact) -> tuple[BudgetCheck, ...]:
         """Every limit that is meant for an artifact on disk."""
-        sizes = {file.relative_to(artifact.folder).as_posix(): file.stat().st_size for file in artifact.files}
-        return self._check(artifact, sizes, lambda context: run_bytes(config, artifact, context))
+        return self._check(artifact, artifact.sizes, lambda context: run_bytes(config, artifact, context))
 
     def check_plan(self, config: ModelConfig, plan: Plan) -> tuple[BudgetCheck, ...]:
         """The same of an artifact that is not written yet."""

@@ -100,9 +100,8 @@ def _key(kind: Any, text: str) -> Any:
 
 
 def _number_or_text(kind: Any, data: Any) -> Any:
-    if kind is float and type(data) in (int, float):
-        return float(data)
-    if kind is Any or type(data) is kind:
+    # An integer in place of a float stays one: manifests spell the two differently.
+    if kind is Any or type(data) is kind or (kind is float and type(data) is int):
         return data
     raise TypeError(f"{data!r:.40} is no {kind}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -37,9 +38,18 @@ def release(
         ),
     ] = None,
     out: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
-            "--out", "-o", metavar="FOLDER", help="Folder to write; default: the recipe's.", show_default=False
+            "--out", "-o", metavar="FOLDER", help="Folder or URL to write; default: the recipe's.", show_default=False
+        ),
+    ] = None,
+    scheduler: Annotated[
+        str | None,
+        typer.Option(
+            "--scheduler",
+            metavar="ADDRESS",
+            help="Run steps on a Dask cluster: tcp://HOST:8786.",
+            show_default=False,
         ),
     ] = None,
     dry_run: Annotated[
@@ -65,7 +75,10 @@ def release(
     as_json: Json = False,
 ) -> int:
     """Write, run and compare what a recipe asks for, and leave what is done."""
+    from ..release.choosing import hands_of, opened_output
+    from ..release.forecast import forecast
     from ..release.prepared import prepare
+    from ..release.running import carry_out
     from ..release.wanted import expand, select
     from ..release.wanted import matrix as matrix_of
 
@@ -76,27 +89,27 @@ def release(
     if matrix:  # on one line, as $GITHUB_OUTPUT takes it
         write_out(json.dumps(matrix_of(wanted)) + "\n")
         return 0
-    out = None if out is None else out.expanduser()
     asked = {"html": html, "junit": junit, "markdown": markdown}
     reports = {kind: path for kind, path in asked.items() if path is not None}
-    with watched() as progress:
+    with opened_output(read, out) as place, watched() as progress, ExitStack() as stack:
+        if not dry_run:
+            hands = hands_of(place, scheduler=scheduler, publishes=publish, offline=offline, progress=progress)
+            stack.callback(hands.close)
         preparation = prepare(
-            read, wanted, out=out, reports=reports, weights=not dry_run, offline=offline, progress=progress
+            read, wanted, output=place, reports=reports, weights=not dry_run, offline=offline, progress=progress
         )
         if dry_run:
-            from ..release.forecast import forecast
-
             found = forecast(preparation, publishes=publish)
             print_json(found.to_json()) if as_json else _print_forecasts(found)
             return 0
-        from ..release.running import carry_out
-
-        outcome = carry_out(preparation, publishes=publish, overwrite=overwrite, jobs=jobs, progress=progress)
-    print_json({"out": str(preparation.out), **outcome.to_json()}) if as_json else _print(outcome, preparation.out)
+        outcome = carry_out(
+            preparation, publishes=publish, overwrite=overwrite, jobs=jobs, hands=hands, progress=progress
+        )
+    print_json({"out": place.shown, **outcome.to_json()}) if as_json else _print(outcome, place.shown)
     return outcome.exit_code
 
 
-def _print(outcome: Outcome, out: Path) -> None:
+def _print(outcome: Outcome, out: str) -> None:
     from ...validate.report import number, percent, verdict_words
 
     rows = []
@@ -120,10 +133,10 @@ def _print_forecasts(found: Forecasts) -> None:
         cells = ("done", "", "") if each.is_left else (_time(cost.seconds), _size(cost.memory), _size(cost.disk))
         rows.append((each.step.label, *cells))
     print_rows(output, ("step", "time", "memory", "disk"), rows)
+    there = "" if found.free is None else f" of {format_size(found.free)} that are free on the disk"
     output.print(
         f"{len(found.to_do)} of {len(found.steps)} steps to do: about {_time(found.seconds)}, at most "
-        f"{format_size(found.memory)} of memory at a time, {format_size(found.disk)} of {format_size(found.free)} "
-        "that are free on the disk",
+        f"{format_size(found.memory)} of memory at a time, {format_size(found.disk)}{there}",
         soft_wrap=True,
     )
 

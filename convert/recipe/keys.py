@@ -17,6 +17,7 @@ from .kinds import (
     FRACTION,
     NAMES,
     NATS,
+    PLACE,
     SECONDS,
     SIZE,
     SUITE,
@@ -77,7 +78,7 @@ class Table:
             yield from table.walk()
 
 
-_MODEL_WORDS = f"folder, hub id, or {CHOICES}"
+_MODEL_WORDS = f"folder, hub id, URL, or {CHOICES}"
 _BUDGETS = (
     Key(name="max_size", kind=SIZE, help="the most that all files of an artifact may have together"),
     Key(name="max_file_size", kind=SIZE, help="the most that its largest file may have"),
@@ -197,7 +198,7 @@ RECIPE = Table(
     keys=(
         Key(name="model", kind=TEXT, help=f"the checkpoint: {_MODEL_WORDS}"),
         Key(name="revision", kind=TEXT, help="branch, tag or commit of a hub id", default="main"),
-        Key(name="out", kind=FOLDER, help="the folder that artifacts are written below", default="release"),
+        Key(name="out", kind=PLACE, help="the folder that artifacts are written below", default="release"),
     ),
     tables=(MODELS, ARTIFACTS, CALIBRATION, VALIDATION, GATES, DEVICES, REPORTS, PUBLISH),
 )

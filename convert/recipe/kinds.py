@@ -90,6 +90,7 @@ FILE = Kind(words="the path of a file", schema=_WRITTEN, read=lambda value: Path
 FILES = Kind(
     words="a list of paths of files", schema=_LIST, read=lambda value: tuple(Path(text) for text in _texts(value))
 )
+PLACE = Kind(words="the path of a folder, or a URL", schema=_WRITTEN, read=_text)
 FOLDER = Kind(words="the path of a folder", schema=_WRITTEN, read=lambda value: Path(_text(value)))
 TARGET = Kind(words="the name of a target", schema={"enum": list(target_names())}, read=_text)
 TARGETS = Kind(

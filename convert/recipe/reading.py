@@ -81,12 +81,14 @@ class ArtifactsEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """What a recipe says; nothing where it is silent. Paths are seen from the recipe's folder."""
+    """What a recipe says; nothing where it is silent. Paths are seen from the recipe's folder, but for those of `inputs`,
+    which lie elsewhere on this machine. `out` is a path or a URL.
+    """
 
     text: Text
     model: str | None = None
     revision: str | None = None
-    out: Path | None = None
+    out: str | None = None
     models: Mapping[str, ModelEntry] = field(default_factory=dict)
     artifacts: tuple[ArtifactsEntry, ...] = ()
     calibration: Mapping[str, Any] | None = None
@@ -95,6 +97,7 @@ class Recipe:
     lines: Lines = field(default_factory=Lines)
     reports: Mapping[str, Path] = field(default_factory=dict)
     publish: Mapping[str, Any] = field(default_factory=dict)
+    inputs: Mapping[Path, Path] = field(default_factory=dict, repr=False)
 
     @property
     def path(self) -> Path:
@@ -102,6 +105,8 @@ class Recipe:
 
     def seen(self, path: Path) -> Path:
         """A path of the recipe as the current folder sees it."""
+        if path in self.inputs:
+            return self.inputs[path]
         path = path.expanduser()
         return path if path.is_absolute() else self.path.parent / path
 
@@ -119,8 +124,16 @@ def load_recipe(path: Path) -> Recipe:
     """
     try:
         content = path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read as TOML: {error}") from None
+    return parse_recipe(path, content)
+
+
+def parse_recipe(path: Path, content: str) -> Recipe:
+    """The recipe of a text that was read from `path`, perhaps on another machine. Raises: as `load_recipe`."""
+    try:
         found = tomllib.loads(content)
-    except (OSError, ValueError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         line = re.search(r"\(at line (\d+)", str(error))
         where = f"{path}:{line[1]}" if line else path
         raise InputError(f"{where}: cannot be read as TOML: {error}") from None

@@ -12,6 +12,7 @@ from typing import Any
 
 from ...graph.graph import WeightGraph
 from ...validate.memory import plan_run_bytes
+from ...validate.own_memory import comparison_bytes
 from ...validate.time_limit import products_per_token
 from .prepared import Preparation
 from .steps import Calibrate, Convert, Reference, Step, Validate
@@ -68,15 +69,18 @@ def _estimated(step: Step, preparation: Preparation) -> Cost:
         artifact = step.conversion.artifact
         tokens = n_tokens[artifact.wanted.model.label]
         run = plan_run_bytes(artifact.graph.config, artifact.plan, artifact.budgets.context)
+        run += comparison_bytes(artifact.graph)
         return Cost(seconds=2 * _START_S + _RUNS * _forward_s(artifact.graph, tokens), memory=run)
     if isinstance(step, Reference):
         graph = preparation.graphs[step.name]
         rows = n_tokens[step.name] * graph.config.hidden_size * 4
-        return Cost(seconds=_START_S + _forward_s(graph, n_tokens[step.name]), disk=rows)
+        seconds = _START_S + _forward_s(graph, n_tokens[step.name])
+        return Cost(seconds=seconds, memory=comparison_bytes(graph), disk=rows)
     if isinstance(step, Calibrate):
         tokens = (step.settings.get("max_chunks") or 0) * step.settings.get("chunk_size", 0) or _CALIBRATION_TOKENS
         columns = sum(weight.view.n_cols for weight in step.graph.weights())
-        return Cost(seconds=_START_S + _forward_s(step.graph, tokens), disk=4 * columns)
+        seconds = _START_S + _forward_s(step.graph, tokens)
+        return Cost(seconds=seconds, memory=comparison_bytes(step.graph), disk=4 * columns)
     return Cost(seconds=0.0)
 
 

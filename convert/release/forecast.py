@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from .estimates import Cost, cost_of
+from .planning import site_of, steps_of
 from .prepared import Preparation
-from .running import site_of, steps_of
 from .steps import Step
 
 
@@ -24,10 +24,13 @@ class Forecast:
 
 @dataclass(frozen=True, kw_only=True)
 class Forecasts:
-    """All steps of a release, and what those that are to do take together. Units: seconds, bytes."""
+    """All steps of a release, and what those that are to do take together; `free` is None of an output in a store.
+
+    Units: seconds, bytes.
+    """
 
     steps: Sequence[Forecast]
-    free: int
+    free: int | None
 
     @property
     def to_do(self) -> list[Forecast]:
@@ -69,4 +72,4 @@ def forecast(preparation: Preparation, *, publishes: bool = False) -> Forecasts:
         Forecast(step=step, cost=cost_of(step, preparation, site.state.seconds), is_left=left[step]) for step in steps
     ]
     existing = next(path for path in (preparation.out, *preparation.out.absolute().parents) if path.exists())
-    return Forecasts(steps=found, free=shutil.disk_usage(existing).free)
+    return Forecasts(steps=found, free=shutil.disk_usage(existing).free if preparation.output.is_here else None)

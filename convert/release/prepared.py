@@ -14,18 +14,21 @@ from typing import Any
 from ...graph.errors import BudgetError, DiskError, LfmConvertError, UsageError
 from ...graph.graph import WeightGraph
 from ...graph.progress import SILENT, Progress
+from ...graph.source.assets import LICENSES
 from ...targets.lossy import planned
 from ...targets.naming import fit_name
 from ...targets.plans import Plan
 from ...validate.budgets import BudgetCheck, Budgets
 from ..manifest import MANIFEST_FILE, own_files
 from ..pipeline import check_comparison, default_folder, open_source
+from ..publishing.names import CARD_FILE
 from ..recipe.places import KeyPath
 from ..recipe.reading import ModelEntry, Recipe
 from ..source import find_model
+from .output import Folder, Output
 from .wanted import Wanted
 
-DEFAULT_OUT = Path("release")
+DEFAULT_OUT = "release"
 # What a release keeps for its next run, below its output folder.
 PRIVATE = ".lfm-release"
 _MODEL, _OUT = "{model}", "{out}"
@@ -56,11 +59,11 @@ class Prepared:
 @dataclass(frozen=True, kw_only=True)
 class Preparation:
     """A recipe that can be carried out. `comparison` is what `pipeline.validate` takes, `n_tokens` what each model's
-    prompts have, `out` the output folder.
+    prompts have, `output` where all of it will lie.
     """
 
     recipe: Recipe
-    out: Path
+    output: Output
     graphs: Mapping[str, WeightGraph]
     artifacts: tuple[Prepared, ...]
     comparison: Mapping[str, Any]
@@ -68,8 +71,20 @@ class Preparation:
     reports: Mapping[str, Path]
 
     @property
+    def out(self) -> Path:
+        """The output folder, or its mirror."""
+        return self.output.folder
+
+    @property
     def private(self) -> Path:
         return self.out / PRIVATE
+
+    @property
+    def small_files(self) -> list[Path]:
+        """Files of the output that say something of artifacts, whether they are there or not."""
+        folders = dict.fromkeys(each.folder for each in self.artifacts)
+        reports = [path for path in self.reports.values() if path.is_relative_to(self.out)]
+        return [*reports, *(folder / name for folder in folders for name in (MANIFEST_FILE, CARD_FILE, *LICENSES))]
 
     @property
     def threads(self) -> int:
@@ -85,7 +100,7 @@ def prepare(
     recipe: Recipe,
     wanted: Sequence[Wanted],
     *,
-    out: Path | None = None,
+    output: Output | None = None,
     reports: Mapping[str, Path] | None = None,
     weights: bool = True,
     offline: bool = False,
@@ -96,7 +111,8 @@ def prepare(
 
     Raises: what is wrong, with file, line and key where the recipe is what asks for it.
     """
-    out = out if out is not None else recipe.seen(recipe.out or DEFAULT_OUT)
+    output = output if output is not None else Folder(recipe.seen(Path(recipe.out or DEFAULT_OUT)))
+    out = output.folder
     comparison = _comparison(recipe, out)
     _refuse_unwritable(recipe, out, comparison["reference_cache"])
     _refuse_missing_texts(recipe, wanted)
@@ -115,7 +131,7 @@ def prepare(
     _refuse_reports(recipe, reports, _owners(recipe, comparison, graphs, artifacts))
     return Preparation(
         recipe=recipe,
-        out=out,
+        output=output,
         graphs=graphs,
         artifacts=artifacts,
         comparison=comparison,
@@ -163,7 +179,11 @@ def _opened(recipe: Recipe, model: ModelEntry, weights: bool, offline: bool, pro
     seen = recipe.seen(Path(model.model))
     with _blamed(recipe, model.key):
         source = find_model(
-            str(seen) if seen.exists() else model.model, revision=model.revision, offline=offline, token=token
+            str(seen) if seen.exists() else model.model,
+            revision=model.revision,
+            offline=offline,
+            token=token,
+            progress=progress,
         )
         return open_source(replace(source, name=model.name or source.name), weights=weights, progress=progress)
 

@@ -111,6 +111,7 @@ class Card(Step):
     """
 
     kind = "card"
+    travels = False
 
     def __init__(self, site: Site, folder: Path, comparisons: Sequence[Validate], repositories: Repositories) -> None:
         super().__init__(site, site.place(folder), comparisons)
@@ -175,6 +176,7 @@ class Publish(Step):
     """The repositories of a folder on a hub. Whatever is there already with the same bytes is not sent again."""
 
     kind = "publish"
+    travels = False
 
     def __init__(self, card: Card) -> None:
         super().__init__(card.site, card.name, (card,))

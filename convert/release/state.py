@@ -41,10 +41,14 @@ def read_sealed(path: Path) -> Any:
 
 
 class State:
-    """`made`: the key of what lies at a place; `seconds`: how long each step took, by its name."""
+    """`made`: the key of what lies at a place; `seconds`: how long each step took, by its name.
 
-    def __init__(self, path: Path) -> None:
+    Files below a `passing` folder are not noted: it goes at the end of the run.
+    """
+
+    def __init__(self, path: Path, *, passing: Path | None = None) -> None:
         self._path = path
+        self._passing = None if passing is None else os.path.realpath(passing) + os.sep
         found = read_sealed(path)
         self._content: dict[str, Any] = {"made": {}, "seconds": {}, "files": {}, **(found or {})}
         self._is_changed = False
@@ -59,8 +63,19 @@ class State:
 
     def know(self, path: Path, sha256: str) -> None:
         """Notes what a file's sha256 is, by who wrote or read it just now."""
-        self._content["files"][os.path.realpath(path)] = [sha256, _stamp(path)]
+        self.note(os.path.realpath(path), sha256, _stamp(path))
+
+    def note(self, name: str, sha256: str, stamp: list[Any]) -> None:
+        """Notes what the sha256 of a file is that has this stamp; `name` is its path, or its URL."""
+        if self._passing is not None and name.startswith(self._passing):
+            return
+        self._content["files"][name] = [sha256, stamp]
         self._is_changed = True
+
+    def known(self, name: str, stamp: list[Any]) -> str | None:
+        """What the sha256 of a file was when it had this stamp; None if that is not noted."""
+        sha256, noted = self._content["files"].get(name, ["", []])
+        return sha256 if noted == stamp else None
 
     def finished(self, name: str, seconds: float, **made: str) -> None:
         """Notes a step's end, and what it made by which key, and writes the file. Raises: DiskError."""
@@ -80,16 +95,17 @@ class State:
 
         Raises: OSError for a file that cannot be read.
         """
-        known = self._content["files"]
+        names = {path: os.path.realpath(path) for path in paths}
         stamps = {path: _stamp(path) for path in paths}
-        stale = [path for path, stamp in stamps.items() if known.get(os.path.realpath(path), ["", []])[1] != stamp]
+        found = {path: self.known(names[path], stamps[path]) for path in paths}
+        stale = [path for path in paths if found[path] is None]
         for path, sha256 in zip(stale, hash_files(stale, jobs=os.cpu_count() or 1, progress=progress), strict=True):
-            known[os.path.realpath(path)] = [sha256, stamps[path]]
-            self._is_changed = True
-        return [known[os.path.realpath(path)][0] for path in paths]
+            found[path] = sha256
+            self.note(names[path], sha256, stamps[path])
+        return [found[path] or "" for path in paths]
 
 
-def _stamp(path: Path) -> list[int]:
+def _stamp(path: Path) -> list[Any]:
     """What changes with a file's content."""
     found = path.stat()
     return [found.st_size, found.st_mtime_ns, found.st_ino]

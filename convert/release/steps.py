@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
 
 from ..._version import __version__
@@ -33,12 +34,14 @@ from ...validate.memory import run_bytes
 from ...validate.outputs import write_report
 from ...validate.results import Report
 from .. import pipeline
-from ..artifacts import find_artifacts, record
+from ..artifacts import record
 from ..calibration import measure
 from ..destination import settle
 from ..manifest import Entry, load_manifest, named_hashes, source_files
 from ..recipe.reading import IMPORTANCE
 from ..writing import inputs_digest
+from .output import Output
+from .parts import CLUSTER, Made, pull
 from .prepared import Preparation, Prepared
 from .state import State, content_key, read_sealed, write_sealed
 
@@ -57,6 +60,10 @@ class Site:
     baseline: Baseline | None = None
     _sources: dict[str, dict[str, str]] = field(default_factory=dict, repr=False)
 
+    @property
+    def output(self) -> Output:
+        return self.preparation.output
+
     def source_hashes(self, label: str) -> Mapping[str, str]:
         """sha256 of a model's files by path, taken once for all artifacts of it."""
         if label not in self._sources:
@@ -70,16 +77,27 @@ class Site:
         """What results depend on beside artifact and checkpoint: runtimes and kind of machine."""
         return [versions(), platform.system(), platform.machine()]
 
+    @cached_property
+    def prompts(self) -> Sequence[Any]:
+        """What decides which tokens are compared."""
+        comparison = self.preparation.comparison
+        texts = [path for name in ("prompts", "text") if (path := comparison.get(name)) is not None]
+        return [comparison.get("suite"), comparison.get("n_chunks"), self.state.hashes(texts)]
+
     def place(self, path: Path) -> str:
         """A path of the output folder as the state has it."""
         return path.relative_to(self.preparation.out).as_posix()
 
 
 class Step(ABC):
-    """One piece of work. What it `needs` is done before; one that is `on_demand` only when another is about to need it."""
+    """One piece of work. What it `needs` is done before; one that is `on_demand` only when another is about to need it.
+
+    One that `travels` may be carried out on another machine, on a site of its own; this one then takes what it made there.
+    """
 
     kind: ClassVar[str]
     on_demand: ClassVar[bool] = False
+    travels: ClassVar[bool] = True
 
     def __init__(self, site: Site, name: str, needs: Sequence[Step] = ()) -> None:
         self.site, self.name, self.needs = site, name, tuple(needs)
@@ -95,6 +113,18 @@ class Step(ABC):
     @abstractmethod
     def carry_out(self) -> None:
         """Does the work. Raises: whatever is wrong."""
+
+    def products(self) -> Sequence[Path]:
+        """The files that were made, once it is carried out: all that `take` needs."""
+        return ()
+
+    def findings(self) -> Any:
+        """What was found beside, as JSON."""
+        return None
+
+    def take(self, made: Made) -> None:
+        """In place of carrying it out: takes what the same step made on another site. Raises: whatever is wrong."""
+        raise NotImplementedError(f"{self.label} is carried out here")
 
 
 class Calibrate(Step):
@@ -118,6 +148,7 @@ class Calibrate(Step):
         return content_key(self.kind, __version__, self.site.source_hashes(self.name), texts, names, self.settings)
 
     def is_done(self) -> bool:
+        self.site.output.bring(self.path)
         made = self.site.state.made.get(self.site.place(self.path), "")
         return is_file(self.path) and made == f"{self.key} {self.sha256}"
 
@@ -128,15 +159,28 @@ class Calibrate(Step):
     def carry_out(self) -> None:
         """Raises: UsageError for a file of somebody else's in its place; as `measure`."""
         start = time.monotonic()
-        place = self.site.place(self.path)
         found = measure(self.graph, self.texts, **self.settings, progress=self.site.progress)
-        if is_file(self.path) and self.path.read_bytes() != found.content:
+        self._put(found.content, time.monotonic() - start)
+
+    def products(self) -> Sequence[Path]:
+        return [self.path]
+
+    def take(self, made: Made) -> None:
+        """Raises: UsageError for a file of somebody else's in its place."""
+        with TemporaryDirectory() as folder:
+            path, (name,) = Path(folder) / self.path.name, made.files
+            pull(made.place / name, path, made.files[name])
+            self._put(path.read_bytes(), made.seconds)
+
+    def _put(self, content: bytes, seconds: float) -> None:
+        place = self.site.place(self.path)
+        if is_file(self.path) and self.path.read_bytes() != content:
             is_ours = self.site.state.made.get(place, "").endswith(f" {self.sha256}")
             if not (is_ours or self.site.overwrite):
                 raise UsageError(f"{self.path}: is there, not as a release measured it; --overwrite replaces it")
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_report(self.path, found.content)
-        self.site.state.finished(self.label, time.monotonic() - start, **{place: f"{self.key} {self.sha256}"})
+        write_report(self.path, content)
+        self.site.state.finished(self.label, seconds, **{place: f"{self.key} {self.sha256}"})
 
 
 def _readable(paths: Sequence[Path]) -> Sequence[Path]:
@@ -167,6 +211,33 @@ class Reference(Step):
             progress=self.site.progress,
         )
         self.site.state.finished(self.label, time.monotonic() - start)
+
+    @cached_property
+    def key(self) -> str:
+        """What is run on what; of a run that is kept for other machines."""
+        return content_key(self.kind, __version__, self.site.source_hashes(self.name), self.site.prompts)
+
+    @property
+    def _index(self) -> Path:
+        return self.site.preparation.private / CLUSTER / "references" / f"{self.key}.json"
+
+    def kept(self) -> Mapping[str, str] | None:
+        """sha256 by path of the files of the run that is kept for other machines; None if none is, or not whole."""
+        self.site.output.bring(self._index)
+        found: Mapping[str, str] | None = read_sealed(self._index)
+        home = self._index.parent / self.key
+        is_whole = found and self.site.output.holds(
+            {home / name: sha256 for name, sha256 in found.items()}, self.site.state
+        )
+        return found if is_whole else None
+
+    def products(self) -> Sequence[Path]:
+        folder = self.site.preparation.comparison["reference_cache"]
+        return sorted(path for path in folder.rglob("*") if path.is_file())
+
+    def take(self, made: Made) -> None:
+        write_sealed(self._index, made.files)
+        self.site.state.finished(self.label, made.seconds)
 
 
 # What decides which tokens are compared.
@@ -209,11 +280,9 @@ class Convert(Step):
 
     def _is_whole(self) -> bool:
         """Whether the manifest lists the artifact, and its files and those it shares are the ones that are listed."""
-        listed = self._listed()
-        paths = list(listed)
-        return all(map(is_file, paths)) and self.site.state.hashes(paths) == list(listed.values())
+        return self.site.output.holds(self.listed(), self.site.state)
 
-    def _listed(self) -> dict[Path, str]:
+    def listed(self) -> dict[Path, str]:
         """sha256 of the artifact's files and of those it shares, by path, as the manifest has them.
 
         Raises: InputError for an artifact that is not listed.
@@ -235,12 +304,29 @@ class Convert(Step):
         return next((entry for entry in entries if entry["main_file"] == self.artifact.plan.main_file), None)
 
     def found(self) -> Artifact:
-        """The artifact on disk. Raises: InputError."""
-        (found,) = find_artifacts(self.artifact.folder, only={self.artifact.plan.main_file})
-        return found
+        """The artifact as it lies there. Raises: InputError."""
+        return self.site.output.artifact(self.artifact.folder, self.artifact.plan.main_file)
 
     def carry_out(self) -> None:
         start = time.monotonic()
+        self.write()
+        self._finish(time.monotonic() - start)
+
+    def products(self) -> Sequence[Path]:
+        folder = self.artifact.folder
+        return sorted(each for each in folder.rglob("*") if each.is_file() and not each.name.startswith("."))
+
+    def take(self, made: Made) -> None:
+        self.site.output.adopt(self, made)
+        self._finish(made.seconds)
+
+    def _finish(self, seconds: float) -> None:
+        for path, sha256 in self.listed().items() if self.site.output.is_here else ():
+            self.site.state.know(path, sha256)
+        self.site.state.finished(self.label, seconds, **{self.place: self.key})
+
+    def write(self, *, written: Path | None = None) -> None:
+        """Writes the artifact into its folder, or moves it there from one that it was `written` into elsewhere."""
         wanted = self.artifact.wanted
         pipeline.convert(
             self.artifact.graph,
@@ -255,15 +341,13 @@ class Convert(Step):
             # One whose key is known is not what it must be now, even where its manifest could not tell.
             afresh=self.place in self.site.state.made,
             source_hashes=self.site.source_hashes(wanted.model.label),
+            written=written,
             jobs=self.site.jobs,
             max_memory=self.site.preparation.comparison.get("max_memory"),
             validate_after=False,
             budgets=self.artifact.budgets,
-            progress=self.site.progress,
+            progress=self.site.progress if written is None else SILENT,  # it was told where it was written
         )
-        for path, sha256 in self._listed().items():
-            self.site.state.know(path, sha256)
-        self.site.state.finished(self.label, time.monotonic() - start, **{self.place: self.key})
 
 
 class Validate(Step):
@@ -282,15 +366,13 @@ class Validate(Step):
         """What was run, on what, against what, by which libraries."""
         artifact = self.conversion.artifact
         entry = self.conversion.entry or {}
-        comparison = self.site.preparation.comparison
-        texts = [path for name in ("prompts", "text") if (path := comparison.get(name)) is not None]
         return content_key(
             self.kind,
             __version__,
             {file["path"]: file["sha256"] for file in entry.get("files", ())},
             [entry.get(name) for name in ("target", "quant", "class", "options", "inputs")],
             self.site.source_hashes(artifact.wanted.model.label),
-            [comparison.get("suite"), comparison.get("n_chunks"), self.site.state.hashes(texts)],
+            self.site.prompts,
             self.site.environment,
         )
 
@@ -300,6 +382,7 @@ class Validate(Step):
 
     def is_done(self) -> bool:
         try:
+            self.site.output.bring(self._path)
             self._measured = from_record(read_sealed(self._path), self.conversion.found())
         except (ValueError, KeyError, TypeError, InputError):
             return False
@@ -318,11 +401,21 @@ class Validate(Step):
             progress=self.site.progress,
             **self.site.preparation.comparison,
         )
-        self._measured = without_scores(report)
+        self._accept(without_scores(report), time.monotonic() - start)
+
+    def findings(self) -> Any:
+        return None if self._measured is None else to_record(self._measured)
+
+    def take(self, made: Made) -> None:
+        self._accept(from_record(made.findings, self.conversion.found()), made.seconds)
+
+    def _accept(self, report: Report, seconds: float) -> None:
+        """Keeps what was measured, and judges it."""
+        self._measured = report
         # One that did not get to its end may do so another time.
         if report.results[0].metrics is not None and report.results[0].ended is None:
             write_sealed(self._path, to_record(self._measured))
-        self.site.state.finished(self.label, time.monotonic() - start)
+        self.site.state.finished(self.label, seconds)
         self.judged()  # so that the manifest has the verdict, whatever becomes of the run
 
     def judged(self) -> Report:

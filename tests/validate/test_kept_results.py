@@ -74,6 +74,14 @@ def test_a_result_comes_back_as_it_was(result: ArtifactResult) -> None:
     assert json.dumps(found.to_json()) == json.dumps(report.to_json())
 
 
+def test_its_numbers_are_spelled_as_they_were() -> None:
+    """In manifests: 0 is not 0.0."""
+    result = replace(FULL, gates=(at_most("stops", 0, 0, Part.QUALITY), at_most("line_kld", 0.0, 1, Part.QUALITY)))
+    record = json.loads(json.dumps(to_record(Report("model", (result,), {}, Occasion()))))
+    (found,) = from_record(record, ARTIFACT).results
+    assert json.dumps(found.findings()) == json.dumps(result.findings())
+
+
 def test_it_lies_where_it_lies_now() -> None:
     record = to_record(Report("LFM2", (FULL,), {}))
     moved = replace(ARTIFACT, folder=Path("/c"))
