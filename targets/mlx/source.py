@@ -54,7 +54,7 @@ def open_source(path: Path, *, name: str | None = None) -> WeightGraph | None:
     except NotJudged as error:
         raise InputError(f"{path}: {error}") from None
     encodings = {address: view.encoding for address, view in views.items() if isinstance(view, SourceTensor)}
-    is_packed = any(isinstance(encoding, GroupEncoding) for encoding in encodings.values())
+    has_codes = any(isinstance(encoding, GroupEncoding) for encoding in encodings.values())
     raw = {key: value for key, value in config.raw.items() if key not in _STALE}
     tokenizer = path / TOKENIZER_FILE
     return graph_of(
@@ -65,7 +65,7 @@ def open_source(path: Path, *, name: str | None = None) -> WeightGraph | None:
         tokenizer=Tokenizer(tokenizer) if tokenizer.is_file() else None,
         assets=read_assets(path),
         files=checkpoint,
-        quantised_as=f"MLX {quant_of(encodings)}" if is_packed else None,
+        quantised_as=f"MLX {quant_of(encodings)}" if has_codes else None,
         notes=checkpoint.notes,
     )
 

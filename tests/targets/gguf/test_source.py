@@ -71,8 +71,8 @@ def _texts_come_back(source: WeightGraph, original: WeightGraph) -> None:
     assert texts[0] == texts[1]
     sampling = ("temperature", "min_p", "repetition_penalty", "do_sample", "pad_token_id", "bos_token_id")
     own_settings, settings = original.assets.generation_config, source.assets.generation_config
-    assert {k: settings.get(k) for k in sampling if k in own_settings} == {
-        k: own_settings[k] for k in sampling if k in own_settings
+    assert {k: settings.get(k) for k in sampling if own_settings.get(k)} == {
+        k: own_settings[k] for k in sampling if own_settings.get(k)
     }
     # llama.cpp also ends at what it knows by its text
     assert set(source.stop_ids) - {own.vocab["<|endoftext|>"]} == set(original.stop_ids) - {own.vocab["<|endoftext|>"]}
