@@ -61,7 +61,10 @@ class Layer:
 
 @dataclass(frozen=True, kw_only=True)
 class WeightGraph:
-    """A model as roles and lazy tensors. `checkpoint` is None for a graph declared from a config alone."""
+    """A model as roles and lazy tensors. `checkpoint` is None for a graph declared from a config alone.
+
+    `quantised_as` is what its weights were packed as, where they are decoded: "GPTQ int4 g128".
+    """
 
     name: str
     folder: Path
@@ -72,6 +75,7 @@ class WeightGraph:
     assets: Assets
     checkpoint: Checkpoint | None = field(default=None, repr=False)
     notes: tuple[str, ...] = ()
+    quantised_as: str | None = None
 
     def __getitem__(self, role: Role) -> TensorView:
         return self.top[role].view

@@ -6,10 +6,11 @@ n_rows is the product of the leading axes, and a 1-D tensor is one row.
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import numpy as np
 
@@ -66,6 +67,12 @@ class TensorView(ABC):
                 f"{start}:{stop}; declared float32 {(stop - start, self.n_cols)}"
             )
         return values
+
+    def renamed(self, name: str) -> Self:
+        """The same tensor under another name."""
+        other = copy.copy(self)
+        other.name = name
+        return other
 
     def place(self, row: int) -> tuple[str, int]:
         """Where a row lies in the source, as file and offset, for who reads many in order; alike where it is unknown."""
