@@ -41,7 +41,11 @@ def weights(folder: Path, *, ends: tuple[str, ...] = (".weight",)) -> dict[str, 
         for name, tensor in read_tensors(folder / "model.safetensors").items()
         if ".layers." in name and name.endswith(ends)
     }
-    return {name: value for name, value in found.items() if value.ndim > 1 and not name.endswith((".conv.conv.weight", ".gate.weight"))}
+    return {
+        name: value
+        for name, value in found.items()
+        if value.ndim > 1 and not name.endswith((".conv.conv.weight", ".gate.weight"))
+    }
 
 
 def pack_checkpoint(

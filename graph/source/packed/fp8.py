@@ -29,17 +29,12 @@ _MX_GROUP = 32
 # What follows the name of a weight in that of its scales: those of blocks, and others.
 _INVERSE, _SCALE = "_scale_inv", "_scale"
 _BLOCK = (128, 128)
-# Scales of what a runtime multiplies weights with, or keeps in its cache.
-ACTIVATIONS = (
-    ".input_scale",
-    ".input_scale_ub",
-    ".activation_scale",
-    ".k_scale",
-    ".v_scale",
-    ".q_scale",
-    ".output_scale",
+# What a runtime scales activations by, or what it keeps in its cache.
+_OF_ACTIVATIONS = tuple(
+    f".{of}_{kind}"
+    for of in ("input", "output", "activation", "q", "k", "v")
+    for kind in ("scale", "scale_ub", "zero_point", "global_scale")
 )
-_OF_ACTIVATIONS = "scales activations, not weights"
 
 
 def unpack(settings: Mapping[str, Any], taking: Taking) -> None:
@@ -48,7 +43,12 @@ def unpack(settings: Mapping[str, Any], taking: Taking) -> None:
     coded = [name for name, tensor in taking.tensors.items() if tensor.dtype in _CODES]
     for name in dict.fromkeys([*coded, *taking.modules((_INVERSE,))]):
         _weight(name, block, taking)
-    taking.drop([name for name in taking.tensors if name.endswith(ACTIVATIONS)], _OF_ACTIVATIONS)
+    drop_scales_of_activations(taking)
+
+
+def drop_scales_of_activations(taking: Taking) -> None:
+    """Takes what decoded weights have no use for."""
+    taking.drop([name for name in taking.tensors if name.endswith(_OF_ACTIVATIONS)], "scales activations, not weights")
 
 
 def _block(settings: Mapping[str, Any], taking: Taking) -> Shape | None:

@@ -9,7 +9,7 @@ from ...dtypes import DType
 from ...errors import InputError
 from ..checkpoint import Checkpoint
 from ..quantized import Quantized, quantization_settings
-from . import fp8
+from . import awq, bitsandbytes, compressed_tensors, fp8, gptq
 from .taking import Taking, Unpacked
 
 # Reads the settings of a config, empty where it has none, and decodes what it finds.
@@ -17,6 +17,10 @@ Method = Callable[[Mapping[str, Any], Taking], None]
 
 # The key of a method, as `Quantized` has it -> what it is called in "quantised as", and what decodes it.
 METHODS: Mapping[str, tuple[str, Method]] = {
+    "awq": (awq.NAME, awq.unpack),
+    "bitsandbytes": (bitsandbytes.NAME, bitsandbytes.unpack),
+    "compressedtensors": (compressed_tensors.NAME, compressed_tensors.unpack),
+    "gptq": (gptq.NAME, gptq.unpack),
     "fp8": (fp8.NAME, fp8.unpack),
     "fbgemmfp8": (fp8.NAME, fp8.unpack),
     "mxfp8": (fp8.NAME, fp8.unpack),

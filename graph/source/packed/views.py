@@ -64,8 +64,10 @@ class PackedTensor(TensorView):
 
 
 def numbers(tensor: StoredTensor, start: int, stop: int) -> Float32:
-    """Elements of a flat tensor of floats of any width."""
+    """Elements of a flat tensor of floats of any width, or of bytes with a sign."""
     elements = tensor.elements(start, stop)
+    if tensor.dtype is DType.I8:
+        return elements.astype(np.float32)
     if tensor.dtype in WEIGHT_DTYPES:
         return widen(elements, tensor.dtype)
     return float_values(KIND_OF[tensor.dtype])[elements]
