@@ -33,8 +33,9 @@ def four_bits(kind: str, *, nested: bool, block: int = 64, storage: torch.dtype 
             weight, quant_type=kind, compress_statistics=nested, blocksize=block, quant_storage=storage
         )
         parts = {f".weight.{end}": part for end, part in state.as_dict(packed=True).items()}
-        state.dtype = torch.float32
-        return {".weight": codes, **parts}, bnb.dequantize_4bit(codes, state)
+        # as one row: of a block longer than a row bitsandbytes 0.50 takes the wrong scale on the CPU
+        state.dtype, state.shape = torch.float32, torch.Size((1, weight.numel()))
+        return {".weight": codes, **parts}, bnb.dequantize_4bit(codes, state).reshape(weight.shape)
 
     return pack
 
