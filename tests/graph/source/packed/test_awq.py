@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +17,6 @@ from support.safetensors_files import edit_tensors
 GATE = "model.layers.0.feed_forward.w1"
 # The channel that lies in each four bits of a word, from the lowest on.
 CHANNELS = (0, 2, 4, 6, 1, 3, 5, 7)
-
-
-@pytest.fixture
-def dense(tiny_dense: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(tiny_dense, tmp_path / "model"))
 
 
 def settings(group: int = 32, **more: Any) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +19,6 @@ FOUR = {"quant_method": "bitsandbytes", "load_in_4bit": True, "load_in_8bit": Fa
 EIGHT = {"quant_method": "bitsandbytes", "load_in_8bit": True}
 GATE = "model.layers.0.feed_forward.w1"
 STATE = f"{GATE}.weight.quant_state.bitsandbytes__nf4"
-
-
-@pytest.fixture
-def dense(tiny_dense: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(tiny_dense, tmp_path / "model"))
 
 
 def four_bits(kind: str, *, nested: bool, block: int = 64, storage: torch.dtype = torch.uint8) -> Any:
@@ -60,8 +54,10 @@ def test_four_bits_without_a_config_and_in_another_storage(dense: Path) -> None:
 
 def test_blocks_go_on_from_row_to_row(tmp_path: Path) -> None:
     """Rows of 72: no block starts where a row does."""
-    config = dense_config(hidden_size=72, num_attention_heads=2, num_key_value_heads=1)
-    folder = make_checkpoint(tmp_path / "model", config)
+    config = dense_config(
+        hidden_size=72, num_attention_heads=2, num_key_value_heads=1, num_hidden_layers=2, attention=(1,)
+    )
+    folder = make_checkpoint(tmp_path / "model", config, tokenizer=False)
     check(folder, pack_checkpoint(folder, four_bits("nf4", nested=False), FOUR))
 
 

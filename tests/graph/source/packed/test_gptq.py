@@ -5,7 +5,6 @@ GPTQModel cannot be installed beside the pinned torch; docs/sources-safetensors.
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +17,6 @@ from support.refusals import refused
 from support.safetensors_files import edit_tensors
 
 GATE = "model.layers.0.feed_forward.w1"
-
-
-@pytest.fixture
-def dense(tiny_dense: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(tiny_dense, tmp_path / "model"))
 
 
 def settings(bits: int, group: int, **more: Any) -> dict[str, Any]:
