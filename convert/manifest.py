@@ -101,9 +101,18 @@ def library_versions() -> dict[str, str]:
 
 def source_paths(graph: WeightGraph) -> list[Path]:
     """Every file of the checkpoint that decides an artifact, in the order the manifest lists them."""
-    paths = [graph.folder / CONFIG_FILE]
-    paths += [stamp.path for stamp in graph.checkpoint.stamps] if graph.checkpoint else []
+    weights = [stamp.path for stamp in graph.checkpoint.stamps] if graph.checkpoint else []
+    if graph.checkpoint and graph.checkpoint.are_all:
+        return weights
+    paths = [graph.folder / CONFIG_FILE, *weights]
     return paths + [path for name in (INDEX_FILE, TOKENIZER_FILE) if (path := graph.folder / name).is_file()]
+
+
+def own_files(graph: WeightGraph) -> list[Path]:
+    """Every file that belongs to the checkpoint: those of its folder, or it and its parts where it is a file."""
+    if graph.checkpoint and graph.checkpoint.are_all:
+        return source_paths(graph)
+    return [path for path in graph.folder.iterdir() if path.is_file()]
 
 
 def hash_source(graph: WeightGraph, *, progress: Progress = SILENT) -> dict[str, str]:
@@ -120,6 +129,7 @@ def describe_source(graph: WeightGraph, hashes: Sequence[str]) -> dict[str, Any]
         "name": graph.name,
         "model_type": graph.config.model_type,
         "parameters": graph.n_parameters,
+        **({} if graph.quantised_as is None else {"quantised_as": graph.quantised_as}),
         **_origin(graph),
         "files": [file_entry(graph.folder, path, digest) for path, digest in zip(paths, hashes, strict=True)],
     }

@@ -68,7 +68,8 @@ class Ownership:
         place = (self.destination.folder / name).resolve()
         if any(place == path.resolve() for path in source_paths(self.graph)):
             return True
-        return place.is_relative_to(self.graph.folder.resolve()) and not self._is_listed(name)
+        is_all = self.graph.checkpoint is not None and self.graph.checkpoint.are_all
+        return not is_all and place.is_relative_to(self.graph.folder.resolve()) and not self._is_listed(name)
 
     def _is_ours(self, name: str) -> bool:
         """Whether a conversion wrote the file, nobody has changed it since, and no other target's artifacts need it."""

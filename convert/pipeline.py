@@ -17,10 +17,11 @@ from ..graph.opening import open_graph
 from ..graph.progress import SILENT, Progress
 from ..graph.source.checkpoint import has_weights
 from ..graph.units import format_size
+from ..targets.lossy import planned
 from ..targets.naming import fit_name
 from ..targets.plans import DEFAULT_BUDGET_BYTES, Plan
 from ..targets.stream import DEFAULT_RANGE_BYTES, Execution, Profile
-from ..targets.target import Artifact, Target, get_target
+from ..targets.target import Artifact, Target, get_target, open_artifact
 from .artifacts import find_artifacts, record, verified
 from .destination import owned
 from .manifest import hash_source, load_manifest, material_hashes
@@ -57,7 +58,7 @@ def open_model(
     weights: bool = True,
     progress: Progress = SILENT,
 ) -> WeightGraph:
-    """The weight graph of a folder, a hub id, or the default model; see `find_model`, `open_graph`.
+    """The weight graph of a folder, a GGUF file, a hub id, or the default model; see `find_model`, `open_graph`.
 
     With `weights=False` a config will do: where the weights are there, their headers still say what they are stored in.
     """
@@ -68,7 +69,9 @@ def open_source(source: Source, *, weights: bool = True, progress: Progress = SI
     """The weight graph of a model that was found."""
     if source.note:
         progress.note(source.note)
-    graph = open_graph(source.folder, name=source.name, weights=weights or has_weights(source.folder))
+    graph = open_artifact(source.path, name=source.name)
+    if graph is None:
+        graph = open_graph(source.path, name=source.name, weights=weights or has_weights(source.path))
     for note in graph.notes:
         progress.note(note)
     return graph
@@ -88,7 +91,7 @@ def plan(
     """
     graph = model if isinstance(model, WeightGraph) else open_model(model, weights=False)
     chosen = get_target(target).with_options(options or {})
-    return tuple(chosen.plan(graph, name) for name in _quants(chosen, quant))
+    return tuple(planned(chosen, graph, name) for name in _quants(chosen, quant))
 
 
 def convert(
@@ -133,7 +136,7 @@ def convert(
     quants = _quants(chosen, quant)
     graph = model if isinstance(model, WeightGraph) else open_model(model, progress=progress)
     folder = Path(out if out is not None else default_folder(graph, chosen))
-    plans = tuple(chosen.plan(graph, name) for name in quants)
+    plans = tuple(planned(chosen, graph, name) for name in quants)
     budget = _budget(max_memory, plans)
     for each in plans:
         if strict:
@@ -285,7 +288,8 @@ def validate(
         kept=None if reference_cache is None else ReferenceCache(reference_cache, digest(own), progress),
     )
     name = name_suite(suite=suite, prompts=prompts, text=text, n_chunks=n_chunks, is_drawn=is_drawn)
-    report = replace(report, occasion=replace(occasion, suite=name, checkpoint_sha256=digest(own)))
+    occasion = replace(occasion, suite=name, checkpoint_sha256=digest(own), quantised_as=graph.quantised_as)
+    report = replace(report, occasion=occasion)
     if lines is not None:
         report = hold_to_lines(report, lines)
     if baseline is not None:

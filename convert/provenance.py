@@ -32,7 +32,7 @@ def find_source(artifacts: Sequence[Artifact], *, revision: str | None = None, o
     sources = [manifest.source for manifest in _manifests(artifacts).values()]
     candidates = [nearby_model(revision=revision, offline=offline), *(find_model(f"bundled:{name}") for name in NAMES)]
     for found in candidates:
-        if found is not None and sources and all(_is_config_of(found.folder, source) for source in sources):
+        if found is not None and sources and all(_is_source_of(found.path, source) for source in sources):
             return found
     names = ", ".join(dict.fromkeys(str(source.get("name")) for source in sources)) or "no manifest says what"
     raise UsageError(f"--reference is needed: the artifacts were made from {names}, which is not at hand here")
@@ -62,9 +62,10 @@ def _manifests(artifacts: Sequence[Artifact]) -> dict[Path, Manifest]:
     return {folder: manifest for folder, manifest in found.items() if manifest is not None}
 
 
-def _is_config_of(folder: Path, source: Mapping[str, Any]) -> bool:
-    path = folder / CONFIG_FILE
-    listed = material_hashes(source).get(CONFIG_FILE)
+def _is_source_of(path: Path, source: Mapping[str, Any]) -> bool:
+    """Whether a file, or a folder's config, is the one that a manifest lists."""
+    path = path / CONFIG_FILE if path.is_dir() else path
+    listed = material_hashes(source).get(path.name)
     return listed is not None and path.is_file() and hash_files([path], jobs=1) == [listed]
 
 

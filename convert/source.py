@@ -1,4 +1,4 @@
-"""Finds the model a command speaks of: a folder, a hub repository, or a bundled one."""
+"""Finds the model a command speaks of: a folder, a GGUF file, a hub repository, or a bundled one."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from ..graph.config import CONFIG_FILE
 from ..graph.errors import InputError, UsageError
 from ..graph.source.hub import HUB_ID, fetch, list_files
 from ..graph.source.weight_files import found_instead
+from ..quantize.gguf_file.reader import is_gguf
 from . import bundled
 from .recipe.reading import load_recipe
 
@@ -19,9 +20,9 @@ _HUB_FILES = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", 
 
 @dataclass(frozen=True)
 class Source:
-    """A local folder, the model's name, and how it was found, where that was not said."""
+    """A local folder or file, the model's name, and how it was found, where that was not said."""
 
-    folder: Path
+    path: Path
     name: str | None = None
     note: str | None = None
 
@@ -29,7 +30,7 @@ class Source:
 def find_model(
     model: str | None, *, revision: str | None = None, offline: bool = False, token: str | None = None
 ) -> Source:
-    """The folder of `model`; without one: the settings file's, the current folder, or the bundled MoE.
+    """The folder or file of `model`; without one: the settings file's, the current folder, or the bundled MoE.
 
     `token` is the hub's, where it is another than the one that huggingface_hub finds by itself.
     Raises: InputError, UsageError or NetworkError with what was looked for and where.
@@ -43,7 +44,10 @@ def find_model(
         _refuse_revision(f"{folder} is a local folder, which has none", revision)
         return Source(folder)
     if folder.is_file():
-        raise InputError(_of_a_file(folder))
+        if not is_gguf(folder):
+            raise InputError(_of_a_file(folder))
+        _refuse_revision(f"{folder} is a local file, which has none", revision)
+        return Source(folder)
     if model.startswith("bundled:"):
         _refuse_revision(f"{model} is a bundled model, which has none", revision)
         return _bundled(model.removeprefix("bundled:"))
@@ -58,7 +62,7 @@ def nearby_model(*, revision: str | None, offline: bool) -> Source | None:
     models = list(load_recipe(settings).models.values()) if settings.is_file() else []
     if len(models) == 1:  # of several none is the one that is meant
         found = find_model(models[0].model, revision=revision or models[0].revision, offline=offline)
-        return Source(found.folder, found.name, f"using model '{models[0].model}' of {SETTINGS_FILE}")
+        return Source(found.path, found.name, f"using model '{models[0].model}' of {SETTINGS_FILE}")
     _refuse_revision("no hub id is given for it", revision)
     if Path(CONFIG_FILE).is_file():
         return Source(Path(), note="using the checkpoint in the current folder")
@@ -70,7 +74,7 @@ def _default_model(*, revision: str | None, offline: bool) -> Source:
     if nearby is not None:
         return nearby
     found = _bundled("moe")
-    return Source(found.folder, found.name, f"no MODEL given and no checkpoint here: using the bundled {found.name}")
+    return Source(found.path, found.name, f"no MODEL given and no checkpoint here: using the bundled {found.name}")
 
 
 def _refuse_revision(why: str, revision: str | None) -> None:

@@ -11,7 +11,7 @@ from .blocks import Branches, FeedForward, Mixer
 from .config import ModelConfig, feed_forward_of, mixer_of
 from .roles import Address, Role
 from .source.assets import Assets
-from .source.checkpoint import Checkpoint
+from .source.open_file import SourceFiles
 from .source.stops import Stops, find_stops
 from .source.tokenizer import Tokenizer
 from .tensor import TensorView
@@ -63,7 +63,8 @@ class Layer:
 class WeightGraph:
     """A model as roles and lazy tensors. `checkpoint` is None for a graph declared from a config alone.
 
-    `quantised_as` is what its weights were packed as, where they are decoded: "GPTQ int4 g128".
+    `quantised_as` is what the source's weights are stored as, such as Q4_0: then they are what it decodes to, and so is
+    the reference of every comparison. None for plain floats.
     """
 
     name: str
@@ -73,7 +74,7 @@ class WeightGraph:
     layers: tuple[Layer, ...]
     tokenizer: Tokenizer | None
     assets: Assets
-    checkpoint: Checkpoint | None = field(default=None, repr=False)
+    checkpoint: SourceFiles | None = field(default=None, repr=False)
     notes: tuple[str, ...] = ()
     quantised_as: str | None = None
 

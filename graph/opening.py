@@ -7,7 +7,7 @@ together.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,18 +20,19 @@ from .errors import Faults, InputError
 from .families import FAMILIES
 from .families.places import Shelf
 from .graph import Layer, Weight, WeightGraph
-from .roles import Role
+from .roles import Address, Role
 from .source.adapters import adapter_note, unmerged_sentence, unmerged_tensor
 from .source.assets import Assets, read_assets
 from .source.checkpoint import Checkpoint
 from .source.config_file import load_config
+from .source.open_file import SourceFiles
 from .source.packed.methods import unpack
 from .source.packed.taking import Unpacked
 from .source.quantized import configured_method, quantized_weights
 from .source.stops import clean_generation, stop_notes
-from .source.tokenizer import Tokenizer, missing_tokenizer, read_tokenizer
+from .source.tokenizer import Tokenizer, missing_tokenizer, read_tokenizer, settle_tokenizer
 from .source.weight_files import refuse_adapter_alone
-from .tensor import DeclaredTensor, Shape, TensorView
+from .tensor import DeclaredTensor, ReshapedTensor, Shape, TensorView
 
 # What a checkpoint's tensors are in, where only its config is at hand.
 _CONFIG_DTYPES = {"bfloat16": DType.BF16, "float16": DType.F16, "float32": DType.F32}
@@ -74,10 +75,8 @@ def open_graph(folder: Path, *, name: str | None = None, weights: bool = True) -
     assets = read_assets(folder)
     notes: list[str] = []
     tokenizer = read_tokenizer(folder, config, assets, note=notes.append)
-    generation, cleaned = clean_generation(assets.generation_config, vocab_size=config.vocab_size)
-    assets = replace(assets, generation_config=generation)
-    config = replace(config, notes=(*config.notes, *cleaned, *stop_notes(config, assets, tokenizer)))
-    name = name or _model_name(folder)
+    config, assets = _settle_stops(config, assets, tokenizer)
+    name = name or model_name(folder)
     if checkpoint is None:
         notes = [*config.notes, *notes]
         return _assemble(name, folder, config, partial(_declared_view, config), tokenizer, assets, None, tuple(notes))
@@ -93,6 +92,54 @@ def open_graph(folder: Path, *, name: str | None = None, weights: bool = True) -
     return replace(graph, quantised_as=unpacked.quantised_as)
 
 
+def graph_of(
+    config: ModelConfig,
+    views: Mapping[Address, TensorView],
+    *,
+    name: str,
+    folder: Path,
+    tokenizer: Tokenizer | None,
+    assets: Assets,
+    files: SourceFiles,
+    quantised_as: str | None,
+    notes: Sequence[str] = (),
+) -> WeightGraph:
+    """The weight graph of a source whose weights are known by what they are, such as an artifact's.
+
+    Raises: InputError with every weight that is missing, of another shape, or of no such model.
+    """
+    found, told = dict(views), list[str]()
+    if tokenizer is not None:
+        tokenizer = settle_tokenizer(tokenizer, config, assets, note=told.append)
+    config, assets = _settle_stops(config, assets, tokenizer)
+    faults, slots = Faults(), dict[Slot, TensorView]()
+    for slot in declare(config):
+        view = found.pop((slot.role, slot.layer), None)
+        where = slot.role.value if slot.layer is None else f"{slot.role.value} of layer {slot.layer}"
+        if view is None:
+            faults.add(f"{where} is missing")
+        elif view.shape == slot.shape:
+            slots[slot] = view
+        elif tuple(n for n in view.shape if n != 1) == tuple(n for n in slot.shape if n != 1):
+            slots[slot] = ReshapedTensor(view, slot.shape)
+        else:
+            faults.add(f"'{view.name}' has shape {list(view.shape)}: expected {list(slot.shape)}")
+    for view in found.values():
+        faults.add(f"'{view.name}' is not part of the model that the config describes")
+    faults.raise_if_any(str(files.files[0].path))
+    if tokenizer is None:
+        told.append(f"{files.files[0].path} has no tokenizer: artifacts take token ids only, and no text is compared")
+    graph = _assemble(name, folder, config, slots.__getitem__, tokenizer, assets, files, (*config.notes, *notes, *told))
+    return replace(graph, quantised_as=quantised_as)
+
+
+def _settle_stops(config: ModelConfig, assets: Assets, tokenizer: Tokenizer | None) -> tuple[ModelConfig, Assets]:
+    """Both without what no runtime can read of where a text ends, and with notes on it."""
+    generation, cleaned = clean_generation(assets.generation_config, vocab_size=config.vocab_size)
+    assets = replace(assets, generation_config=generation)
+    return replace(config, notes=(*config.notes, *cleaned, *stop_notes(config, assets, tokenizer))), assets
+
+
 def _table_shape(checkpoint: Checkpoint) -> Shape | None:
     """The shape of the embedding, or of the head that stands for it; None if there is neither."""
     names = (family.tensor_name(role, None) for family in FAMILIES for role in (Role.EMBED, Role.LM_HEAD))
@@ -100,7 +147,7 @@ def _table_shape(checkpoint: Checkpoint) -> Shape | None:
     return next((tensor.shape for tensor in found if tensor is not None), None)
 
 
-def _model_name(folder: Path) -> str:
+def model_name(folder: Path) -> str:
     """The folder's name; of a hub cache `models--org--name/snapshots/<hash>`, the model's.
 
     It goes into files as UTF-8: bytes of a folder's name that are none are replaced.
@@ -125,7 +172,7 @@ def _assemble(
     view_of: Callable[[Slot], TensorView],
     tokenizer: Tokenizer | None,
     assets: Assets,
-    checkpoint: Checkpoint | None,
+    checkpoint: SourceFiles | None,
     notes: tuple[str, ...],
 ) -> WeightGraph:
     top: dict[Role, Weight] = {}
@@ -149,7 +196,7 @@ def _assemble(
 def settle_quantization(config: ModelConfig, checkpoint: Checkpoint) -> tuple[ModelConfig, Unpacked]:
     """The tensors as weights: packed ones are decoded as they are read.
 
-    The config has a note if the weights were packed, or if only it says so.
+    The config has a note if only it says that they are.
     Raises: InputError for weights packed by a method that is not decoded, or an adapter that lies among them.
     """
     tensor = unmerged_tensor(checkpoint.tensors)
@@ -158,11 +205,7 @@ def settle_quantization(config: ModelConfig, checkpoint: Checkpoint) -> tuple[Mo
     found = quantized_weights(config.raw, checkpoint.tensors)
     if found is not None:
         dtype = _CONFIG_DTYPES.get(config.dtype, DType.BF16)
-        unpacked = unpack(found, checkpoint, config.raw, dtype=dtype)
-        note = (
-            f"the weights are decoded from {unpacked.quantised_as}: an artifact made of them carries that rounding, too"
-        )
-        return replace(config, notes=(*config.notes, note)), unpacked
+        return config, unpack(found, checkpoint, config.raw, dtype=dtype)
     said = configured_method(config.raw)
     plain = Unpacked(checkpoint.tensors)
     if said is None:

@@ -32,6 +32,9 @@ _AT_ONCE = 1 << 16  # angles: a range of a table is sixteen times that, and in f
 
 _Float64 = NDArray[np.float64]
 
+# A table of a rotation has half as many entries; no model's heads are near this.
+LARGEST_HEAD = 1 << 14
+
 
 def default_rope(theta: float, head_dim: int) -> Rope:
     """All pairs turn: pair i by 1 / theta^(2i / head_dim), rounded to float32 where transformers rounds."""

@@ -9,15 +9,20 @@ from __future__ import annotations
 import copy
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import ClassVar, Self
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, ClassVar, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .dtypes import DType, Float32
 from .errors import InputError
+from .grid import Grid, GridRows
 
 Shape = tuple[int, ...]
+# Arrays that are cut by rows, and what reads them of a range of a tensor's rows.
+Arrays = tuple[NDArray[Any], ...]
+Read = Callable[["TensorView", int, int], Arrays]
 
 
 class TensorView(ABC):
@@ -74,6 +79,24 @@ class TensorView(ABC):
         other.name = name
         return other
 
+    @property
+    def stored_as(self) -> str | None:
+        """The encoding whose parts `stored_rows` gives, by name; None if there are floats alone."""
+        return None
+
+    @property
+    def grid(self) -> Grid | None:
+        """The grid of `grid_rows`; None if there is none."""
+        return None
+
+    def stored_rows(self, start: int, stop: int) -> Arrays:
+        """The parts of rows as they are stored, where `stored_as` says how."""
+        raise ValueError(f"'{self.name}' has no stored parts")
+
+    def grid_rows(self, start: int, stop: int) -> GridRows:
+        """Rows on their grid, if there is one."""
+        raise ValueError(f"'{self.name}' has no grid")
+
     def place(self, row: int) -> tuple[str, int]:
         """Where a row lies in the source, as file and offset, for who reads many in order; alike where it is unknown."""
         return "", 0
@@ -121,7 +144,53 @@ class ZeroTensor(TensorView):
         return np.zeros((stop - start, self.n_cols), np.float32)
 
 
-class StackedTensor(TensorView):
+class RowsOf(TensorView):
+    """A tensor whose rows are rows of others: read as floats, as they are stored, or on their grid, all alike."""
+
+    def _rows(self, start: int, stop: int) -> Float32:
+        (values,) = self._take(_floats, start, stop)
+        return values
+
+    @property
+    def stored_as(self) -> str | None:
+        found = {source.stored_as for source in self.sources()}
+        return found.pop() if len(found) == 1 else None
+
+    @property
+    def grid(self) -> Grid | None:
+        found = {source.grid for source in self.sources()}
+        return found.pop() if len(found) == 1 else None
+
+    def stored_rows(self, start: int, stop: int) -> Arrays:
+        return self._take(_stored, start, stop)
+
+    def grid_rows(self, start: int, stop: int) -> GridRows:
+        return GridRows(*self._take(_on_grid, start, stop))
+
+    @abstractmethod
+    def _take(self, read: Read, start: int, stop: int) -> Arrays:
+        """What `read` gives of the rows [start, stop), put together of the sources'."""
+
+
+def _floats(view: TensorView, start: int, stop: int) -> Arrays:
+    return (view.rows(start, stop),)
+
+
+def _stored(view: TensorView, start: int, stop: int) -> Arrays:
+    return view.stored_rows(start, stop)
+
+
+def _on_grid(view: TensorView, start: int, stop: int) -> Arrays:
+    return view.grid_rows(start, stop)
+
+
+def _joined(read: Read, pieces: Iterable[tuple[TensorView, int, int]], empty: TensorView) -> Arrays:
+    """Ranges of rows one after the other; if there is none, an empty one of `empty`."""
+    found = [read(*piece) for piece in pieces] or [read(empty, 0, 0)]
+    return found[0] if len(found) == 1 else tuple(np.concatenate(arrays) for arrays in zip(*found, strict=True))
+
+
+class StackedTensor(RowsOf):
     """Equal tensors stacked on a new first axis: [n, *shape], without holding any of them."""
 
     def __init__(self, name: str, parts: Sequence[TensorView]) -> None:
@@ -130,15 +199,13 @@ class StackedTensor(TensorView):
         super().__init__(name, dtype, (len(parts), *parts[0].shape))
         self._parts = tuple(parts)
 
-    def _rows(self, start: int, stop: int) -> Float32:
+    def _take(self, read: Read, start: int, stop: int) -> Arrays:
         each = self._parts[0].n_rows
         pieces = []
         for index in range(start // each, -(-stop // each)):
             first = index * each
-            pieces.append(self._parts[index].rows(max(start - first, 0), min(stop - first, each)))
-        if not pieces:
-            return np.empty((0, self.n_cols), np.float32)
-        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+            pieces.append((self._parts[index], max(start - first, 0), min(stop - first, each)))
+        return _joined(read, pieces, self._parts[0])
 
     def place(self, row: int) -> tuple[str, int]:
         index, row = divmod(row, self._parts[0].n_rows)
@@ -148,22 +215,22 @@ class StackedTensor(TensorView):
         return self._parts
 
 
-class SlicedTensor(TensorView):
+class SlicedTensor(RowsOf):
     """A window of the second to last axis: base[..., start:start+count, :]."""
 
     def __init__(self, name: str, base: TensorView, start: int, count: int) -> None:
         super().__init__(name, base.dtype, (*base.shape[:-2], count, base.shape[-1]))
         self._base, self._start, self._count = base, start, count
 
-    def _rows(self, start: int, stop: int) -> Float32:
+    def _take(self, read: Read, start: int, stop: int) -> Arrays:
         period = self._base.shape[-2]
-        pieces = [np.empty((0, self.n_cols), np.float32)]
+        pieces = []
         for block in range(start // self._count, -(-stop // self._count)):
             low = max(start, block * self._count) - block * self._count
             high = min(stop - block * self._count, self._count)
             first = block * period + self._start
-            pieces.append(self._base.rows(first + low, first + high))
-        return pieces[1] if len(pieces) == 2 else np.concatenate(pieces)
+            pieces.append((self._base, first + low, first + high))
+        return _joined(read, pieces, self._base)
 
     def place(self, row: int) -> tuple[str, int]:
         block, row = divmod(row, self._count)
@@ -173,15 +240,15 @@ class SlicedTensor(TensorView):
         return (self._base,)
 
 
-class WindowTensor(TensorView):
+class WindowTensor(RowsOf):
     """A run of rows of a tensor under a shape of its own, such as one expert of a stack."""
 
     def __init__(self, name: str, base: TensorView, start_row: int, shape: Shape) -> None:
         super().__init__(name, base.dtype, shape)
         self._base, self._start = base, start_row
 
-    def _rows(self, start: int, stop: int) -> Float32:
-        return self._base.rows(self._start + start, self._start + stop)
+    def _take(self, read: Read, start: int, stop: int) -> Arrays:
+        return read(self._base, self._start + start, self._start + stop)
 
     def place(self, row: int) -> tuple[str, int]:
         return self._base.place(self._start + row)
@@ -190,7 +257,7 @@ class WindowTensor(TensorView):
         return (self._base,)
 
 
-class ReshapedTensor(TensorView):
+class ReshapedTensor(RowsOf):
     """The same rows under another shape with the same last axis."""
 
     def __init__(self, base: TensorView, shape: Shape) -> None:
@@ -199,8 +266,8 @@ class ReshapedTensor(TensorView):
         super().__init__(base.name, base.dtype, shape)
         self._base = base
 
-    def _rows(self, start: int, stop: int) -> Float32:
-        return self._base.rows(start, stop)
+    def _take(self, read: Read, start: int, stop: int) -> Arrays:
+        return read(self._base, start, stop)
 
     def place(self, row: int) -> tuple[str, int]:
         return self._base.place(row)

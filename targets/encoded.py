@@ -2,25 +2,39 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from ..graph.dtypes import DType, Float32
 from ..graph.errors import InputError, UsageError
+from ..graph.grid import Grid, GridRows
 from ..graph.roles import Address, find_role
+from ..graph.source.open_file import OpenFile
 from ..graph.tensor import ScaledTensor, Shape, TensorView
-from ..quantize.encoding import Encoding, get_encoding
+from ..quantize.encoding import Bytes, Encoding, get_encoding
+from ..quantize.grids import OnGrid
 from .target import Artifact
 
 
 @dataclass(frozen=True)
 class StoredPart:
-    """Where one part of an encoded tensor lies. Units: bytes."""
+    """Where one part of an encoded tensor lies, in a `file` that is open if it is a source's. Units: bytes."""
 
     path: Path
     offset: int
+    file: OpenFile | None = field(default=None, repr=False, compare=False)
+
+    def read(self, start: int, n_bytes: int) -> bytes:
+        """So many bytes from a place in the part, or fewer if the file ends before."""
+        if self.file is not None:
+            data = bytearray(n_bytes)
+            self.file.read_into(memoryview(data), self.offset + start)
+            return bytes(data)
+        with self.path.open("rb") as file:
+            file.seek(self.offset + start)
+            return file.read(n_bytes)
 
 
 def stored_tensors(artifact: Artifact) -> list[tuple[Address, EncodedTensor]] | None:
@@ -90,15 +104,67 @@ class EncodedTensor(Encoded):
         return self._tiles(first, -(-stop // tile) * tile)[start - first : stop - first]
 
     def _tiles(self, start: int, stop: int) -> Float32:
-        arrays = []
+        return self.encoding.decode(*self._arrays(start, stop))
+
+    def _arrays(self, start: int, stop: int) -> tuple[Bytes, ...]:
+        arrays: list[Bytes] = []
         for part, stored in zip(self.encoding.parts(self.n_cols), self._parts, strict=True):
             wanted = (stop - start) * part.row_nbytes
-            with stored.path.open("rb") as file:
-                file.seek(stored.offset + start * part.row_nbytes)
-                data = file.read(wanted)
+            data = stored.read(start * part.row_nbytes, wanted)
             if len(data) != wanted:
                 raise InputError(
                     f"{stored.path}: tensor '{self.name}' is truncated: expected {wanted} bytes, found {len(data)}"
                 )
             arrays.append(np.frombuffer(data, part.dtype).reshape(stop - start, *part.row_shape))
-        return self.encoding.decode(*arrays)
+        return tuple(arrays)
+
+
+class SourceTensor(EncodedTensor):
+    """A tensor of a source: its values are finite, and codes go on as they are where another format can hold them.
+
+    `dtype` is the float type that it comes in: that of its scales, if it has codes.
+    """
+
+    def __init__(
+        self, name: str, shape: Shape, encoding: Encoding, parts: tuple[StoredPart, ...], dtype: DType
+    ) -> None:
+        super().__init__(name, shape, encoding, parts)
+        self.dtype = dtype
+
+    @property
+    def stored_as(self) -> str | None:
+        return self.encoding.stored_name if self.encoding.block > 1 else None
+
+    @property
+    def grid(self) -> Grid | None:
+        return self.encoding.grid if isinstance(self.encoding, OnGrid) else None
+
+    def stored_rows(self, start: int, stop: int) -> tuple[Bytes, ...]:
+        arrays = self._arrays(start, stop)
+        self._refuse_not_finite(self.encoding.decode(*arrays), start)
+        return arrays
+
+    def grid_rows(self, start: int, stop: int) -> GridRows:
+        if not isinstance(self.encoding, OnGrid):
+            return super().grid_rows(start, stop)
+        found = self.encoding.to_grid(*self._arrays(start, stop))
+        for values in (found.scales, found.shifts):
+            self._refuse_not_finite(values, start)
+        return found
+
+    def place(self, row: int) -> tuple[str, int]:
+        first = self._parts[0]
+        return str(first.path), first.offset + row * self.encoding.parts(self.n_cols)[0].row_nbytes
+
+    def _rows(self, start: int, stop: int) -> Float32:
+        values = super()._rows(start, stop)
+        self._refuse_not_finite(values, start)
+        return values
+
+    def _refuse_not_finite(self, values: Float32, start: int) -> None:
+        finite = np.isfinite(values)
+        if not finite.all():
+            row = start + int(np.argwhere(~finite)[0][0])
+            raise InputError(
+                f"{self._parts[0].path}: tensor '{self.name}' is not finite in row {row}: expected finite weights"
+            )

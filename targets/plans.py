@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from ..graph.dtypes import Float32
@@ -11,6 +12,7 @@ from ..graph.errors import UsageError
 from ..graph.roles import Role
 from ..graph.tensor import TensorView
 from ..quantize.encoding import Encoding
+from ..quantize.grids import passes
 
 # What a streaming writer holds beside its byte budget: libraries, headers, encode scratch.
 BASE_MEMORY_BYTES = 120_000_000
@@ -41,6 +43,11 @@ class TensorPlan:
     view: TensorView = field(repr=False)
     placements: tuple[Placement, ...]
     importance: Float32 | None = field(default=None, repr=False)
+
+    @cached_property
+    def passes(self) -> bool:
+        """Whether its rows go in as the source has them: the format is the same, or holds their grid."""
+        return passes(self.view, self.encoding)
 
     @property
     def rows_per_slice(self) -> int:
@@ -76,6 +83,7 @@ class Plan:
     """Everything about an artifact but its bytes.
 
     `tensor_bytes` counts tensor data with the padding the format puts between tensors;
+    `quantised_as` is that of the graph: what the source's weights are stored as, if not as floats.
     `details` is the target's own (a file header, a graph) for its `write`; `base_memory_bytes` is what its writer holds
     beside the byte budget.
     """
@@ -91,6 +99,7 @@ class Plan:
     notes: tuple[str, ...] = ()
     details: Any = field(default=None, repr=False)
     base_memory_bytes: int = BASE_MEMORY_BYTES
+    quantised_as: str | None = None
 
     @property
     def total_bytes(self) -> int:
@@ -114,6 +123,7 @@ class Plan:
         return {
             "target": self.target,
             "quant": self.quant,
+            **({} if self.quantised_as is None else {"quantised_as": self.quantised_as}),
             "files": [{"path": f.path, "bytes": f.nbytes} for f in self.files],
             "tensor_bytes": self.tensor_bytes,
             "total_bytes": self.total_bytes,
@@ -126,6 +136,7 @@ class Plan:
                     "shape": list(t.shape),
                     "encoding": t.encoding.name,
                     "bytes": t.nbytes,
+                    **({"unchanged": True} if t.passes else {}),
                 }
                 for t in self.tensors
             ],

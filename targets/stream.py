@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from ..graph.dtypes import Float32
 from ..graph.errors import InputError
 from ..quantize.encoding import Bytes
+from ..quantize.grids import passed
 from .hashing import WriteHashes
 from .journal import Journal
 from .plans import DEFAULT_BUDGET_BYTES, TensorPlan
@@ -206,10 +207,14 @@ class _Writer:
 
     def _encode(self, piece: _Range, places: Sequence[tuple[str, int, int]]) -> None:
         stage = self.run.profile.stage
-        with stage("read"):
-            rows = piece.tensor.view.rows(piece.start, piece.stop)
-        with stage("encode"):
-            encoded = _encode(piece, rows)
+        if piece.tensor.passes:
+            with stage("read"):
+                encoded = passed(piece.tensor.view, piece.tensor.encoding, piece.start, piece.stop)
+        else:
+            with stage("read"):
+                rows = piece.tensor.view.rows(piece.start, piece.stop)
+            with stage("encode"):
+                encoded = _encode(piece, rows)
         parts = piece.tensor.encoding.parts(piece.tensor.view.n_cols)
         written = []
         with stage("write"):

@@ -222,6 +222,13 @@ class Target(ABC):
         """
         return ()
 
+    def open(self, path: Path, *, name: str | None = None) -> WeightGraph | None:
+        """The model of this format that lies at a path, whoever wrote it, as a source; None if there is none.
+
+        Raises: InputError for one that is damaged, of no family here, or stored in a way that is not decoded here.
+        """
+        return None
+
     def listed(self, artifact: Artifact) -> Sequence[ListedTensor]:
         """What a recognised artifact holds, by the names its writer gave. Raises InputError for a malformed file."""
         return ()
@@ -264,6 +271,14 @@ _TARGETS = {
     "executorch": "executorch.target",
     "coreml": "coreml.target",
 }
+# Those whose artifacts can be a source.
+_SOURCES = ("gguf", "mlx")
+
+
+def open_artifact(path: Path, *, name: str | None = None) -> WeightGraph | None:
+    """The model of any target's format that lies at a path; None of what is none. Raises: as `Target.open`."""
+    found = (get_target(target).open(path, name=name) for target in _SOURCES)
+    return next((graph for graph in found if graph is not None), None)
 
 
 @cache

@@ -44,6 +44,7 @@ def _suite(report: Report, result: ArtifactResult) -> TestSuite:
     for key, value in (
         ("model", result.model or report.model),
         ("model_sha256", report.occasion.checkpoint_sha256),
+        *((("model_quantised_as", report.occasion.quantised_as),) if report.occasion.quantised_as else ()),
         ("suite", report.occasion.suite),
         ("date", report.occasion.date),
         ("tool", report.occasion.tool),
@@ -88,7 +89,8 @@ def write_markdown(report: Report, path: Path) -> None:
         f"### {escape(report.model)}: {report.summary}",
         "",
         f"{occasion.date} · {escape(occasion.tool)} · suite {escape(occasion.suite or '–')} · checkpoint "
-        f"`{short(occasion.checkpoint_sha256)}`",
+        f"`{short(occasion.checkpoint_sha256)}`"
+        + (f" from {escape(occasion.quantised_as)}" if occasion.quantised_as else ""),
         "",
         "| | artifact | size | memory | mean KLD | p99.9 | same top-1 | PPL ratio | sha256 |",
         "|---|---|--:|--:|--:|--:|--:|--:|---|",

@@ -272,11 +272,13 @@ def _relative(path: Path, folder: Path) -> str:
 class Occasion:
     """What artifacts were compared on and with, and when: the suite or the name of a file of prompts, the time it began
     in UTC, and one sha256 for the checkpoint's files, see `graph.files.digest`; empty where nobody hashed them.
+    `quantised_as` is what its weights are stored as, if not as floats.
     """
 
     suite: str = ""
     date: str = field(default_factory=utc_stamp)
     checkpoint_sha256: str = ""
+    quantised_as: str | None = None
     tool: str = f"lfm-convert {__version__}"
 
 
@@ -321,6 +323,7 @@ class Report:
             "suite": self.occasion.suite,
             "model": self.model,
             "model_sha256": self.occasion.checkpoint_sha256,
+            **({} if self.occasion.quantised_as is None else {"model_quantised_as": self.occasion.quantised_as}),
             "exit_code": int(self.exit_code),
             "artifacts": [result.to_json() for result in self.results],
             "environment": self.environment,

@@ -16,7 +16,7 @@ from ...targets.target import get_target
 from ...validate.budgets import Budgets
 from ...validate.lines import Lines
 from .. import pipeline
-from ..manifest import MANIFEST_FILE
+from ..manifest import MANIFEST_FILE, own_files
 from .budget_options import budget_options
 from .comparison_options import comparison_options, line_options
 from .console import Model, Offline, Quant, Revision, Target, output, watched
@@ -128,7 +128,7 @@ def convert(
 
 def _read_and_written(graph: WeightGraph, out: Path | None, options: Mapping[str, Any]) -> Iterator[Path]:
     """Files that no report may replace: the checkpoint's, and of those to come the ones whose names are known."""
-    yield from (path for path in graph.folder.iterdir() if path.is_file())
+    yield from own_files(graph)
     if out is not None:
         yield from (out / name for name in (MANIFEST_FILE, options.get("outfile")) if name)
 

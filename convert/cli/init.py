@@ -45,7 +45,7 @@ def init(
     with watched() as progress:
         source = find_model(model, revision=revision, offline=offline)
         graph = pipeline.open_source(source, weights=False, progress=progress)
-    text = starter(graph, model=_named(model, source.folder, out), revision=revision, devices=device or ())
+    text = starter(graph, model=_named(model, source.path, out), revision=revision, devices=device or ())
     check_report(out)
     write_report(out, text)
     wanted = expand(load_recipe(out))
@@ -54,8 +54,8 @@ def init(
 
 
 def _named(model: str | None, folder: Path, out: Path) -> str:
-    """The checkpoint as the recipe names it: a folder is seen from there; what else was given is as it was given."""
-    if model is not None and not Path(model).expanduser().is_dir():
+    """The checkpoint as the recipe names it: what lies on this machine is seen from there; what else was given is as it was given."""
+    if model is not None and not Path(model).expanduser().exists():
         return model
     if model is None and folder.parent.name == "bundled" and folder.name in NAMES:
         return f"bundled:{folder.name}"

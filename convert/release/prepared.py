@@ -14,10 +14,11 @@ from typing import Any
 from ...graph.errors import BudgetError, DiskError, LfmConvertError, UsageError
 from ...graph.graph import WeightGraph
 from ...graph.progress import SILENT, Progress
+from ...targets.lossy import planned
 from ...targets.naming import fit_name
 from ...targets.plans import Plan
 from ...validate.budgets import BudgetCheck, Budgets
-from ..manifest import MANIFEST_FILE
+from ..manifest import MANIFEST_FILE, own_files
 from ..pipeline import check_comparison, default_folder, open_source
 from ..recipe.places import KeyPath
 from ..recipe.reading import ModelEntry, Recipe
@@ -170,7 +171,7 @@ def _opened(recipe: Recipe, model: ModelEntry, weights: bool, offline: bool, pro
 def _planned(recipe: Recipe, wanted: Wanted, graph: WeightGraph, out: Path) -> Prepared:
     entry = wanted.entry
     with _blamed(recipe, entry.key):
-        plan = wanted.target.plan(graph, wanted.quant)
+        plan = planned(wanted.target, graph, wanted.quant)
         if entry.strict:
             plan.refuse_fallbacks()
     folder = Path(default_folder(graph, wanted.target))
@@ -275,7 +276,7 @@ def _owners(
     for path in (*texts, *(comparison[name] for name in ("prompts", "text") if name in comparison)):
         yield path, "a text that is read"
     for graph in graphs.values():
-        yield from ((path, "the checkpoint's") for path in graph.folder.iterdir() if path.is_file())
+        yield from ((path, "the checkpoint's") for path in own_files(graph))
     for each in artifacts:
         yield each.folder / MANIFEST_FILE, f"the manifest of {each.name}"
         yield from ((each.folder / file.path, f"a file of {each.name}") for file in each.plan.files)

@@ -48,6 +48,7 @@ def merged(reports: Sequence[Report], results: Sequence[ArtifactResult], environ
     """
     models = {report.model: report.occasion.checkpoint_sha256 for report in reports}
     latest = max(reports, key=lambda report: report.occasion.date, default=None)
-    occasion = replace(latest.occasion, checkpoint_sha256=digest(models)) if latest else Occasion()
+    stored = ", ".join(dict.fromkeys(each.occasion.quantised_as or "" for each in reports)).strip(", ") or None
+    occasion = replace(latest.occasion, checkpoint_sha256=digest(models), quantised_as=stored) if latest else Occasion()
     known = dict(latest.environment if latest else environment)
     return Report(", ".join(models) or "no model", tuple(results), known, occasion)

@@ -12,7 +12,7 @@ from ..blocks import Attention, Branch, Branches, Dense, FeedForward, Mixer, Nor
 from ..config import ModelConfig
 from ..config_fields import Fields
 from ..roles import Role
-from ..rotary import default_rope
+from ..rotary import LARGEST_HEAD, default_rope
 from .family import Family, GgufNames, MlxNames, Places
 from .places import Kernel, Place
 
@@ -51,8 +51,6 @@ LAYER_PLACES: Places = {
 GGUF_TENSORS = {Role.FINAL_NORM: "token_embd_norm.weight"}
 GGUF_DEMANDS = frozenset({Role.Q_NORM, Role.K_NORM})
 _MAX_LAYERS = 1024
-# A table of a rotation has half as many entries; no model's heads are near this.
-_LARGEST_HEAD = 1 << 14
 _NAMED = 8  # of names that are not known
 _CONV, _ATTENTION = "conv", "full_attention"
 
@@ -96,8 +94,8 @@ def read_head_dim(read: Fields, *, n_heads: int, n_kv_heads: int, default: int) 
         read.faults.add(f"num_attention_heads {n_heads} is not a multiple of num_key_value_heads {n_kv_heads}")
     if head_dim % 2 and not read.faults:
         read.faults.add(f"head_dim is {head_dim}: expected an even number, since rotation pairs its halves")
-    if head_dim > _LARGEST_HEAD:
-        read.faults.add(f"head_dim is {head_dim}: expected at most {_LARGEST_HEAD}")
+    if head_dim > LARGEST_HEAD:
+        read.faults.add(f"head_dim is {head_dim}: expected at most {LARGEST_HEAD}")
     return head_dim
 
 

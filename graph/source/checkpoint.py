@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import Faults, InputError
+from ..errors import Faults
+from .open_file import SourceFiles, SourceStamp
 from .safetensors import SafetensorsFile, StoredTensor
 from .weight_files import INDEX_FILE, SINGLE_FILE, WeightIndex, find_weights, has_weights
 from .wrapped_names import model_names, naming_note
@@ -16,17 +16,7 @@ __all__ = ["INDEX_FILE", "SINGLE_FILE", "Checkpoint", "SourceStamp", "has_weight
 _SHOWN = 8
 
 
-@dataclass(frozen=True)
-class SourceStamp:
-    """What a source file looked like when it was opened. Units: bytes, nanoseconds."""
-
-    path: Path
-    size: int
-    mtime_ns: int
-    inode: int
-
-
-class Checkpoint:
+class Checkpoint(SourceFiles):
     """All tensors of a folder by the model's names for them, none read.
 
     Raises: InputError with all faults of the folder (missing, truncated or foreign shards).
@@ -36,8 +26,8 @@ class Checkpoint:
         self.folder = folder
         found = find_weights(folder)
         self.notes: list[str] = [found.note] if found.note else []
-        self.files = tuple(SafetensorsFile(folder / name) for name in found.names)
-        self.stamps = tuple(_stamp(file.path) for file in self.files)
+        self._weights = [SafetensorsFile(folder / name) for name in found.names]
+        super().__init__(self._weights)
         self.tensors = self._collect(found.index)
         n_bytes = sum(tensor.nbytes for tensor in self.tensors.values())
         if found.index and found.index.total_size not in (None, n_bytes):
@@ -45,13 +35,13 @@ class Checkpoint:
             self.notes.append(f"{index.name} gives total_size {index.total_size}, the shards hold {n_bytes} bytes")
 
     def _collect(self, index: WeightIndex | None) -> dict[str, StoredTensor]:
-        names = model_names(name for file in self.files for name in file.tensors)
+        names = model_names(name for file in self._weights for name in file.tensors)
         if (note := naming_note(names)) is not None:
             self.notes.append(note)
         faults, twice = Faults(), list[str]()
         found: dict[str, StoredTensor] = {}
         home: dict[str, str] = {}
-        for file in self.files:
+        for file in self._weights:
             for stored_name, tensor in file.tensors.items():
                 name = names[stored_name]
                 if name in found:
@@ -80,17 +70,6 @@ class Checkpoint:
             self.notes.append(f"{len(forgotten)} tensors are not in {index.name}, such as '{forgotten[0]}'")
         else:
             self.notes += [f"tensor '{name}' of {home[name]} is not in {index.name}" for name in forgotten]
-
-    def check_unchanged(self) -> None:
-        """Raises InputError if a source file was replaced or written to since it was opened."""
-        for stamp in self.stamps:
-            if not stamp.path.is_file() or _stamp(stamp.path) != stamp:
-                raise InputError(f"{stamp.path}: changed while it was being converted")
-
-
-def _stamp(path: Path) -> SourceStamp:
-    status = path.stat()
-    return SourceStamp(path, status.st_size, status.st_mtime_ns, status.st_ino)
 
 
 def _twice(first: StoredTensor, first_file: str, second: StoredTensor, second_file: str) -> str:

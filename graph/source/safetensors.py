@@ -9,11 +9,7 @@ Layout (source: the safetensors format specification):
 from __future__ import annotations
 
 import math
-import os
 import threading
-import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,9 +19,9 @@ from numpy.typing import NDArray
 
 from ..dtypes import WEIGHT_DTYPES, DType, Float32, element_type, first_not_finite, stored, widen
 from ..errors import InputError
-from ..files import RunningHash
 from ..json_text import parse_json
 from ..tensor import Shape, TensorView
+from .open_file import OpenFile
 
 # The largest of the family (64 experts, 40 layers) needs 1 MB; the format allows 100 MB.
 _MAX_HEADER_BYTES = 16 << 20
@@ -43,54 +39,20 @@ class _Entry:
     end: int
 
 
-class SafetensorsFile:
+class SafetensorsFile(OpenFile):
     """One open file; `tensors` lists its handles by name.
 
     Raises: InputError, naming the file, for anything the specification forbids.
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        super().__init__(path)
         try:
             with path.open("rb") as file:
-                size = os.fstat(file.fileno()).st_size
-                data_start, entries = _read_header(path, file.read(min(size, 8)), file, size)
-                self._descriptor = os.dup(file.fileno())
-            weakref.finalize(self, os.close, self._descriptor)
+                data_start, entries = _read_header(path, file.read(min(self.size, 8)), file, self.size)
         except OSError as error:
             raise InputError(f"{path}: cannot be read: {error.strerror}") from None
-        self.size = size
-        self._hash: RunningHash | None = None
         self.tensors = {name: StoredTensor(self, name, entry, data_start) for name, entry in entries.items()}
-
-    def read_into(self, buffer: memoryview, start: int) -> None:
-        """Fills a buffer from an offset. Not mapped: of a file that shrinks meanwhile a mapping would end the process.
-
-        Raises: InputError if the file ends before; OSError if it cannot be read.
-        """
-        running = self._hash
-        if running is None:
-            self._fill(buffer, start)
-        else:
-            with running.turn:
-                self._fill(buffer, start)
-                running.saw(start, buffer)
-
-    @contextmanager
-    def hashed(self, *, forgets: bool) -> Iterator[RunningHash]:
-        """Takes the file's hash from what is read of it from now on."""
-        self._hash = RunningHash(self._descriptor, forgets=forgets)
-        try:
-            yield self._hash
-        finally:
-            self._hash = None
-
-    def _fill(self, buffer: memoryview, start: int) -> None:
-        while buffer:
-            n_read = os.preadv(self._descriptor, [buffer], start)
-            if n_read == 0:
-                raise InputError(f"{self.path}: ends at {start}: it was changed while it was being read")
-            buffer, start = buffer[n_read:], start + n_read
 
 
 def is_pointer(path: Path) -> bool:
@@ -110,7 +72,7 @@ class StoredTensor(TensorView):
 
     def __init__(self, file: SafetensorsFile, name: str, entry: _Entry, data_start: int) -> None:
         super().__init__(name, entry.dtype, entry.shape)
-        self._file = file
+        self.file = file
         self.path = file.path
         self.stored_name = name
         self.offset = data_start + entry.begin
@@ -119,7 +81,7 @@ class StoredTensor(TensorView):
         """Elements [start, stop) of the flat tensor as they are stored, whatever their type; see `element_type`."""
         found = np.empty(stop - start, element_type(self.dtype))
         if found.size:
-            self._file.read_into(found.view(np.uint8).data, self.offset + start * self.dtype.itemsize)
+            self.file.read_into(found.view(np.uint8).data, self.offset + start * self.dtype.itemsize)
         return found
 
     def place(self, row: int) -> tuple[str, int]:
@@ -128,7 +90,7 @@ class StoredTensor(TensorView):
     def _rows(self, start: int, stop: int) -> Float32:
         if self.dtype not in WEIGHT_DTYPES:
             raise InputError(
-                f"{self._file.path}: tensor '{self.stored_name}' is {self.dtype.value}: expected F32, F16 or BF16"
+                f"{self.file.path}: tensor '{self.stored_name}' is {self.dtype.value}: expected F32, F16 or BF16"
             )
         values = np.empty((stop - start, self.n_cols), np.float32)
         flat, first = values.reshape(-1), start * self.n_cols
@@ -136,7 +98,7 @@ class StoredTensor(TensorView):
         for at in range(0, flat.size, n_at_once):
             piece = flat[at : at + n_at_once]
             raw = _scratch(piece.size * self.dtype.itemsize)
-            self._file.read_into(raw, self.offset + (first + at) * self.dtype.itemsize)
+            self.file.read_into(raw, self.offset + (first + at) * self.dtype.itemsize)
             bits = stored(raw, self.dtype)
             self._refuse_not_finite(bits, first + at)
             widen(bits, self.dtype, out=piece)
@@ -150,7 +112,7 @@ class StoredTensor(TensorView):
         index = ", ".join(str(int(i)) for i in np.unravel_index(first + bad, self.shape))
         value = float(widen(bits[bad : bad + 1], self.dtype)[0])
         raise InputError(
-            f"{self._file.path}: tensor '{self.stored_name}' holds {value} at [{index}]: expected finite weights"
+            f"{self.file.path}: tensor '{self.stored_name}' holds {value} at [{index}]: expected finite weights"
         )
 
 

@@ -29,14 +29,22 @@ _SLOW_FILES = ("tokenizer.model", "vocab.json", "merges.txt", "vocab.txt", "tekk
 class Tokenizer:
     """A `tokenizer.json`, parsed lazily, with the tokens that the files beside it declare.
 
-    `raw` and `data` are the file and its parsed JSON; with declared tokens that it lacks, as it would be with them.
+    `raw` and `data` are the file and its parsed JSON; with declared tokens that it lacks, as it would be with them. One
+    that is given as `raw` is part of the file at `path`, or was made from it.
     Ids are those the library gives, whatever the embedding's row count: an added token that is not in the model's
     vocabulary gets the next free id, whatever the file says.
     """
 
-    def __init__(self, path: Path, *, declared: Sequence[AddedToken] = (), named: frozenset[str] = frozenset()) -> None:
-        self.path = path
-        self.raw = path.read_bytes()
+    def __init__(
+        self,
+        path: Path,
+        *,
+        raw: bytes | None = None,
+        declared: Sequence[AddedToken] = (),
+        named: frozenset[str] = frozenset(),
+    ) -> None:
+        self.path, self._given = path, raw
+        self.raw = path.read_bytes() if raw is None else raw
         try:
             self.data: dict[str, Any] = parse_json(self.raw)
             if not isinstance(self.data, dict) or not isinstance(self.data["model"], dict):
@@ -57,6 +65,10 @@ class Tokenizer:
         self.data = {**self.data, "added_tokens": added}
         self.raw = (json.dumps(self.data, indent=2, ensure_ascii=False) + "\n").encode()
         del self.added_tokens  # cached for the file as it was
+
+    def with_tokens(self, declared: Sequence[AddedToken], named: frozenset[str]) -> Tokenizer:
+        """The same file with other declared tokens."""
+        return Tokenizer(self.path, raw=self._given, declared=declared, named=named)
 
     @cached_property
     def sha256(self) -> str:
@@ -156,12 +168,16 @@ def read_tokenizer(
     Raises: InputError if it is malformed or has more ids than the embedding has rows.
     """
     path = folder / TOKENIZER_FILE
-    if not path.is_file():
-        return None
-    tokenizer = Tokenizer(path)
+    return settle_tokenizer(Tokenizer(path), config, assets, note=note) if path.is_file() else None
+
+
+def settle_tokenizer(
+    tokenizer: Tokenizer, config: ModelConfig, assets: Assets | None, *, note: Callable[[str], None]
+) -> Tokenizer:
+    """A tokenizer with the tokens that `assets` declare. Raises and notes: as `read_tokenizer`."""
     if tokenizer.n_tokens > config.vocab_size:
         raise InputError(
-            f"{path}: has ids up to {tokenizer.n_tokens - 1}: expected ids below vocab_size {config.vocab_size}, "
+            f"{tokenizer.path}: has ids up to {tokenizer.n_tokens - 1}: expected ids below vocab_size {config.vocab_size}, "
             "since the embedding has no row for the rest"
         )
     return tokenizer if assets is None else _with_declared(tokenizer, config, assets, note)
@@ -170,7 +186,7 @@ def read_tokenizer(
 def _with_declared(tokenizer: Tokenizer, config: ModelConfig, assets: Assets, note: Callable[[str], None]) -> Tokenizer:
     """The tokenizer with the declared tokens for which the embedding has a row."""
     declared, named = declared_tokens(assets), frozenset(assets.special_tokens.values())
-    found = Tokenizer(tokenizer.path, declared=declared, named=named)
+    found = tokenizer.with_tokens(declared, named)
     lost = [token for token in declared if found.vocab[token.content] >= config.vocab_size]
     if lost:
         note(
@@ -178,7 +194,7 @@ def _with_declared(tokenizer: Tokenizer, config: ModelConfig, assets: Assets, no
             "which the embedding has no row: left out"
         )
         kept = [token for token in declared if token not in lost]
-        found = Tokenizer(tokenizer.path, declared=kept, named=named)
+        found = tokenizer.with_tokens(kept, named)
     new = [token for token in declared if token.content not in tokenizer.vocab and token.content in found.vocab]
     moved = [token for token in new if token.stated_id not in (None, found.vocab[token.content])] or tokenizer.moved
     if moved:

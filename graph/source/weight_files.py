@@ -26,7 +26,7 @@ _OF_TRAINERS = ("training_args.", "optimizer.", "scheduler.", "scaler.", "rng_st
 _MADE = "made from a checkpoint; convert the checkpoint itself"
 _PICKLE = "pickle weights are refused, save as safetensors"
 _OTHERS: tuple[tuple[tuple[str, ...], str], ...] = (
-    ((".gguf",), f"a GGUF file, {_MADE}"),
+    ((".gguf",), "a GGUF file: name the file itself"),
     ((".onnx", ".onnx_data", ".onnx.data"), f"an ONNX model, {_MADE}"),
     ((".pte",), f"an ExecuTorch program, {_MADE}"),
     ((".tflite", ".litertlm", ".task"), f"a LiteRT model, {_MADE}"),

@@ -16,9 +16,11 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ...graph.dtypes import Float32
+from ...graph.dtypes import DType, Float32
 from ...graph.errors import InputError, needs_extra
+from ...graph.grid import Grid, GridRows
 from ..encoding import Bytes, Encoding, Part
+from ..grids import OnGrid
 
 Levels = NDArray[np.uint8]
 Records = NDArray[Any]
@@ -164,6 +166,45 @@ class BlockEncoding(Encoding):
             raise InputError(f"a block's scale is beyond what {self.name} holds: choose a wider encoding")
 
 
+class GridBlock(BlockEncoding, OnGrid):
+    """Blocks of levels with a float16 scale `d`, and a zero point in common or, without one, a float16 minimum `m`."""
+
+    level_bits: ClassVar[int]
+    zero: ClassVar[int | None] = None
+
+    @property
+    def grid(self) -> Grid:
+        has_offsets = self.zero is None
+        return Grid(bits=self.level_bits, group=self.block, scales=DType.F16, zero=self.zero, has_offsets=has_offsets)
+
+    def to_grid(self, *parts: Bytes) -> GridRows:
+        (stored,) = parts
+        n, records = len(stored), np.ascontiguousarray(stored).reshape(-1).view(self.layout)
+        scales = records["d"].astype(np.float32).reshape(n, -1)
+        shifts = records["m"].astype(np.float32) if self.zero is None else np.full_like(scales, self.zero)
+        return GridRows(self._levels(records).reshape(n, -1), scales, shifts.reshape(n, -1))
+
+    def _from_grid(self, rows: GridRows) -> tuple[Bytes, ...]:
+        records = np.empty(rows.scales.size, self.layout)
+        records["d"] = rows.scales.reshape(-1)
+        if self.zero is None:
+            records["m"] = rows.shifts.reshape(-1)
+        self._set_levels(records, rows.codes.reshape(-1, self.block))
+        return (records.view(np.uint8).reshape(len(rows.codes), -1),)
+
+    def _decode(self, records: Records) -> Float32:
+        offset = column(records["m"]) if self.zero is None else None
+        return to_values(self._levels(records), column(records["d"]), offset, zero=self.zero)
+
+    @abstractmethod
+    def _levels(self, records: Records) -> Levels:
+        """Levels [n, 32] as unsigned numbers."""
+
+    @abstractmethod
+    def _set_levels(self, records: Records, levels: Levels) -> None:
+        """Inverse of `_levels`."""
+
+
 @cache
 def _kernel(module: str, name: str) -> Callable[[Float32, Float32, Levels], None]:
     with needs_extra("gguf", f"encoding {name}"):
@@ -195,6 +236,17 @@ def to_values(
 def unpack_nibbles(packed: Levels) -> Levels:
     """Levels [n, …, 32] of bytes [n, …, 16]: byte j holds element j in its low half, element 16 + j in its high half."""
     return np.concatenate([packed & np.uint8(15), packed >> np.uint8(4)], axis=-1)
+
+
+def pack_nibbles(levels: Levels) -> Levels:
+    """Inverse of `unpack_nibbles` for levels [n, 32]; bits above the fourth are left out."""
+    low = levels & np.uint8(15)
+    return low[:, :16] | (low[:, 16:] << np.uint8(4))
+
+
+def pack_fifth_bits(levels: Levels) -> Levels:
+    """Inverse of `unpack_fifth_bits`: bit 4 of each level."""
+    return np.packbits(levels >> np.uint8(4), axis=1, bitorder="little")
 
 
 def unpack_fifth_bits(packed: Levels) -> Levels:

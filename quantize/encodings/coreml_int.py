@@ -16,6 +16,7 @@ import numpy as np
 
 from ...graph.dtypes import Float32
 from ...graph.errors import needs_extra
+from ...graph.grid import GridRows
 from ..encoding import Bytes, Encoding, Part
 from .int_block import IntBlock32
 
@@ -80,6 +81,14 @@ class BlockInt4(IntBlock32):
     def encode(self, rows: Float32, importance: Float32 | None = None) -> tuple[Bytes, ...]:
         data, scale, offset = super().encode(rows, importance)
         return data.reshape(len(rows), -1), scale, offset
+
+    def to_grid(self, *parts: Bytes) -> GridRows:
+        data, scale, offset = parts
+        return super().to_grid(data.reshape(*scale.shape, -1), scale, offset)
+
+    def _from_grid(self, rows: GridRows) -> tuple[Bytes, ...]:
+        data, scale, offset = super()._from_grid(rows)
+        return data.reshape(len(data), -1), scale, offset
 
     def decode(self, *parts: Bytes) -> Float32:
         data, scale, offset = parts

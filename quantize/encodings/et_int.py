@@ -20,9 +20,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...graph.dtypes import Float32, to_bfloat16
+from ...graph.dtypes import DType, Float32, to_bfloat16
 from ...graph.errors import InputError
+from ...graph.grid import Grid, GridRows
 from ..encoding import Bytes, Encoding, Part
+from ..grids import OnGrid, repeated
 
 # Largest magnitude of a group over its scale. 7 and 8 put the extreme on the last code of its side; the
 # others trade a clipped extreme for a finer grid.
@@ -147,6 +149,22 @@ class GroupInt4(Integers):
         return np.asarray((nibbles[:, 0::2] << even) | (nibbles[:, 1::2] << odd), np.uint8)
 
 
+class TableInt4(GroupInt4, OnGrid):
+    """`GroupInt4` with float16 scales for a table that is looked up: there any scale will do, a negative one, too."""
+
+    grid = Grid(bits=4, group=32, scales=DType.F16, zero=8)
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name, _FLOAT16, even_high=True, block=self.grid.group)
+
+    def to_grid(self, *parts: Bytes) -> GridRows:
+        codes, scales = self.integers(*parts)
+        return GridRows((codes + np.int8(8)).astype(np.uint8), scales, repeated(8, scales))
+
+    def _from_grid(self, rows: GridRows) -> tuple[Bytes, ...]:
+        return self._pack(rows.codes.astype(np.int8) - np.int8(8)), self._scales.store(rows.scales)
+
+
 class RowInt8(Integers):
     """8-bit codes with one float32 scale a row."""
 
@@ -178,6 +196,6 @@ def _codes(groups: Float32, scales: Float32) -> Float32:
 ENCODINGS: tuple[Encoding, ...] = (
     *(GroupInt4(f"et_int4_g{block}", _BFLOAT16, even_high=False, block=block) for block in (32, 64, 128)),
     RowInt8("et_int8"),
-    GroupInt4("et_embed4_g32", _FLOAT16, even_high=True),
+    TableInt4("et_embed4_g32"),
     RowInt8("et_embed8"),
 )

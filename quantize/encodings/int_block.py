@@ -18,9 +18,11 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ...graph.dtypes import Float32
+from ...graph.dtypes import DType, Float32
 from ...graph.errors import needs_extra
+from ...graph.grid import Grid, GridRows
 from ..encoding import Bytes, Encoding, Part
+from ..grids import OnGrid
 from ..importance import all_counted
 from ._blocks import to_values
 
@@ -38,7 +40,7 @@ _WEIGHED_WIDTHS = {4: np.arange(13, 25.5, 0.5).astype(np.float32), 8: _WIDTHS[8]
 _NO_SHIFT, _SHIFTS = np.zeros(1, np.float32), np.array([0, -1, -2], np.float32)
 
 
-class IntBlock32(Encoding):
+class IntBlock32(OnGrid):
     """Zero point and scale are searched for the lowest squared error, the scale fitted to the codes each time.
 
     The scale is rounded to its stored width before the final codes are chosen, so that they are the
@@ -94,6 +96,24 @@ class IntBlock32(Encoding):
         zero = self._unpack(zero_points)[:, :n_blocks].astype(np.float32)
         decoded = to_values(self._unpack(values), scales.astype(np.float32)[..., None], zero=zero[..., None])
         return decoded.reshape(n, n_blocks * self.block)
+
+    @property
+    def grid(self) -> Grid:
+        scales = DType.F16 if self.scale_dtype == np.float16 else DType.F32
+        return Grid(bits=self.bits, group=self.block, scales=scales)
+
+    def to_grid(self, *parts: Bytes) -> GridRows:
+        values, scales, zero_points = parts
+        n, n_blocks = scales.shape
+        zeros = self._unpack(zero_points)[:, :n_blocks].astype(np.float32)
+        return GridRows(self._unpack(values).reshape(n, -1), scales.astype(np.float32), zeros)
+
+    def _from_grid(self, rows: GridRows) -> tuple[Bytes, ...]:
+        n, n_blocks = rows.scales.shape
+        values, zeros = rows.codes, self._whole_bytes(rows.shifts.astype(np.uint8))
+        if self.bits == 4:
+            values, zeros = (pairs[:, 0::2] | (pairs[:, 1::2] << np.uint8(4)) for pairs in (values, zeros))
+        return values.reshape(n, n_blocks, -1), rows.scales.astype(self.scale_dtype), zeros
 
     def _weights(self, importance: Float32 | None) -> Float32:
         """Weights [n_blocks of a row, 32] of mean one a block, so that products of them stay in range."""

@@ -16,10 +16,12 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from ...graph.dtypes import Float32
+from ...graph.dtypes import DType, Float32
+from ...graph.grid import Grid, GridRows
 from ..encoding import Bytes
+from ..grids import OnGrid
 from ._blocks import to_values
-from .mlx_pack import FLOATS, Codes, GroupEncoding, sum_groups
+from .mlx_pack import FLOATS, Codes, GroupEncoding, pack, sum_groups, unpack
 
 BITS = (2, 3, 4, 5, 6, 8)
 GROUPS = (32, 64, 128)
@@ -30,7 +32,7 @@ _SHARES = (1.0, 0.95, 0.9, 0.85, 0.8)
 _ROUNDS = 3
 
 
-class Affine(GroupEncoding):
+class Affine(GroupEncoding, OnGrid):
     """One edge of each group's range is met exactly, and zero is a code."""
 
     def __init__(self, bits: int, group: int, dtype: str) -> None:
@@ -41,6 +43,17 @@ class Affine(GroupEncoding):
 
     def _parameters(self) -> tuple[tuple[str, np.dtype[np.generic]], ...]:
         return (("scales", self.floats.numpy_dtype), ("biases", self.floats.numpy_dtype))
+
+    @property
+    def grid(self) -> Grid:
+        return Grid(bits=self.bits, group=self.block, scales=DType(self.floats.name), has_offsets=True)
+
+    def to_grid(self, *parts: Bytes) -> GridRows:
+        weight, scales, biases = parts
+        return GridRows(unpack(weight, self.bits), self.floats.decode(scales), self.floats.decode(biases))
+
+    def _from_grid(self, rows: GridRows) -> tuple[Bytes, ...]:
+        return (pack(np.ascontiguousarray(rows.codes), self.bits), *self._store(rows.scales, rows.shifts))
 
     def _fit(self, groups: Float32) -> tuple[Bytes, ...]:
         scale, bias = self._range(groups)

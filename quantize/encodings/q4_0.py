@@ -12,12 +12,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from ...graph.dtypes import Float32
 from ..encoding import Encoding
-from ._blocks import BlockEncoding, Records, column, to_values, unpack_nibbles
+from ._blocks import GridBlock, Levels, Records, pack_nibbles, unpack_nibbles
 
 
-class Q4_0(BlockEncoding):
+class Q4_0(GridBlock):
     """Four bits around zero."""
 
     name = "Q4_0"
@@ -26,9 +25,14 @@ class Q4_0(BlockEncoding):
     block = 32
     layout = np.dtype([("d", "<f2"), ("qs", "u1", 16)])
     module = "_kernels_32"
+    level_bits = 4
+    zero = 8
 
-    def _decode(self, records: Records) -> Float32:
-        return to_values(unpack_nibbles(records["qs"]), column(records["d"]), zero=8)
+    def _levels(self, records: Records) -> Levels:
+        return unpack_nibbles(records["qs"])
+
+    def _set_levels(self, records: Records, levels: Levels) -> None:
+        records["qs"] = pack_nibbles(levels)
 
 
 ENCODINGS: tuple[Encoding, ...] = (Q4_0(),)

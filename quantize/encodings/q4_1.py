@@ -13,12 +13,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from ...graph.dtypes import Float32
 from ..encoding import Encoding
-from ._blocks import BlockEncoding, Records, column, to_values, unpack_nibbles
+from ._blocks import GridBlock, Levels, Records, pack_nibbles, unpack_nibbles
 
 
-class Q4_1(BlockEncoding):
+class Q4_1(GridBlock):
     """Four bits above a minimum."""
 
     name = "Q4_1"
@@ -27,10 +26,14 @@ class Q4_1(BlockEncoding):
     block = 32
     layout = np.dtype([("d", "<f2"), ("m", "<f2"), ("qs", "u1", 16)])
     module = "_kernels_32"
+    level_bits = 4
     halves = ("d", "m")
 
-    def _decode(self, records: Records) -> Float32:
-        return to_values(unpack_nibbles(records["qs"]), column(records["d"]), column(records["m"]))
+    def _levels(self, records: Records) -> Levels:
+        return unpack_nibbles(records["qs"])
+
+    def _set_levels(self, records: Records, levels: Levels) -> None:
+        records["qs"] = pack_nibbles(levels)
 
 
 ENCODINGS: tuple[Encoding, ...] = (Q4_1(),)

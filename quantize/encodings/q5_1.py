@@ -14,12 +14,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from ...graph.dtypes import Float32
 from ..encoding import Encoding
-from ._blocks import BlockEncoding, Records, column, to_values, unpack_fifth_bits, unpack_nibbles
+from ._blocks import GridBlock, Levels, Records, pack_fifth_bits, pack_nibbles, unpack_fifth_bits, unpack_nibbles
 
 
-class Q5_1(BlockEncoding):
+class Q5_1(GridBlock):
     """Five bits above a minimum."""
 
     name = "Q5_1"
@@ -28,11 +27,15 @@ class Q5_1(BlockEncoding):
     block = 32
     layout = np.dtype([("d", "<f2"), ("m", "<f2"), ("qh", "u1", 4), ("qs", "u1", 16)])
     module = "_kernels_32"
+    level_bits = 5
     halves = ("d", "m")
 
-    def _decode(self, records: Records) -> Float32:
-        levels = unpack_nibbles(records["qs"]) | unpack_fifth_bits(records["qh"])
-        return to_values(levels, column(records["d"]), column(records["m"]))
+    def _levels(self, records: Records) -> Levels:
+        return unpack_nibbles(records["qs"]) | unpack_fifth_bits(records["qh"])
+
+    def _set_levels(self, records: Records, levels: Levels) -> None:
+        records["qs"] = pack_nibbles(levels)
+        records["qh"] = pack_fifth_bits(levels)
 
 
 ENCODINGS: tuple[Encoding, ...] = (Q5_1(),)

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from ...graph.dtypes import Float32
 from ..encoding import Encoding
-from ._blocks import BlockEncoding, Records, column, to_values
+from ._blocks import GridBlock, Levels, Records
+
+_SIGN = np.uint8(128)
 
 
-class Q8_0(BlockEncoding):
+class Q8_0(GridBlock):
     """Eight bits around zero."""
 
     name = "Q8_0"
@@ -27,9 +28,14 @@ class Q8_0(BlockEncoding):
     block = 32
     layout = np.dtype([("d", "<f2"), ("qs", "i1", 32)])
     module = "_kernels_32"
+    level_bits = 8
+    zero = 128
 
-    def _decode(self, records: Records) -> Float32:
-        return to_values(records["qs"], column(records["d"]))
+    def _levels(self, records: Records) -> Levels:
+        return records["qs"].view(np.uint8) ^ _SIGN
+
+    def _set_levels(self, records: Records, levels: Levels) -> None:
+        records["qs"] = (levels ^ _SIGN).view(np.int8)
 
 
 ENCODINGS: tuple[Encoding, ...] = (Q8_0(),)

@@ -109,10 +109,6 @@ def int32s(key: str, values: Sequence[int]) -> KeyValue:
     return KeyValue(key, ValueType.ARRAY, list(values), ValueType.INT32)
 
 
-def booleans(key: str, values: Sequence[bool]) -> KeyValue:
-    return KeyValue(key, ValueType.ARRAY, list(values), ValueType.BOOL)
-
-
 def aligned(n_bytes: int, alignment: int = ALIGNMENT) -> int:
     """The next multiple of the alignment; ours is always 32, other people's files may say otherwise."""
     return -(-n_bytes // alignment) * alignment

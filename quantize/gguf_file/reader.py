@@ -53,6 +53,14 @@ def read_gguf(path: Path) -> GgufFile:
         raise InputError(f"{path}: cannot be read as GGUF: {error}") from None
 
 
+def is_gguf(path: Path) -> bool:
+    """Whether a file starts as one, or is called so."""
+    if path.suffix == ".gguf":
+        return True
+    with path.open("rb") as file:
+        return file.read(len(MAGIC)) == MAGIC
+
+
 def _read(path: Path, data: mmap.mmap) -> GgufFile:
     cursor = _Cursor(path, data)
     if cursor.take(4) != MAGIC:

@@ -83,14 +83,17 @@ def parse_quant(text: str) -> MlxQuant:
 
 
 @cache
-def mlx_policy(quant: MlxQuant, dtype: DType, *, refined: bool = False) -> Policy:
-    """The policy of a quant for weights that come in `dtype`: MLX keeps scales and floats in that type."""
+def mlx_policy(quant: MlxQuant, dtype: DType, *, refined: bool = False, packs_routers: bool = True) -> Policy:
+    """The policy of a quant for weights that come in `dtype`: MLX keeps scales and floats in that type.
+
+    Routers that a quantised source kept as floats stay so without `packs_routers`.
+    """
     floats = dtype.value
     if quant.matrices is None:
         return Policy(name=quant.name, class_name=quant.class_name, rules=(Rule(floats),))
     ending = f"_{floats.lower()}" + ("_refined" if refined else "")
     packed = (
-        Rule(f"affine8_g{_GROUP}" + ending, _ROUTERS),
+        *([Rule(f"affine8_g{_GROUP}" + ending, _ROUTERS)] if packs_routers else []),
         Rule(quant.table + ending, _TABLES),
         Rule(quant.sensitive + ending, _SENSITIVE),
         Rule(quant.matrices + ending, _MATRICES),

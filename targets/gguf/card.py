@@ -5,7 +5,9 @@ Source: llama.cpp `gguf-py/gguf/metadata.py`, `apply_metadata_heuristic`, `set_g
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -105,3 +107,29 @@ def _source(text: str, n_parameters: int) -> dict[str, str]:
     if parts.version:
         said["version"] = parts.version
     return {**said, "repo_url": text} if is_url else said
+
+
+# What of it a model keeps under whatever name and size: fields of a card by those of the metadata.
+_KEPT = ("license", "license.name", "license.link")
+
+
+def card_of(said: Mapping[str, Any]) -> str | None:
+    """A card that says of licence, tags, languages and base models what a file's metadata does; None if that is nothing.
+
+    The name and the size are the file's own and are read from it anew.
+    """
+    lines = {_FIELDS[field][0]: said.get(f"general.{field}") for field in _KEPT}
+    lines |= {"tags": said.get("general.tags"), "language": said.get("general.languages"), "base_model": _hub_ids(said)}
+    given = {key: value for key, value in lines.items() if value and _is_text(value)}
+    body = [f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in given.items()]
+    return "\n".join(["---", *body, "---", ""]) if body else None
+
+
+def _hub_ids(said: Mapping[str, Any]) -> list[str]:
+    count = said.get("general.base_model.count")
+    urls = (said.get(f"general.base_model.{i}.repo_url") for i in range(min(count, 16) if type(count) is int else 0))
+    return [url.removeprefix(f"{_HUB}/") for url in urls if isinstance(url, str) and url.startswith(f"{_HUB}/")]
+
+
+def _is_text(value: Any) -> bool:
+    return all(isinstance(item, str) for item in (value if isinstance(value, list) else [value]))

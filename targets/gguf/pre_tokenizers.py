@@ -37,3 +37,14 @@ def pre_tokenizer(tokenizer: Tokenizer) -> str:
             f"expression that it knows, found {pattern!r}; --pre NAME names llama.cpp's, if you know it"
         )
     return found
+
+
+# Other names under which llama.cpp cuts as under one that is known here.
+# Source: llama.cpp `src/llama-vocab.cpp`, LLAMA_VOCAB_PRE_TYPE_LLAMA3.
+_SAME = {"llama3": "lfm2", "llama-v3": "lfm2", "llama-bpe": "lfm2"}
+
+
+def split_expression(name: str) -> str | None:
+    """The first expression that llama.cpp calls so; None if it is not known here."""
+    wanted = _SAME.get(name, name)
+    return next((pattern for pattern, known in PRE_TOKENIZERS.items() if known == wanted), None)

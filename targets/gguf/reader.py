@@ -11,7 +11,7 @@ Source: llama.cpp `conversion/`; `src/llama-graph.cpp`, `build_qkv`.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from ...quantize.gguf_file.reader import GgufFile, read_gguf
 from ...quantize.gguf_file.tensor_names import ROPE_FACTORS, family_of, tensor_address
 from ..encoded import EncodedTensor, StoredPart
 from ..target import NotJudged
-from .metadata import FOLDED_SCALE_KEY
+from .numbers import FOLDED_SCALE_KEY
 
 _FUSED = re.compile(r"blk\.(0|[1-9]\d{0,3})\.attn_qkv\.weight")
 _QKV = (Role.ATTN_Q, Role.ATTN_K, Role.ATTN_V)
@@ -38,19 +38,38 @@ def read_weights(files: Sequence[Path]) -> dict[Address, TensorView]:
     can only be listed.
     """
     parts = [read_gguf(path) for path in files]
-    said = {key: value for part in parts for key, value in part.metadata.items()}
+    said = metadata_of(parts)
+    try:
+        return _unfolded(weights_of(parts, said, _decoded), said)
+    except NotJudged as error:
+        raise NotJudged(str(error), _unfolded(error.decoded, said)) from None
+
+
+def _unfolded(weights: Mapping[Address, TensorView], said: Mapping[str, Any]) -> dict[Address, TensorView]:
+    """The weights of a model that multiplies by the factor itself."""
+    folded = said.get(FOLDED_SCALE_KEY, 1.0)
+    scaled = {} if folded == 1.0 else {a: v for a, v in weights.items() if a[0] is Role.EXPERT_DOWN}
+    return {**weights, **{a: ScaledTensor(v, 1 / folded) for a, v in scaled.items()}}
+
+
+def metadata_of(parts: Sequence[GgufFile]) -> dict[str, Any]:
+    """What all parts of a file say."""
+    return {key: value for part in parts for key, value in part.metadata.items()}
+
+
+def weights_of(
+    parts: Sequence[GgufFile], said: Mapping[str, Any], view_of: Callable[[GgufFile, TensorInfo], TensorView]
+) -> dict[Address, TensorView]:
+    """What `view_of` makes of each tensor, as the weights that it holds. Raises: as `read_weights`."""
     weights: dict[Address, TensorView] = {}
     unread: dict[str, list[str]] = {}
     for part in parts:
         for info in part.tensors:
             found = _addresses(part, info, said)
             if info.encoding in ggml_types():
-                weights.update(_views(part, info, found))
+                weights.update(_views(view_of(part, info), found))
             elif found:
                 unread.setdefault(info.encoding, []).append(info.name)
-    folded = said.get(FOLDED_SCALE_KEY, 1.0)
-    if folded != 1.0:  # the model multiplies by the factor itself
-        weights |= {a: ScaledTensor(v, 1 / folded) for a, v in weights.items() if a[0] is Role.EXPERT_DOWN}
     if unread:
         listed = "; ".join(f"{len(names)} tensors in {name}, such as {names[0]}" for name, names in unread.items())
         raise NotJudged(f"types that are not decoded here: {listed}", weights)
@@ -98,13 +117,14 @@ def _qkv_sizes(
     return n_heads * head, n_kv_heads * head, n_kv_heads * head
 
 
-def _views(
-    file: GgufFile, info: TensorInfo, addresses: Mapping[Address, tuple[int, int]]
-) -> Iterator[tuple[Address, TensorView]]:
+def _decoded(file: GgufFile, info: TensorInfo) -> TensorView:
     part = StoredPart(file.path, file.data_offset + info.offset)
-    whole = EncodedTensor(info.name, info.shape, get_encoding(info.encoding), (part,))
+    return EncodedTensor(info.name, info.shape, get_encoding(info.encoding), (part,))
+
+
+def _views(whole: TensorView, addresses: Mapping[Address, tuple[int, int]]) -> Iterator[tuple[Address, TensorView]]:
     if len(addresses) == 1:
         yield next(iter(addresses)), whole
         return
     for address, (start, count) in addresses.items():
-        yield address, SlicedTensor(info.name, whole, start, count)
+        yield address, SlicedTensor(whole.name, whole, start, count)

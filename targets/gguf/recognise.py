@@ -15,8 +15,8 @@ from ...graph.errors import InputError, UsageError
 from ...graph.families import FAMILIES
 from ...graph.roles import Trait
 from ...quantize.encoding import get_encoding
-from ...quantize.gguf_file.header import MAGIC, TensorInfo
-from ...quantize.gguf_file.reader import GgufFile, read_gguf, tensor_nbytes
+from ...quantize.gguf_file.header import TensorInfo
+from ...quantize.gguf_file.reader import GgufFile, is_gguf, read_gguf, tensor_nbytes
 from ...quantize.gguf_file.tensor_names import family_of, tensor_address
 from ...quantize.policies.gguf import FILE_TYPES, POLICIES
 from ..naming import part_name, read_part_name
@@ -44,15 +44,10 @@ def recognise(path: Path) -> tuple[Artifact, ...]:
     Raises: InputError for a file that is damaged, one of parts that are not all there, or of another architecture.
     """
     if not path.is_dir():
-        return (_artifact(path),) if path.suffix == _SUFFIX or _starts_as_gguf(path) else ()
+        return (_artifact(path),) if is_gguf(path) else ()
     files = sorted(path.glob(f"*{_SUFFIX}"))
     firsts = dict.fromkeys(_first(file, files) for file in files)
     return tuple(_artifact(file) for file in firsts if read_gguf(file).metadata.get(_KIND) not in _AUXILIARY)
-
-
-def _starts_as_gguf(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(len(MAGIC)) == MAGIC
 
 
 def _first(file: Path, files: Sequence[Path]) -> Path:

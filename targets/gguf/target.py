@@ -9,7 +9,7 @@ from pathlib import Path
 from ...graph.graph import WeightGraph
 from ...graph.roles import Address
 from ...graph.tensor import TensorView
-from ...quantize.gguf_file.header import boolean
+from ...quantize.gguf_file.header import KeyValue, boolean, string
 from ...quantize.gguf_file.reader import read_gguf
 from ...quantize.imatrix import ImportanceMatrix, read_importance
 from ...quantize.policies.gguf import FLOATS, POLICIES, gguf_policy
@@ -20,11 +20,12 @@ from ..stream import Execution, prepare_file, write_tensors
 from ..target import Artifact, ListedTensor, Runner, Target, named_stem
 from .choices import Choices, Chosen, type_name, type_rules
 from .file_names import file_stem
-from .metadata import REFINED_KEY, metadata, overridden
+from .metadata import REFINED_KEY, SOURCE_KEY, metadata, overridden
 from .reader import read_weights
 from .recognise import listed, recognise
 from .running import run_memory
 from .shards import lay_out
+from .source import open_source
 from .stored import Stored, converter_order, quantizer_order, stored_tensors
 from .vocab import stop_notes
 
@@ -76,7 +77,7 @@ class GgufTarget(Target):
         ]
         pairs = metadata(graph, stored, name, quantized=not is_float, pre=self.pre)
         is_refined = any(tensor.encoding.is_refined for tensor in tensors)
-        ours = [*(importance.metadata() if importance else ()), *([boolean(REFINED_KEY, True)] if is_refined else ())]
+        ours = [*(importance.metadata() if importance else ()), *_told(graph, is_refined=is_refined)]
         pairs = overridden([*pairs, *ours], self.metadata)
         stem = named_stem(self.outfile, self.file_suffix, name, file_stem(pairs, name, refined=is_refined))
         shards = lay_out(stem, pairs, tensors, max_bytes=self.split_max_size)
@@ -146,6 +147,9 @@ class GgufTarget(Target):
     def recognise(self, path: Path) -> Sequence[Artifact]:
         return recognise(path)
 
+    def open(self, path: Path, *, name: str | None = None) -> WeightGraph | None:
+        return open_source(path, name=name)
+
     def listed(self, artifact: Artifact) -> Sequence[ListedTensor]:
         return listed(artifact)
 
@@ -163,6 +167,14 @@ class GgufTarget(Target):
         from .runtimes import missing
 
         return missing()
+
+
+def _told(graph: WeightGraph, *, is_refined: bool) -> Iterable[KeyValue]:
+    """What readers of the file alone should know of how it was made."""
+    if is_refined:
+        yield boolean(REFINED_KEY, True)
+    if graph.quantised_as is not None:
+        yield string(SOURCE_KEY, graph.quantised_as)
 
 
 def _weighed(chosen: Chosen, importance: ImportanceMatrix | None) -> Chosen:

@@ -16,8 +16,13 @@ from ...graph.source.tokenizer import Tokenizer
 from ...quantize.gguf_file.header import KeyValue, boolean, int32s, string, strings, uint32
 from .pre_tokenizers import pre_tokenizer
 
+MODEL, BPE, NO_VOCABULARY = "tokenizer.ggml.model", "gpt2", "none"
+PRE, TOKENS, TOKEN_TYPES = "tokenizer.ggml.pre", "tokenizer.ggml.tokens", "tokenizer.ggml.token_type"
+MERGES, ADDS = "tokenizer.ggml.merges", "tokenizer.ggml.add_{kind}_token"
+TEMPLATE, TEMPLATE_NAMES = "tokenizer.chat_template", "tokenizer.chat_templates"
+UNUSED_TOKEN = "[PAD{i}]"
 # Special token of tokenizer_config.json -> key of its id.
-_SPECIAL_IDS = {
+SPECIAL_IDS = {
     "bos": "tokenizer.ggml.bos_token_id",
     "eos": "tokenizer.ggml.eos_token_id",
     "unk": "tokenizer.ggml.unknown_token_id",
@@ -26,9 +31,9 @@ _SPECIAL_IDS = {
     "mask": "tokenizer.ggml.mask_token_id",
 }
 # Keys for what ends a turn but is not the end-of-sequence token; the converter writes neither for this family.
-_TURN_ENDS = ("tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id")
+TURN_ENDS = ("tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id")
 # Tokens that llama.cpp ends a generation at by their text alone.
-_ENDS_BY_TEXT = frozenset(
+ENDS_BY_TEXT = frozenset(
     (
         "<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>", "<end_of_turn>",
         "<|endoftext|>", "</s>", "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<|end_of_text|>",
@@ -56,20 +61,20 @@ def vocabulary(graph: WeightGraph, *, pre: str | None = None) -> list[KeyValue]:
     """
     tokenizer = graph.tokenizer
     if tokenizer is None:
-        return [string("tokenizer.ggml.model", "none")]
+        return [string(MODEL, NO_VOCABULARY)]
     _ = tokenizer.backend  # the library refuses a malformed file, so that its structure is known from here on
     tokens, types = _tokens(tokenizer, graph.config.vocab_size)
     merges = _merges(tokenizer)
-    ends = zip(_TURN_ENDS, turn_ends(graph, tokenizer), strict=False)
+    ends = zip(TURN_ENDS, turn_ends(graph, tokenizer), strict=False)
     return [
-        string("tokenizer.ggml.model", "gpt2"),
-        string("tokenizer.ggml.pre", pre or pre_tokenizer(tokenizer)),
-        strings("tokenizer.ggml.tokens", tokens),
-        int32s("tokenizer.ggml.token_type", types),
-        *([strings("tokenizer.ggml.merges", merges)] if merges else []),
-        *(uint32(_SPECIAL_IDS[kind], token_id) for kind, token_id in _special_ids(graph, tokenizer).items()),
+        string(MODEL, BPE),
+        string(PRE, pre or pre_tokenizer(tokenizer)),
+        strings(TOKENS, tokens),
+        int32s(TOKEN_TYPES, types),
+        *([strings(MERGES, merges)] if merges else []),
+        *(uint32(SPECIAL_IDS[kind], token_id) for kind, token_id in _special_ids(graph, tokenizer).items()),
         *(uint32(key, token_id) for key, token_id in ends),
-        *(boolean(f"tokenizer.ggml.add_{kind}_token", added) for kind, added in _added(graph, tokenizer).items()),
+        *(boolean(ADDS.format(kind=kind), added) for kind, added in _added(graph, tokenizer).items()),
         *_templates(graph.assets),
     ]
 
@@ -84,15 +89,15 @@ def _templates(assets: Assets) -> list[KeyValue]:
         for name, text in assets.named_templates.items()
     }
     return [
-        *(string(f"tokenizer.chat_template.{name}", text) for name, text in named.items() if name),
-        *([strings("tokenizer.chat_templates", [name for name in named if name])] if any(named) else []),
-        *([string("tokenizer.chat_template", assets.chat_template)] if assets.chat_template else []),
+        *(string(f"{TEMPLATE}.{name}", text) for name, text in named.items() if name),
+        *([strings(TEMPLATE_NAMES, [name for name in named if name])] if any(named) else []),
+        *([string(TEMPLATE, assets.chat_template)] if assets.chat_template else []),
     ]
 
 
 def _tokens(tokenizer: Tokenizer, n_rows: int) -> tuple[list[str], list[TokenType]]:
     """Text and type of each row of the embedding."""
-    tokens = [f"[PAD{i}]" for i in range(n_rows)]
+    tokens = [UNUSED_TOKEN.format(i=i) for i in range(n_rows)]
     types = [TokenType.UNUSED] * n_rows
     for text, i in tokenizer.vocab.items():
         tokens[i], types[i] = text, TokenType.NORMAL
@@ -116,7 +121,7 @@ def _special_ids(graph: WeightGraph, tokenizer: Tokenizer) -> dict[str, int]:
     Without an end-of-sequence token llama.cpp would take id 11, whatever that is: any other stop id goes before it.
     """
     added = {token["content"]: token["id"] for token in tokenizer.added_tokens}
-    named = ((kind, _content(graph.assets.tokenizer_config, kind)) for kind in _SPECIAL_IDS)
+    named = ((kind, _content(graph.assets.tokenizer_config, kind)) for kind in SPECIAL_IDS)
     ids = {kind: added[text] for kind, text in named if text in added}
     config = graph.config
     eos = next(iter(config.eos_token_ids), graph.stops.main)
@@ -131,14 +136,14 @@ def turn_ends(graph: WeightGraph, tokenizer: Tokenizer) -> list[int]:
 
     A file has room for two of them.
     """
-    known = {i for text, i in tokenizer.vocab.items() if text in _ENDS_BY_TEXT}
+    known = {i for text, i in tokenizer.vocab.items() if text in ENDS_BY_TEXT}
     known.add(_special_ids(graph, tokenizer).get("eos", -1))
     return [i for i in graph.stop_ids if i not in known]
 
 
 def stop_notes(graph: WeightGraph) -> tuple[str, ...]:
     """What of the stop ids a GGUF cannot say."""
-    left = turn_ends(graph, graph.tokenizer)[len(_TURN_ENDS) :] if graph.tokenizer else []
+    left = turn_ends(graph, graph.tokenizer)[len(TURN_ENDS) :] if graph.tokenizer else []
     return (f"llama.cpp does not stop at token ids {', '.join(map(str, left))}: a GGUF names three",) if left else ()
 
 

@@ -35,7 +35,8 @@ class _CastTensor(TensorView):
 
 def cast_weights(graph: WeightGraph, *, to_bfloat16: bool) -> list[Weight]:
     """Every weight in its type, in model order; all in bfloat16 if that is the quant."""
-    dtype = DType.BF16 if to_bfloat16 else _CASTS.get(str(graph.config.raw.get("torch_dtype")))
+    stated = graph.config.raw.get("torch_dtype") if graph.quantised_as is None else None
+    dtype = DType.BF16 if to_bfloat16 else _CASTS.get(str(stated))
     return [_cast(weight, dtype) for weight in graph.weights()]
 
 

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from ...graph.config import CONFIG_FILE
+from ...graph.dtypes import DType
 from ...graph.json_text import read_object
 from ...graph.source.checkpoint import Checkpoint, has_weights
+from ...graph.tensor import TensorView
 from .parameters import is_packed, module_path
 
 _EXPERTS = ".switch_mlp."
@@ -22,11 +24,15 @@ def is_mlx_folder(folder: Path) -> bool:
     config = folder / CONFIG_FILE
     if not (config.is_file() and has_weights(folder)):
         return False
-    if isinstance(read_object(config).get("quantization"), Mapping):
-        return True
-    arrays = Checkpoint(folder).tensors
+    return isinstance(read_object(config).get("quantization"), Mapping) or has_mlx_arrays(Checkpoint(folder).tensors)
+
+
+def has_mlx_arrays(arrays: Mapping[str, TensorView]) -> bool:
+    """Whether arrays are as MLX has them, whatever the config says: merging tools leave its settings over plain floats."""
     return any(
-        _EXPERTS in name or (name.endswith(_KERNEL) and array.shape[1] > 1 == array.shape[-1])
+        _EXPERTS in name
+        or (name.endswith(_KERNEL) and array.shape[1:2] > (1,) and array.shape[-1] == 1)
+        or (array.dtype is DType.U32 and is_packed(name, arrays))
         for name, array in arrays.items()
     )
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ...graph.config import CONFIG_FILE
+from ...graph.config import CONFIG_FILE, ModelConfig
 from ...graph.dtypes import WEIGHT_DTYPES
 from ...graph.errors import InputError, UsageError
 from ...graph.opening import Slot, declare
@@ -14,7 +14,7 @@ from ...graph.roles import Address
 from ...graph.source.checkpoint import Checkpoint
 from ...graph.source.config_file import load_config
 from ...graph.source.safetensors import StoredTensor
-from ...graph.tensor import TensorView
+from ...graph.tensor import Shape, TensorView
 from ...quantize.encoding import Encoding, get_encoding
 from ..encoded import EncodedTensor, StoredPart
 from ..target import NotJudged
@@ -26,6 +26,8 @@ _SETTINGS = ("mode", "bits", "group_size")
 _DEFAULTS = {"affine": (4, 64), "mxfp4": (4, 32), "nvfp4": (4, 16), "mxfp8": (8, 32)}
 _GLOBAL_SCALE = ".global_scale"
 
+ViewOf = Callable[[str, Shape, Encoding, tuple[StoredPart, ...]], TensorView]
+
 
 def read_weights(folder: Path) -> dict[Address, TensorView]:
     """Lazy decoded weights by address.
@@ -33,17 +35,21 @@ def read_weights(folder: Path) -> dict[Address, TensorView]:
     Raises: InputError for a missing, foreign or misshapen array, or settings no format of ours has; NotJudged for
     experts in nvfp4 with a scale for each expert beside those of the groups.
     """
-    config = load_config(folder)
-    quantization = config.raw.get("quantization") or {}
+    return weights_of(load_config(folder), Checkpoint(folder), EncodedTensor)
+
+
+def weights_of(config: ModelConfig, checkpoint: Checkpoint, view_of: ViewOf) -> dict[Address, TensorView]:
+    """What `view_of` makes of each weight that a config demands. Raises: as `read_weights`."""
+    folder, quantization = checkpoint.folder, config.raw.get("quantization") or {}
     if not isinstance(quantization, Mapping):
         raise InputError(f"{folder / CONFIG_FILE}: quantization must be an object")
-    left = Checkpoint(folder).tensors
+    left = dict(checkpoint.tensors)
     weights: dict[Address, TensorView] = {}
     for slot in declare(config):
         name = parameter_name(config.family, slot.role, slot.layer)
         encoding = _encoding(folder, name, quantization, left)
         parts = _take(folder, slot, name, encoding, left)
-        weights[slot.role, slot.layer] = EncodedTensor(name, slot.shape, encoding, parts)
+        weights[slot.role, slot.layer] = view_of(name, slot.shape, encoding, parts)
     scaled = {module_path(name) for name in left if name.endswith(_GLOBAL_SCALE)}
     others = [name for name in left if not name.endswith(_GLOBAL_SCALE)]
     if others:
@@ -95,5 +101,5 @@ def _take(
                 f"{found.path}: array '{array.name}' is {found.dtype.value} {list(found.shape)}: "
                 f"expected {array.dtype.value} {list(array.shape)}"
             )
-        parts.append(StoredPart(found.path, found.offset))
+        parts.append(StoredPart(found.path, found.offset, found.file))
     return tuple(parts)

@@ -48,7 +48,7 @@ def _artifact(folder: Path) -> Artifact:
         path=folder / CONFIG_FILE,
         folder=folder,
         target="mlx",
-        quant=_quant(encodings),
+        quant=quant_of(encodings),
         class_name=coarsest(e.class_name for a, e in encodings.items() if a[0].trait in (*_NARROWED, *_TABLES)),
         files=tuple(sorted({*weights, *beside})),
         is_recognised=True,
@@ -72,7 +72,7 @@ def _encodings(weights: Mapping[Address, TensorView]) -> dict[Address, Encoding]
     return {address: view.encoding for address, view in weights.items() if isinstance(view, EncodedTensor)}
 
 
-def _quant(encodings: Mapping[Address, Encoding]) -> str:
+def quant_of(encodings: Mapping[Address, Encoding]) -> str:
     """As mlx-community names it: `4bit`, `mxfp4`, `bf16`; `mixed_3_6` where bits differ inside the layers."""
     narrowed = {address: each for address, each in encodings.items() if address[0].trait in _NARROWED}
     packed = {address: each for address, each in narrowed.items() if isinstance(each, GroupEncoding)}

@@ -34,6 +34,7 @@ from .parameters import mlx_names, module_path, parameter_name
 from .reader import read_weights
 from .recognise import listed, recognise
 from .refusals import refuse_inexpressible
+from .source import open_source
 
 _WEIGHED = "the search weighs columns by an importance matrix, where it has the tensor"
 _REFINED = "refined: each group's scale is searched and its codes rounded against what is stored; not mlx_lm's values"
@@ -122,7 +123,8 @@ class MlxTarget(Target):
         return model_file(graph.config) if self.mlx_model_file else {}
 
     def _store(self, graph: WeightGraph, weight: Weight, quant: MlxQuant) -> _Stored:
-        choice = mlx_policy(quant, weight.view.dtype, refined=self.refine).choose(weight)
+        packs = graph.quantised_as is None or weight.view.stored_as is not None
+        choice = mlx_policy(quant, weight.view.dtype, refined=self.refine, packs_routers=packs).choose(weight)
         name = parameter_name(graph.config.family, weight.role, weight.layer)
         return _Stored(name, weight, choice, stored_arrays(name, weight.role, weight.shape, choice.encoding))
 
@@ -137,6 +139,9 @@ class MlxTarget(Target):
 
     def recognise(self, path: Path) -> Sequence[Artifact]:
         return recognise(path)
+
+    def open(self, path: Path, *, name: str | None = None) -> WeightGraph | None:
+        return open_source(path, name=name)
 
     def listed(self, artifact: Artifact) -> Sequence[ListedTensor]:
         return listed(artifact)

@@ -12,11 +12,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from ...graph.blocks import Mixture
-from ...graph.dtypes import Float32
 from ...graph.errors import UsageError
 from ...graph.graph import Layer, Weight
 from ...graph.roles import Role
-from ...graph.tensor import TensorView
+from ...graph.tensor import Arrays, Read, RowsOf, TensorView
 from ...quantize.encodings.int_block import IntBlock32
 from .builder import MICROSOFT, GraphBuilder
 from .linear import ACCURACY_LEVEL
@@ -25,7 +24,7 @@ from .store import WeightStore
 MINIMUM_RUNTIME = "1.31"
 
 
-class Interleaved(TensorView):
+class Interleaved(RowsOf):
     """Rows of two equal tensors by turns, as the operator wants gate and up: [E, 2M, H] of two [E, M, H]."""
 
     def __init__(self, name: str, first: TensorView, second: TensorView) -> None:
@@ -33,16 +32,20 @@ class Interleaved(TensorView):
         super().__init__(name, first.dtype, (n_experts, 2 * n_rows, n_cols))
         self._both = (first, second)
 
-    def _rows(self, start: int, stop: int) -> Float32:
+    def _take(self, read: Read, start: int, stop: int) -> Arrays:
         low, high = start // 2, -(-stop // 2)
-        pairs = np.stack([view.rows(low, high) for view in self._both], axis=1).reshape(-1, self.n_cols)
-        return pairs[start - 2 * low : stop - 2 * low]
+        pairs = zip(*(read(view, low, high) for view in self._both), strict=True)
+        woven = (np.stack(pair, axis=1).reshape(-1, *pair[0].shape[1:]) for pair in pairs)
+        return tuple(rows[start - 2 * low : stop - 2 * low] for rows in woven)
 
     def place(self, row: int) -> tuple[str, int]:
         return self._both[0].place(row // 2)
 
+    def sources(self) -> Sequence[TensorView]:
+        return self._both
 
-class EveryOther(TensorView):
+
+class EveryOther(RowsOf):
     """One of the two tensors of an interleaved one; `second` says which."""
 
     def __init__(self, view: TensorView, *, second: bool) -> None:
@@ -50,8 +53,8 @@ class EveryOther(TensorView):
         super().__init__(view.name, view.dtype, (n_experts, n_rows // 2, n_cols))
         self._view, self._offset = view, int(second)
 
-    def _rows(self, start: int, stop: int) -> Float32:
-        return self._view.rows(2 * start, 2 * stop)[self._offset :: 2]
+    def _take(self, read: Read, start: int, stop: int) -> Arrays:
+        return tuple(rows[self._offset :: 2] for rows in read(self._view, 2 * start, 2 * stop))
 
     def sources(self) -> Sequence[TensorView]:
         return (self._view,)

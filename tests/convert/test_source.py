@@ -27,13 +27,13 @@ def test_without_a_model_the_bundled_one(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_current_folder_comes_before_the_bundled(tiny_moe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tiny_moe)
-    assert find_model(None).folder.resolve() == tiny_moe.resolve()
+    assert find_model(None).path.resolve() == tiny_moe.resolve()
 
 
 def test_settings_come_first(tiny_moe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "lfm-convert.toml").write_text(f'model = "{tiny_moe}"')
-    assert find_model(None).folder == tiny_moe
+    assert find_model(None).path == tiny_moe
 
 
 @pytest.mark.parametrize("text", ["model = 3", "modle = 'x'", "model =", ""])
@@ -99,4 +99,4 @@ def test_settings_without_a_model_change_nothing(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "lfm-convert.toml").write_text("[devices.phone]\nmax_size = '1GB'\n")
-    assert find_model(None).folder == bundled.path("moe")
+    assert find_model(None).path == bundled.path("moe")

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 from lfm_convert.graph.dtypes import DType, to_bfloat16
+from lfm_convert.graph.grid import Grid, GridRows
 from lfm_convert.graph.tensor import (
     ArrayTensor,
     DeclaredTensor,
@@ -18,6 +19,7 @@ from lfm_convert.graph.tensor import (
     WindowTensor,
     ZeroTensor,
 )
+from lfm_convert.targets.onnx.qmoe import EveryOther, Interleaved
 from support.refusals import refused
 
 BASE = np.arange(3 * 5 * 4, dtype=np.float32).reshape(3, 5, 4) / 7
@@ -150,3 +152,49 @@ def test_a_stack_of_mixed_dtypes_is_float32() -> None:
 )
 def test_bfloat16_is_the_nearest(value: float, bits: int) -> None:
     assert to_bfloat16(np.array([value], np.float32)).tolist() == [bits]
+
+
+class Coded(ArrayTensor):
+    """Rows that are stored as their doubles and their first columns, and lie on a grid of the same."""
+
+    stored_as = "doubled"
+    grid = Grid(bits=4, group=2, scales=DType.F16, zero=8)
+
+    def stored_rows(self, start: int, stop: int) -> tuple[np.ndarray, ...]:
+        return coded(self.rows(start, stop))
+
+    def grid_rows(self, start: int, stop: int) -> GridRows:
+        doubled, first = coded(self.rows(start, stop))
+        return GridRows(doubled, first, -first)
+
+
+def coded(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return 2 * rows, rows[:, :1]
+
+
+OF_ROWS: dict[str, Callable[[], TensorView]] = {
+    "stacked": lambda: StackedTensor("t", [Coded("t", part) for part in BASE]),
+    "sliced": lambda: SlicedTensor("t", Coded("t", BASE), 1, 3),
+    "window": lambda: WindowTensor("t", Coded("t", BASE), 3, (2, 2, 4)),
+    "reshaped": lambda: ReshapedTensor(Coded("t", BASE), (15, 4)),
+    "interleaved": lambda: Interleaved("t", Coded("t", BASE), Coded("t", -BASE)),
+    "every-other": lambda: EveryOther(Interleaved("t", Coded("t", BASE), Coded("t", -BASE)), second=True),
+}
+
+
+@pytest.mark.parametrize("name", OF_ROWS)
+def test_views_of_rows_give_parts_and_grids_of_the_same_rows(name: str) -> None:
+    view = OF_ROWS[name]()
+    assert (view.stored_as, view.grid) == ("doubled", Coded.grid)
+    for start in range(view.n_rows):
+        for stop in range(start, view.n_rows + 1):
+            wanted = coded(view.rows(start, stop))
+            for found in (view.stored_rows(start, stop), view.grid_rows(start, stop)[:2]):
+                assert all(np.array_equal(each, want) for each, want in zip(found, wanted, strict=True))
+
+
+def test_rows_that_are_stored_in_different_ways_have_no_parts() -> None:
+    view = StackedTensor("t", [Coded("t", BASE[0]), ArrayTensor("t", BASE[1])])
+    assert (view.stored_as, view.grid) == (None, None)
+    with pytest.raises(ValueError, match="no grid"):
+        ScaledTensor(Coded("t", BASE), 2.0).grid_rows(0, 1)

@@ -48,10 +48,13 @@ class IntegerTensor(PackedTensor):
         return Grid(bits=self.bits, group=self.columns, scales=self._scale_dtype, zero=self.zero)
 
     def grid_rows(self, start: int, stop: int) -> GridRows:
-        """Rows on their grid. Raises: ValueError if there is none."""
+        """Rows on their grid. Raises: ValueError if there is none; InputError if a scale is not finite."""
         if self.grid is None:
             raise ValueError(f"'{self.name}' has no grid")
-        return self.read_codes(start, stop)
+        found = self.read_codes(start, stop)
+        if not np.isfinite(found.scales).all():
+            self.rows(start, stop)  # which says where
+        return found
 
     @abstractmethod
     def read_codes(self, start: int, stop: int) -> GridRows:

@@ -43,7 +43,6 @@ def test_blocks_are_transformers(dense: Path, scale_fmt: str, has_config: bool) 
     expected = pack_checkpoint(dense, by_transformers(scale_fmt), BLOCKS if has_config else None)
     graph = check(dense, expected)
     assert graph.quantised_as == "FP8 E4M3 in blocks of 32x64"
-    assert any("FP8 E4M3 in blocks of 32x64" in note for note in graph.notes)
 
 
 def test_blocks_of_stacked_experts(tmp_path: Path) -> None:

@@ -1,0 +1,173 @@
+"""What the keys of an architecture say of a model's blocks, written and read by one table.
+
+| key below the architecture | says                                                                              |
+|----------------------------|-----------------------------------------------------------------------------------|
+| attention.head_count_kv    | heads of keys a layer; none mark a short convolution                                |
+| rope.freq_base, …_swa      | bases of the default tables: what a rope's own differs by is a tensor              |
+| attention.key_length       | where the config gives a size, and always beside windows; else llama.cpp derives it |
+| leading_dense_block_count  | layers before the first mixture of experts                                         |
+
+Whether a layer has norms, gates or biases that it may lack is told by the tensors that are there.
+Source: llama.cpp `conversion/` (`base.py` and a file a family), `gguf-py/gguf/metadata.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import numpy as np
+
+from ...graph.blocks import Attention, Dense, Mixture, ShortConv
+from ...graph.config import ModelConfig
+from ...graph.errors import Faults
+from ...quantize.gguf_file.header import KeyValue, ValueType
+from ...quantize.gguf_file.tensor_names import gguf_names
+from .expressible import any_attention
+
+# Ours, read by nobody else: what the stored expert down projections were multiplied by.
+FOLDED_SCALE_KEY = "lfm_convert.folded_routed_scaling_factor"
+FILE_TYPE_KEY = "general.file_type"
+_SIGMOID = 2
+_MOST_LAYERS = 1 << 16
+_KEY = "key"
+_WORDS = {
+    ValueType.UINT32: "an integer, zero or more",
+    ValueType.INT32: "an integer, zero or more",
+    ValueType.FLOAT32: "a finite number",
+    ValueType.BOOL: "true or false",
+}
+_INTEGERS = (ValueType.UINT32, ValueType.INT32)
+
+
+def _key(name: str, kind: ValueType, *, is_list: bool = False) -> Any:
+    """A field that is a key: below the architecture if it begins with a dot."""
+    return field(default=None, metadata={_KEY: (name, kind, is_list)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Numbers:
+    """One field a key, in the converter's order; None for a key that is not there."""
+
+    n_layers: int | None = _key(".block_count", ValueType.UINT32)
+    context_length: int | None = _key(".context_length", ValueType.UINT32)
+    hidden_size: int | None = _key(".embedding_length", ValueType.UINT32)
+    ffn_size: int | None = _key(".feed_forward_length", ValueType.UINT32)
+    n_heads: int | None = _key(".attention.head_count", ValueType.UINT32)
+    n_kv_heads: tuple[int, ...] | None = _key(".attention.head_count_kv", ValueType.INT32, is_list=True)
+    theta: float | None = _key(".rope.freq_base", ValueType.FLOAT32)
+    window_theta: float | None = _key(".rope.freq_base_swa", ValueType.FLOAT32)
+    norm_eps: float | None = _key(".attention.layer_norm_rms_epsilon", ValueType.FLOAT32)
+    n_experts: int | None = _key(".expert_count", ValueType.UINT32)
+    top_k: int | None = _key(".expert_used_count", ValueType.UINT32)
+    key_length: int | None = _key(".attention.key_length", ValueType.UINT32)
+    value_length: int | None = _key(".attention.value_length", ValueType.UINT32)
+    file_type: int | None = _key(FILE_TYPE_KEY, ValueType.UINT32)
+    expert_size: int | None = _key(".expert_feed_forward_length", ValueType.UINT32)
+    n_dense: int | None = _key(".leading_dense_block_count", ValueType.UINT32)
+    gating: int | None = _key(".expert_gating_func", ValueType.UINT32)
+    folded: float | None = _key(FOLDED_SCALE_KEY, ValueType.FLOAT32)
+    vocab_size: int | None = _key(".vocab_size", ValueType.UINT32)
+    conv_width: int | None = _key(".shortconv.l_cache", ValueType.UINT32)
+    window: int | None = _key(".attention.sliding_window", ValueType.UINT32)
+    has_window: tuple[bool, ...] | None = _key(".attention.sliding_window_pattern", ValueType.BOOL, is_list=True)
+    rotated: int | None = _key(".rope.dimension_count", ValueType.UINT32)
+
+    def pairs(self, architecture: str) -> list[KeyValue]:
+        """Those that are there, as the file has them."""
+        found = []
+        for each in fields(self):
+            value, (name, kind, is_list) = getattr(self, each.name), each.metadata[_KEY]
+            key = architecture + name if name.startswith(".") else name
+            if value is not None:
+                whole = KeyValue(key, ValueType.ARRAY, list(value), kind) if is_list else KeyValue(key, kind, value)
+                found.append(whole)
+        return found
+
+
+def read_numbers(said: Mapping[str, Any], architecture: str, faults: Faults) -> Numbers:
+    """What a file's metadata says, with a fault for every value that is not of its key's kind.
+
+    A single value in place of a list holds for every layer of the file.
+    """
+    found: dict[str, Any] = {}
+    n_layers = said.get(f"{architecture}.block_count")
+    for each in fields(Numbers):
+        name, kind, is_list = each.metadata[_KEY]
+        key = architecture + name if name.startswith(".") else name
+        value = said.get(key)
+        if value is None:
+            continue
+        values = value if isinstance(value, list) else [value]
+        if (isinstance(value, list) and not is_list) or not all(_is_of(kind, item) for item in values):
+            faults.add(f"{key} is {value!r:.60}: expected {_WORDS[kind]}{' a layer' if is_list else ''}")
+        elif not is_list:
+            found[each.name] = _plain(kind, value)
+        elif isinstance(value, list):
+            found[each.name] = tuple(value)
+        else:
+            found[each.name] = (value,) * (n_layers if isinstance(n_layers, int) and n_layers <= _MOST_LAYERS else 0)
+    return Numbers(**found)
+
+
+def _is_of(kind: ValueType, value: Any) -> bool:
+    if kind is ValueType.BOOL:
+        return isinstance(value, bool)
+    if isinstance(value, bool):
+        return False
+    if kind in _INTEGERS:
+        return isinstance(value, int) and 0 <= value < 2**31
+    return isinstance(value, int | float) and bool(np.isfinite(value))
+
+
+def _plain(kind: ValueType, value: Any) -> Any:
+    """A float32 as the shortest number that is it: 1e-05, where widening would give 9.999999747378752e-06."""
+    return float(str(np.float32(value))) if kind is ValueType.FLOAT32 else value
+
+
+def numbers_of(config: ModelConfig, *, file_type: int) -> Numbers:
+    """What a file says of a model, and of itself."""
+    conv, dense, mixture = config.shared(ShortConv), config.shared(Dense), config.mixture
+    attention, full = any_attention(config), any_attention(config, is_sliding=False)
+    sliding = any_attention(config, is_sliding=True)
+    has_windows = sliding.window is not None
+    # Where the config gives a size, as the converter has it, and always beside windows; else llama.cpp derives it.
+    has_sizes = config.raw.get("head_dim") is not None or gguf_names(config.family).has_windows
+    return Numbers(
+        n_layers=config.n_layers,
+        context_length=config.context_length,
+        hidden_size=config.hidden_size,
+        # The converter writes the size that a config gives though no layer is dense.
+        ffn_size=config.raw.get("intermediate_size") if dense is None else dense.size,
+        n_heads=attention.n_heads,
+        n_kv_heads=tuple(mixer.n_kv_heads if isinstance(mixer, Attention) else 0 for mixer in config.mixers),
+        theta=None if full.rope is None else full.rope.theta,
+        window_theta=sliding.rope.theta if has_windows and sliding.rope else None,
+        norm_eps=config.norm_eps,
+        key_length=attention.head_dim if has_sizes else None,
+        value_length=attention.head_dim if has_sizes else None,
+        file_type=file_type,
+        **({} if mixture is None else _of_mixture(mixture, n_dense=len(config.of_kind(Dense)))),
+        vocab_size=config.vocab_size,
+        conv_width=None if conv is None else conv.width,
+        window=sliding.window,
+        has_window=tuple(map(_sees_window, config.mixers)) if has_windows else None,
+        # Heads turn whole: pairs at rest are a matter of the factors.
+        rotated=sliding.head_dim if has_windows else None,
+    )
+
+
+def _of_mixture(mixture: Mixture, *, n_dense: int) -> dict[str, Any]:
+    return {
+        "n_experts": mixture.n_experts,
+        "top_k": mixture.top_k,
+        "expert_size": mixture.size,
+        "n_dense": n_dense,
+        "gating": _SIGMOID,
+        "folded": None if mixture.scaling == 1.0 else mixture.scaling,
+    }
+
+
+def _sees_window(mixer: object) -> bool:
+    return isinstance(mixer, Attention) and mixer.window is not None

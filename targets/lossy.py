@@ -1,0 +1,42 @@
+"""Plans of a source whose weights are codes already: which of them go on unchanged, and which are rounded again."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+
+from ..graph.graph import WeightGraph
+from .plans import Plan, TensorPlan
+from .target import Target
+
+_EXACT = "F32"
+
+
+def planned(target: Target, graph: WeightGraph, quant: str) -> Plan:
+    """The plan of a quant; of a quantised source with what that means for it."""
+    plan = target.plan(graph, quant)
+    if graph.quantised_as is None:
+        return plan
+    notes = (
+        f"from {graph.quantised_as}: artifacts are compared with the weights that it decodes to",
+        _fate(graph.quantised_as, plan.tensors),
+    )
+    return replace(plan, quantised_as=graph.quantised_as, notes=(*notes, *plan.notes))
+
+
+def _fate(source: str, tensors: Sequence[TensorPlan]) -> str:
+    """How many of the tensors that have codes keep them, stay exact as floats, or are rounded once more."""
+    coded = [tensor for tensor in tensors if tensor.view.stored_as or tensor.view.grid]
+    if not coded:
+        return f"no type has the codes of {source}: whatever is not float32 is rounded again"
+    kept = [tensor for tensor in coded if tensor.passes]
+    exact = [tensor for tensor in coded if not tensor.passes and tensor.encoding.name == _EXACT]
+    rounded = [tensor for tensor in coded if not tensor.passes and tensor.encoding.name != _EXACT]
+    said = f"of {len(coded)} tensors with codes {len(kept)} go unchanged"
+    said += f", {len(exact)} are decoded to float32" if exact else ""
+    if not rounded:
+        return f"{said}: nothing is lost beyond {source}"
+    types = Counter(tensor.encoding.name for tensor in rounded)
+    shown = ", ".join(f"{n} as {name}" for name, n in types.most_common(4))
+    return f"{said}, {len(rounded)} are rounded again ({shown}), such as '{rounded[0].name}'"
