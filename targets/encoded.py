@@ -26,12 +26,12 @@ class StoredPart:
     offset: int
     file: OpenFile | None = field(default=None, repr=False, compare=False)
 
-    def read(self, start: int, n_bytes: int) -> bytes:
+    def read(self, start: int, n_bytes: int) -> bytes | bytearray:
         """So many bytes from a place in the part, or fewer if the file ends before."""
         if self.file is not None:
             data = bytearray(n_bytes)
             self.file.read_into(memoryview(data), self.offset + start)
-            return bytes(data)
+            return data
         with self.path.open("rb") as file:
             file.seek(self.offset + start)
             return file.read(n_bytes)
@@ -141,7 +141,7 @@ class SourceTensor(EncodedTensor):
 
     def stored_rows(self, start: int, stop: int) -> tuple[Bytes, ...]:
         arrays = self._arrays(start, stop)
-        self._refuse_not_finite(self.encoding.decode(*arrays), start)
+        self._refuse_not_finite(self._values(arrays), start)
         return arrays
 
     def grid_rows(self, start: int, stop: int) -> GridRows:
@@ -157,9 +157,13 @@ class SourceTensor(EncodedTensor):
         return str(first.path), first.offset + row * self.encoding.parts(self.n_cols)[0].row_nbytes
 
     def _rows(self, start: int, stop: int) -> Float32:
-        values = super()._rows(start, stop)
+        values = self._values(self._arrays(start, stop))
         self._refuse_not_finite(values, start)
         return values
+
+    def _values(self, arrays: tuple[Bytes, ...]) -> Float32:
+        with np.errstate(invalid="ignore", over="ignore"):  # what is no number is refused in a sentence
+            return self.encoding.decode(*arrays)
 
     def _refuse_not_finite(self, values: Float32, start: int) -> None:
         finite = np.isfinite(values)

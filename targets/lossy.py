@@ -33,10 +33,14 @@ def _fate(source: str, tensors: Sequence[TensorPlan]) -> str:
     kept = [tensor for tensor in coded if tensor.passes]
     exact = [tensor for tensor in coded if not tensor.passes and tensor.encoding.name == _EXACT]
     rounded = [tensor for tensor in coded if not tensor.passes and tensor.encoding.name != _EXACT]
-    said = f"of {len(coded)} tensors with codes {len(kept)} go unchanged"
-    said += f", {len(exact)} are decoded to float32" if exact else ""
+    said = f"of {len(coded)} tensors with codes {len(kept)} {'goes' if len(kept) == 1 else 'go'} unchanged"
+    said += f", {len(exact)} {_are(exact)} decoded to float32" if exact else ""
     if not rounded:
         return f"{said}: nothing is lost beyond {source}"
     types = Counter(tensor.encoding.name for tensor in rounded)
     shown = ", ".join(f"{n} as {name}" for name, n in types.most_common(4))
-    return f"{said}, {len(rounded)} are rounded again ({shown}), such as '{rounded[0].name}'"
+    return f"{said}, {len(rounded)} {_are(rounded)} rounded again ({shown}), such as '{rounded[0].name}'"
+
+
+def _are(tensors: Sequence[TensorPlan]) -> str:
+    return "is" if len(tensors) == 1 else "are"

@@ -69,7 +69,9 @@ Revision = Annotated[
 Offline = Annotated[bool, typer.Option("--offline", help="Never ask the hub; use its local cache.")]
 Model = Annotated[
     str | None,
-    typer.Argument(metavar="MODEL", help=f"Checkpoint folder, hub id, or {CHOICES}.", show_default=False),
+    typer.Argument(
+        metavar="MODEL", help=f"Checkpoint or MLX folder, GGUF file, hub id, or {CHOICES}.", show_default=False
+    ),
 ]
 
 # How our own typography is spelled where an encoding lacks it. Other marks become escapes.

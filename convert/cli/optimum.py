@@ -27,7 +27,9 @@ class LfmConvertCommand(BaseOptimumCLICommand):  # type: ignore[misc]
 
     @staticmethod
     def parse_args(parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("-m", "--model", required=True, help=f"Checkpoint folder, hub id, or {CHOICES}.")
+        parser.add_argument(
+            "-m", "--model", required=True, help=f"Checkpoint or MLX folder, GGUF file, hub id, or {CHOICES}."
+        )
         parser.add_argument("output", help="Folder to write.")
         parser.add_argument("--debug", action="store_true", help="Show a traceback of a failure.")
         for option in _options():

@@ -87,6 +87,7 @@ def _facts(source: CardSource) -> dict[str, Any]:
     rows = [_row(entry, source.repo) for entry in manifest.artifacts]
     repository = origin.get("repository") or source.base_model or origin.get("name", "not named")
     revision = f" at {origin['revision']}" if origin.get("revision") else ""
+    stored = f", stored as {origin['quantised_as']}" if origin.get("quantised_as") else ""
     listed = material_hashes(origin)
     licence = _licence(source)
     libraries = manifest.tool.get("libraries", {})
@@ -104,7 +105,7 @@ def _facts(source: CardSource) -> dict[str, Any]:
         "dtype": next((_DTYPES[e["quant"]] for e in manifest.artifacts if e["quant"] in _DTYPES), None),
         "has_model_file": any(_is_model_file(file["path"]) for e in manifest.artifacts for file in e["files"]),
         "context": max((int((e["validation"] or {}).get("context") or 0) for e in manifest.artifacts), default=0),
-        "origin": f"{repository}{revision}",
+        "origin": f"{repository}{revision}{stored}",
         "n_source_files": len(listed),
         "source_sha256": digest(listed),
         "licence": licence.get("license_name") or licence.get("license") or "not named by the checkpoint",

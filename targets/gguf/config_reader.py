@@ -23,7 +23,7 @@ from ...graph.rotary import LARGEST_HEAD, default_rope, inverse_frequencies
 from ...graph.source.config_file import parse_config
 from ...graph.tensor import Shape
 from ...quantize.gguf_file.tensor_names import gguf_names
-from .numbers import Numbers
+from .numbers import SIGMOID, Numbers
 
 # A factor from here on is a pair at rest: no table of a rope goes so far.
 _AT_REST = 1e20
@@ -137,6 +137,12 @@ class _Blocks:
         if head_dim % 2 or not 0 < head_dim <= LARGEST_HEAD:
             self._faults.add(f"heads have {head_dim} elements: expected an even number of at most {LARGEST_HEAD}")
             head_dim = 2
+        for key, value in (
+            ("attention.value_length", self._said.value_length),
+            ("rope.dimension_count", self._said.rotated),
+        ):
+            if value not in (None, head_dim):
+                self._faults.add(f"{key} is {value}: expected {head_dim}, as heads of keys have")
         if has_window and not self._said.window:
             self._faults.add("attention.sliding_window is missing, and layers have windows")
         return Attention(
@@ -171,6 +177,8 @@ class _Blocks:
             if said.ffn_size is None:
                 self._faults.add("feed_forward_length is missing")
             return Dense(size=said.ffn_size or 1)
+        if said.gating not in (None, SIGMOID):
+            self._faults.add(f"expert_gating_func is {said.gating}: expected {SIGMOID}, sigmoids")
         for key, value in (("expert_used_count", said.top_k), ("expert_feed_forward_length", said.expert_size)):
             if value is None:
                 self._faults.add(f"{key} is missing, and there are experts")

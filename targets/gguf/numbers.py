@@ -29,7 +29,7 @@ from .expressible import any_attention
 # Ours, read by nobody else: what the stored expert down projections were multiplied by.
 FOLDED_SCALE_KEY = "lfm_convert.folded_routed_scaling_factor"
 FILE_TYPE_KEY = "general.file_type"
-_SIGMOID = 2
+SIGMOID = 2
 _MOST_LAYERS = 1 << 16
 _KEY = "key"
 _WORDS = {
@@ -111,6 +111,12 @@ def read_numbers(said: Mapping[str, Any], architecture: str, faults: Faults) -> 
     return Numbers(**found)
 
 
+def unread_keys(said: Mapping[str, Any], architecture: str) -> list[str]:
+    """Keys of the architecture that say something of its blocks, and that no field is."""
+    known = {architecture + each.metadata[_KEY][0] for each in fields(Numbers)}
+    return [key for key in said if key.startswith(architecture + ".") and key not in known]
+
+
 def _is_of(kind: ValueType, value: Any) -> bool:
     if kind is ValueType.BOOL:
         return isinstance(value, bool)
@@ -164,7 +170,7 @@ def _of_mixture(mixture: Mixture, *, n_dense: int) -> dict[str, Any]:
         "top_k": mixture.top_k,
         "expert_size": mixture.size,
         "n_dense": n_dense,
-        "gating": _SIGMOID,
+        "gating": SIGMOID,
         "folded": None if mixture.scaling == 1.0 else mixture.scaling,
     }
 

@@ -37,12 +37,14 @@ from ..naming import read_part_name
 from ..target import Artifact, NotJudged
 from .card import card_of
 from .config_reader import read_config
-from .numbers import read_numbers
+from .numbers import read_numbers, unread_keys
 from .reader import metadata_of, weights_of
 from .recognise import recognise
 from .vocab_reader import Vocabulary, read_vocabulary
 
 SUFFIX = ".gguf"
+# Keys by which llama.cpp stretches positions.
+_SCALED_ROPES = ("rope.scaling.type", "rope.scale_linear")
 _LARGE = (Trait.TABLE, Trait.HEAD, Trait.MATRIX, Trait.EXPERTS)
 _FLOAT_NAMES = {DType.F32: "float32", DType.F16: "float16", DType.BF16: "bfloat16"}
 
@@ -72,7 +74,11 @@ def _opened(artifact: Artifact, name: str | None) -> WeightGraph:
     dtype, is_packed = _float_type(parts)
     views = _weights(parts, said, files, dtype)
     faults = Faults()
-    numbers = read_numbers(said, gguf_names(family).architecture, faults)
+    arch = gguf_names(family).architecture
+    numbers, unread = read_numbers(said, arch, faults), unread_keys(said, arch)
+    for key in (f"{arch}.{name}" for name in _SCALED_ROPES):
+        if key in unread and said[key] not in ("none", 1.0):
+            faults.add(f"{key} is {said[key]!r:.40}: a rope that is scaled is not read here")
     faults.raise_if_any(str(path))
     vocabulary = read_vocabulary(said, path)
     config = read_config(
@@ -92,6 +98,9 @@ def _opened(artifact: Artifact, name: str | None) -> WeightGraph:
         assets=_assets(said, vocabulary, config),
         files=SourceFiles(list(files.values()), are_all=True),
         quantised_as=artifact.quant if is_packed else None,
+        notes=(f"of the metadata {', '.join(unread[:4])} {'is' if len(unread) == 1 else 'are'} not read",)
+        if unread
+        else (),
     )
 
 

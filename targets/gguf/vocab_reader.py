@@ -166,9 +166,9 @@ def _stops(said: Mapping[str, Any], special: Mapping[str, int], added: Mapping[i
 
 
 def _sampling(said: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields of generation_config.json. What llama.cpp is told to sample with, transformers only uses if it samples."""
+    """Fields of generation_config.json, each under the name that transformers knows, which only uses them if it samples."""
     found = {
-        names[0]: float(f"{value:.7g}") if kind is ValueType.FLOAT32 else value
+        names[-1]: float(f"{value:.7g}") if kind is ValueType.FLOAT32 else value
         for key, (kind, names) in SAMPLING.items()
         if isinstance(value := said.get(SAMPLING_KEY + key), str if kind is ValueType.STRING else int | float)
         and not isinstance(value, bool)

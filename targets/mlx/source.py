@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from ...graph.config import CONFIG_FILE
 from ...graph.dtypes import DType
 from ...graph.errors import InputError
 from ...graph.graph import WeightGraph
+from ...graph.json_text import read_object
 from ...graph.opening import graph_of, model_name
 from ...graph.source.assets import read_assets
 from ...graph.source.checkpoint import Checkpoint, has_weights
@@ -20,6 +22,7 @@ from ...quantize.encodings.mlx_pack import GroupEncoding
 from ..encoded import SourceTensor, StoredPart
 from ..target import NotJudged
 from .folder import has_mlx_arrays
+from .parameters import is_packed
 from .reader import weights_of
 from .recognise import quant_of
 
@@ -38,7 +41,9 @@ def open_source(path: Path, *, name: str | None = None) -> WeightGraph | None:
     checkpoint = Checkpoint(path)
     if not has_mlx_arrays(checkpoint.tensors):
         return None
-    config = load_config(path)
+    config, said = load_config(path), read_object(path / CONFIG_FILE).get("quantization")
+    if not isinstance(said, Mapping) and any(is_packed(name, checkpoint.tensors) for name in checkpoint.tensors):
+        return None  # MLX itself takes no array for packed in a folder whose config says nothing of it
     dtype = _FLOAT_NAMES.get(config.dtype, DType.BF16)
 
     def view_of(parameter: str, shape: Shape, encoding: Encoding, parts: tuple[StoredPart, ...]) -> TensorView:
@@ -49,7 +54,7 @@ def open_source(path: Path, *, name: str | None = None) -> WeightGraph | None:
     except NotJudged as error:
         raise InputError(f"{path}: {error}") from None
     encodings = {address: view.encoding for address, view in views.items() if isinstance(view, SourceTensor)}
-    is_packed = any(isinstance(encoding, GroupEncoding) for encoding in encodings.values())
+    has_codes = any(isinstance(encoding, GroupEncoding) for encoding in encodings.values())
     raw = {key: value for key, value in config.raw.items() if key not in _STALE}
     tokenizer = path / TOKENIZER_FILE
     return graph_of(
@@ -60,7 +65,7 @@ def open_source(path: Path, *, name: str | None = None) -> WeightGraph | None:
         tokenizer=Tokenizer(tokenizer) if tokenizer.is_file() else None,
         assets=read_assets(path),
         files=checkpoint,
-        quantised_as=f"MLX {quant_of(encodings)}" if is_packed else None,
+        quantised_as=f"MLX {quant_of(encodings)}" if has_codes else None,
         notes=checkpoint.notes,
     )
 

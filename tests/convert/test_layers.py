@@ -17,7 +17,7 @@ HEAVY = ("torch", "onnx", "onnxruntime", "mlx", "coremltools", "transformers")
 RANKS = {
     "graph": 2,
     **dict.fromkeys(("graph.errors", "graph.units", "graph.text", "graph.progress", "graph.json_text"), 0),
-    **dict.fromkeys(("graph.dtypes", "graph.files", "graph.streams", "graph.tensor"), 1),
+    **dict.fromkeys(("graph.dtypes", "graph.files", "graph.grid", "graph.streams", "graph.tensor"), 1),
     "quantize": 3,
     "targets": 4,
     "validate": 5,

@@ -49,9 +49,9 @@ def test_unknown_places(tmp_path: Path) -> None:
         find_model(str(tmp_path / "nothing"))
     with pytest.raises(UsageError, match="no bundled model 'big': expected moe or dense or lfm3"):
         find_model("bundled:big")
-    (tmp_path / "x.gguf").touch()
+    (tmp_path / "x.onnx").touch()
     with pytest.raises(InputError, match="is a file"):
-        find_model(str(tmp_path / "x.gguf"))
+        find_model(str(tmp_path / "x.onnx"))
 
 
 @pytest.fixture

@@ -36,7 +36,7 @@ from lfm_convert.quantize.imatrix import importance_bytes, read_importance
 from lfm_convert.targets.coreml.package import MODEL
 from lfm_convert.targets.coreml.structure import check_package
 from lfm_convert.targets.gguf.vocab import vocabulary
-from lfm_convert.targets.target import get_target
+from lfm_convert.targets.target import get_target, open_artifact
 from lfm_convert.validate.prompts import load_prompts
 from support.artifacts import write_artifact
 from support.checkpoints import dense_config, make_checkpoint, moe_config
@@ -294,6 +294,23 @@ def _foreign_reader(target: str, quant: str) -> Callable[[bytes, Path], object]:
     return run
 
 
+def _source_reader(target: str, quant: str) -> Callable[[bytes, Path], object]:
+    """Opens an artifact of an unknown writer as a source, and reads all of it that a conversion reads."""
+
+    def run(data: bytes, folder: Path) -> object:
+        made = _artifact(target, quant, folder)
+        made.path.write_bytes(data)
+        graph = open_artifact(made.path if target == "gguf" else made.path.parent)
+        if graph is None:
+            return None
+        text = graph.tokenizer and graph.tokenizer.encode("a <b> é")
+        plans = [get_target(name).plan(graph, quant) for name, quant in (("gguf", "Q4_0"), ("mlx", "4bit-g32"))]
+        rows = [weight.view.read() for weight in graph.weights()]
+        return text, plans, rows, [w.view.stored_rows(0, 1) for w in graph.weights() if w.view.stored_as]
+
+    return run
+
+
 def _program_seeds(folder: Path) -> Iterator[bytes]:
     yield (_artifact("coreml", "int8", folder).path.parent / MODEL).read_bytes()
 
@@ -315,6 +332,8 @@ _ALL = (
     Reader("gguf-foreign", _artifact_seeds("gguf", "Q4_K_M"), _foreign_reader("gguf", "Q4_K_M")),
     Reader("onnx-foreign", _artifact_seeds("onnx", "q8"), _foreign_reader("onnx", "q8")),
     Reader("mlx-foreign", _artifact_seeds("mlx", "4bit"), _foreign_reader("mlx", "4bit")),
+    Reader("gguf-source", _artifact_seeds("gguf", "Q4_0"), _source_reader("gguf", "Q4_0")),
+    Reader("mlx-source", _artifact_seeds("mlx", "4bit-g32"), _source_reader("mlx", "4bit-g32")),
     Reader("coreml", _program_seeds, _read_package),
     Reader("config", _config_seeds, _read_file(CONFIG_FILE, _read_config)),
     Reader("tokenizer", _tokenizer_seeds, _in_checkpoint(TOKENIZER_FILE, _read_tokenizer)),

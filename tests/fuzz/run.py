@@ -31,7 +31,7 @@ _WALL = 10  # so many times that by the clock, which a busy machine stretches
 _GRACE_SECONDS = 60.0
 _NAMES = (
     "safetensors", "index", "gguf", "gguf-weights", "onnx-weights", "mlx-weights", "gguf-foreign", "onnx-foreign",
-    "mlx-foreign", "coreml", "config", "tokenizer",
+    "mlx-foreign", "gguf-source", "mlx-source", "coreml", "config", "tokenizer",
     "tokenizer-config", "generation-config", "template", "imatrix", "manifest", "recipe", "prompts",
 )  # fmt: skip
 
