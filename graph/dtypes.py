@@ -71,6 +71,15 @@ _BITS: dict[DType, tuple[np.dtype[np.unsignedinteger[Any]], int]] = {
 }
 
 
+# What elements are in memory as they lie in a file: integers as such, any other type as the bits of its width.
+_INTEGERS = {DType.I64: "<i8", DType.I32: "<i4", DType.I16: "<i2", DType.I8: "|i1", DType.BOOL: "|u1"}
+
+
+def element_type(dtype: DType) -> np.dtype[Any]:
+    """The numpy type of stored elements, of dtypes of whole bytes, before they are decoded."""
+    return np.dtype(_INTEGERS.get(dtype, f"<u{dtype.itemsize}"))
+
+
 def stored(raw: memoryview, dtype: DType) -> NDArray[np.unsignedinteger[Any]]:
     """The elements of `raw` as unsigned integers of their own width, little-endian, no copy."""
     return np.frombuffer(raw, dtype=_BITS[dtype][0])

@@ -23,11 +23,15 @@ _Cause = tuple[str, Collection[str]]
 
 @dataclass
 class Misfits:
-    """What a checkpoint lacks, has in another form than the config demands, and has over."""
+    """What a checkpoint lacks, has in another form than the config demands, and has over.
 
-    missing: dict[str, Shape] = field(default_factory=dict)
+    The shape of what is `missing`, where it is known; of what is `misshapen` the expected and the found one; of what is
+    `mistyped` the found type and the expected ones.
+    """
+
+    missing: dict[str, Shape | None] = field(default_factory=dict)
     misshapen: dict[str, tuple[Shape, Shape]] = field(default_factory=dict)
-    mistyped: dict[str, str] = field(default_factory=dict)
+    mistyped: dict[str, tuple[str, str]] = field(default_factory=dict)
     left: tuple[str, ...] = ()
 
     def __bool__(self) -> bool:
@@ -45,17 +49,23 @@ class Misfits:
             if (found := cause(rest, config, tensors)) is not None:
                 sentence, explained = found
                 told.append(sentence)
-                rest = rest._without(explained)
+                rest = rest.without(explained)
         return [*told, *rest._each_kind(config.family.layer_prefix)]
 
-    def _without(self, names: Collection[str]) -> Misfits:
+    def without(self, names: Collection[str]) -> Misfits:
         return replace(
             self,
             missing={name: shape for name, shape in self.missing.items() if name not in names},
             misshapen={name: shapes for name, shapes in self.misshapen.items() if name not in names},
-            mistyped={name: dtype for name, dtype in self.mistyped.items() if name not in names},
+            mistyped={name: dtypes for name, dtypes in self.mistyped.items() if name not in names},
             left=tuple(name for name in self.left if name not in names),
         )
+
+    def add(self, others: Misfits) -> None:
+        """Takes over the misfits of `others`, but for what is left."""
+        self.missing |= others.missing
+        self.misshapen |= others.misshapen
+        self.mistyped |= others.mistyped
 
     @property
     def _names(self) -> tuple[str, ...]:
@@ -127,14 +137,20 @@ class Misfits:
 
     def _each_kind(self, prefix: str) -> list[str]:
         """The tensors of each misfit: one by one, or by what they are called below the `prefix` of a layer."""
-        missing = {n: f"tensor '{n}' is missing (expected shape {list(shape)})" for n, shape in self.missing.items()}
+        missing = {
+            name: f"tensor '{name}' is missing" + (f" (expected shape {list(shape)})" if shape is not None else "")
+            for name, shape in self.missing.items()
+        }
         misshapen = {name: self._shape(name) for name in self.misshapen}
-        mistyped = {n: f"tensor '{n}' is {dtype}: expected F32, F16 or BF16" for n, dtype in self.mistyped.items()}
+        mistyped = {
+            name: f"tensor '{name}' is {found}: expected {expected}"
+            for name, (found, expected) in self.mistyped.items()
+        }
         left = {name: f"tensor '{name}' is not part of the model the config describes" for name in sorted(self.left)}
         return [
             *_few(missing, "are missing", prefix),
             *_few(misshapen, "have the wrong shape", prefix, first=True),
-            *_few(mistyped, "are not F32, F16 or BF16", prefix, first=True),
+            *_few(mistyped, "are of the wrong type", prefix, first=True),
             *_few(left, "are not part of the model the config describes", prefix),
         ]
 

@@ -26,6 +26,8 @@ from .source.assets import Assets, read_assets
 from .source.checkpoint import Checkpoint
 from .source.config_file import load_config
 from .source.open_file import SourceFiles
+from .source.packed.methods import unpack
+from .source.packed.taking import Unpacked
 from .source.quantized import configured_method, quantized_weights
 from .source.stops import clean_generation, stop_notes
 from .source.tokenizer import Tokenizer, missing_tokenizer, read_tokenizer, settle_tokenizer
@@ -83,13 +85,14 @@ def open_graph(
         return _assemble(name, folder, config, partial(_declared_view, config), tokenizer, assets, None, tuple(notes))
     if tokenizer is None:
         notes.append(missing_tokenizer(folder))
-    config = settle_quantization(config, checkpoint)
-    config = settle_head(config, checkpoint)
-    views, dropped = bind(config, checkpoint)
-    return _assemble(
+    config, unpacked = settle_quantization(config, checkpoint)
+    config = settle_head(config, unpacked)
+    views, dropped = bind(config, unpacked, folder)
+    graph = _assemble(
         name, folder, config, views.__getitem__, tokenizer, assets, checkpoint,
-        (*config.notes, *checkpoint.notes, *dropped, *notes),
+        (*config.notes, *checkpoint.notes, *unpacked.notes, *dropped, *notes),
     )  # fmt: skip
+    return replace(graph, quantised_as=unpacked.quantised_as)
 
 
 def graph_of(
@@ -193,30 +196,33 @@ def _assemble(
     )
 
 
-def settle_quantization(config: ModelConfig, checkpoint: Checkpoint) -> ModelConfig:
-    """The config, with a note if it speaks of quantization and the tensors are plain.
+def settle_quantization(config: ModelConfig, checkpoint: Checkpoint) -> tuple[ModelConfig, Unpacked]:
+    """The tensors as weights: packed ones are decoded as they are read.
 
-    Raises: InputError for weights that a quantizer packed, or an adapter that lies among them.
+    The config has a note if only it says that they are.
+    Raises: InputError for weights packed by a method that is not decoded, or an adapter that lies among them.
     """
     tensor = unmerged_tensor(checkpoint.tensors)
     if tensor is not None:
         raise InputError(f"{checkpoint.folder}: {unmerged_sentence(tensor)}")
     found = quantized_weights(config.raw, checkpoint.tensors)
     if found is not None:
-        raise InputError(f"{checkpoint.folder}: {found.sentence}")
+        dtype = _CONFIG_DTYPES.get(config.dtype, DType.BF16)
+        return config, unpack(found, checkpoint, config.raw, dtype=dtype)
     said = configured_method(config.raw)
+    plain = Unpacked(checkpoint.tensors)
     if said is None:
-        return config
+        return config, plain
     note = (
         f"config.json says that the weights are quantised by {said}, but they are plain floats: they are read as such"
     )
-    return replace(config, notes=(*config.notes, note))
+    return replace(config, notes=(*config.notes, note)), plain
 
 
-def settle_head(config: ModelConfig, checkpoint: Checkpoint) -> ModelConfig:
+def settle_head(config: ModelConfig, unpacked: Unpacked) -> ModelConfig:
     """The config with `tied` as the tensors have it: a head that differs from the embedding is kept."""
     names = (config.family.tensor_name(role, None) for role in (Role.LM_HEAD, Role.EMBED))
-    head, embed = (checkpoint.tensors.get(name) for name in names)
+    head, embed = (unpacked.tensors.get(name) for name in names)
     if not config.tied or head is None or embed is None or embed.shape != (config.vocab_size, config.hidden_size):
         return config
     if _equal(head, embed):
@@ -225,28 +231,29 @@ def settle_head(config: ModelConfig, checkpoint: Checkpoint) -> ModelConfig:
     return replace(config, tied=False, notes=(*config.notes, note))
 
 
-def bind(config: ModelConfig, checkpoint: Checkpoint) -> tuple[dict[Slot, TensorView], list[str]]:
+def bind(config: ModelConfig, unpacked: Unpacked, folder: Path) -> tuple[dict[Slot, TensorView], list[str]]:
     """Matches every slot with a tensor and every tensor with a slot.
 
     Returns the views by slot, and notes on what was dropped knowingly.
-    Raises: InputError listing all missing, misshapen, mistyped and unexpected tensors.
+    Raises: InputError listing all missing, misshapen, mistyped and unexpected tensors, and what could not be decoded.
     """
     embed, head = (config.family.tensor_name(role, None) for role in (Role.EMBED, Role.LM_HEAD))
-    tensors: dict[str, TensorView] = dict(checkpoint.tensors)
-    is_head_only = config.tied and embed not in tensors and head in tensors
+    tensors = dict(unpacked.tensors)
+    is_head_only = config.tied and head in tensors and embed not in {*tensors, *unpacked.told}
     if is_head_only:  # of two names for one tensor, a writer kept the other
-        tensors[embed] = checkpoint.tensors[head].renamed(embed)
-        del tensors[head]
+        tensors[embed] = tensors.pop(head).renamed(embed)
     shelf = Shelf(tensors)
     views = {slot: view for slot in declare(config) if (view := _take(shelf, config, slot)) is not None}
     notes = _drop_redundant(shelf, config)
     if is_head_only:
         notes.append(f"of the tied pair only '{head}' is stored: it is read as the embedding too")
     shelf.misfits.left = shelf.left
+    misfits = shelf.misfits.without(unpacked.told)
+    misfits.add(unpacked.misfits)
     faults = Faults()
-    for sentence in shelf.misfits.sentences(config, checkpoint.tensors):
+    for sentence in (*unpacked.faults, *misfits.sentences(config, unpacked.tensors)):
         faults.add(sentence)
-    faults.raise_if_any(str(checkpoint.folder))
+    faults.raise_if_any(str(folder))
     return views, notes
 
 

@@ -6,10 +6,11 @@ n_rows is the product of the leading axes, and a 1-D tensor is one row.
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -76,6 +77,12 @@ class TensorView(ABC):
                 f"{start}:{stop}; declared float32 {(stop - start, self.n_cols)}"
             )
         return values
+
+    def renamed(self, name: str) -> Self:
+        """The same tensor under another name."""
+        other = copy.copy(self)
+        other.name = name
+        return other
 
     @property
     def stored_as(self) -> str | None:

@@ -28,6 +28,8 @@ def planned(target: Target, graph: WeightGraph, quant: str) -> Plan:
 def _fate(source: str, tensors: Sequence[TensorPlan]) -> str:
     """How many of the tensors that have codes keep them, stay exact as floats, or are rounded once more."""
     coded = [tensor for tensor in tensors if tensor.view.stored_as or tensor.view.grid]
+    if not coded:
+        return f"no type has the codes of {source}: whatever is not float32 is rounded again"
     kept = [tensor for tensor in coded if tensor.passes]
     exact = [tensor for tensor in coded if not tensor.passes and tensor.encoding.name == _EXACT]
     rounded = [tensor for tensor in coded if not tensor.passes and tensor.encoding.name != _EXACT]

@@ -96,6 +96,7 @@ def _checkpoint(graph: WeightGraph) -> dict[str, Any]:
         "kind": "checkpoint",
         "name": graph.name,
         "model_type": config.model_type,
+        **({} if graph.quantised_as is None else {"quantised_as": graph.quantised_as}),
         "parameters": graph.n_parameters,
         "layers": config.n_layers,
         "attention_layers": list(config.of_kind(Attention)),

@@ -30,7 +30,7 @@ class Shelf:
         elif tensor.shape != shape:
             self.misfits.misshapen[name] = (shape, tensor.shape)
         elif tensor.dtype not in WEIGHT_DTYPES:
-            self.misfits.mistyped[name] = tensor.dtype.value
+            self.misfits.mistyped[name] = tensor.dtype.value, "F32, F16 or BF16"
         else:
             return tensor
         return None

@@ -1,6 +1,7 @@
 """Recognises checkpoints whose weights a quantizer packed, by their tensors and by their config.
 
-Such weights are not what the model was trained with: an artifact made of them would carry two roundings.
+Such weights are not what the model was trained with: an artifact made of them carries two roundings. What `packed/`
+decodes is read, and said; the rest is refused by name.
 The tensors decide. A config that speaks of quantization over plain floats is stale, as merging tools leave it.
 Source: transformers `utils/quantization_config.py`; the writers of each format.
 """
@@ -8,7 +9,7 @@ Source: transformers `utils/quantization_config.py`; the writers of each format.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..dtypes import DType
@@ -45,6 +46,13 @@ _BY_NAME = (
     ("_blocks", "MXFP4"),
     (".weight_scales", "EETQ"),
 )
+# Of these ends the tensors alone say how they are decoded, by the method's key.
+_SELF_DESCRIBED = {
+    ".absmax": "bitsandbytes",
+    ".quant_map": "bitsandbytes",
+    ".SCB": "bitsandbytes",
+    ".weight_scale_inv": "fp8",
+}
 # Companions that several writers use: they tell only beside weights that are no floats.
 _SCALES = (".weight_scale", ".scales", "_scales", ".weight_shape", ".input_scale")
 _PACKED = (DType.U8, DType.I8, DType.U32, DType.I32)
@@ -53,10 +61,16 @@ _FOUR_BIT_FLOATS = ("nvfp4", "mxfp4", "mxfp8")
 
 @dataclass(frozen=True)
 class Quantized:
-    """The method that packed a checkpoint, and where that is seen."""
+    """The method that packed a checkpoint, and where that is seen.
+
+    `key` is the method's, as configs spell it without case, "-" and "_"; None if it is not known. `by_tensors` is
+    what the tensors say by themselves.
+    """
 
     method: str
     evidence: str
+    key: str | None = None
+    by_tensors: str = ""
 
     @property
     def sentence(self) -> str:
@@ -69,25 +83,38 @@ def quantized_weights(raw: Mapping[str, Any], tensors: Mapping[str, TensorView])
     if found is None:
         return None
     said = configured_method(raw)
-    return found if said is None else Quantized(said, f"quantization_config in config.json, {found.evidence}")
+    if said is None:
+        return found
+    key = _key(quantization_settings(raw))
+    return replace(found, method=said, evidence=f"quantization_config in config.json, {found.evidence}", key=key)
 
 
 def configured_method(raw: Mapping[str, Any]) -> str | None:
     """The method that a config names; None if it names none."""
-    settings = raw.get("quantization_config") or raw.get("compression_config")
-    if isinstance(settings, Mapping) and settings:
-        return _method(settings)
-    quantization = raw.get("quantization")
-    if isinstance(quantization, Mapping) and quantization:
-        return "MLX" if "group_size" in quantization else _method(quantization)
-    return None
+    settings = quantization_settings(raw)
+    return _method(settings) if settings else None
+
+
+def quantization_settings(raw: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a config says of its weights' quantization; empty if it says nothing."""
+    found = (raw.get(key) for key in ("quantization_config", "compression_config", "quantization"))
+    return next((settings for settings in found if isinstance(settings, Mapping) and settings), {})
+
+
+def _named(settings: Mapping[str, Any]) -> str | None:
+    named = settings.get("quant_method") or settings.get("quant_algo")
+    return named if isinstance(named, str) and named.isprintable() else None
+
+
+def _key(settings: Mapping[str, Any]) -> str | None:
+    named = _named(settings)
+    return named and named.lower().replace("-", "").replace("_", "")
 
 
 def _method(settings: Mapping[str, Any]) -> str:
-    named = settings.get("quant_method") or settings.get("quant_algo")
-    if not isinstance(named, str) or not named.isprintable():
+    named, key = _named(settings), _key(settings)
+    if named is None or key is None:
         return "MLX" if {"group_size", "bits"} <= settings.keys() else "a method that its config does not name"
-    key = named.lower().replace("-", "").replace("_", "")
     method = _METHODS.get(key, named)
     if key == "bitsandbytes":
         bits = 8 if settings.get("load_in_8bit") else 4 if settings.get("load_in_4bit") else None
@@ -100,18 +127,22 @@ def _method(settings: Mapping[str, Any]) -> str:
 def _by_tensors(tensors: Mapping[str, TensorView]) -> Quantized | None:
     mlx = _mlx(tensors)
     if mlx is not None:
-        return Quantized("MLX", f"tensor '{mlx}'")
+        return _seen("MLX", f"tensor '{mlx}'")
     coded = next((name for name, tensor in tensors.items() if tensor.dtype.is_coded), None)
     packed = coded or _packed_weight(tensors)
     for ending, method in _BY_NAME:
         name = next((name for name in tensors if name.endswith(ending)), None)
         if name is not None:
-            return Quantized(method, f"tensor '{name}'")
+            return _seen(method, f"tensor '{name}'", _SELF_DESCRIBED.get(ending))
     if packed is None:
         return None
     dtype = tensors[packed].dtype.value
     method = "FP8" if dtype.startswith("F8") else "packed integers" if coded is None else dtype
-    return Quantized(method, f"tensor '{packed}' is {dtype}")
+    return _seen(method, f"tensor '{packed}' is {dtype}", "fp8" if method == "FP8" else None)
+
+
+def _seen(method: str, evidence: str, key: str | None = None) -> Quantized:
+    return Quantized(method, evidence, key, f"{method} ({evidence})")
 
 
 def _mlx(tensors: Mapping[str, TensorView]) -> str | None:

@@ -8,7 +8,6 @@ Layout (source: the safetensors format specification):
 
 from __future__ import annotations
 
-import copy
 import math
 import threading
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..dtypes import WEIGHT_DTYPES, DType, Float32, first_not_finite, stored, widen
+from ..dtypes import WEIGHT_DTYPES, DType, Float32, element_type, first_not_finite, stored, widen
 from ..errors import InputError
 from ..json_text import parse_json
 from ..tensor import Shape, TensorView
@@ -78,11 +77,12 @@ class StoredTensor(TensorView):
         self.stored_name = name
         self.offset = data_start + entry.begin
 
-    def renamed(self, name: str) -> StoredTensor:
-        """The same tensor under the name that the model has for it."""
-        other = copy.copy(self)
-        other.name = name
-        return other
+    def elements(self, start: int, stop: int) -> NDArray[Any]:
+        """Elements [start, stop) of the flat tensor as they are stored, whatever their type; see `element_type`."""
+        found = np.empty(stop - start, element_type(self.dtype))
+        if found.size:
+            self.file.read_into(found.view(np.uint8).data, self.offset + start * self.dtype.itemsize)
+        return found
 
     def place(self, row: int) -> tuple[str, int]:
         return str(self.path), self.offset + row * self.row_nbytes

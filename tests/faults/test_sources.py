@@ -23,7 +23,7 @@ from lfm_convert.graph.opening import open_graph
 from lfm_convert.graph.source.safetensors import SafetensorsFile
 from support.checkpoints import dense_config, make_checkpoint, moe_config
 from support.hub import environment, serve
-from support.quantised_layouts import LAYOUTS, quantise
+from support.quantised_layouts import LAYOUTS, READ_BY_CONFIG, READ_BY_TENSORS, quantise
 from support.refusals import refused
 from support.safetensors_files import Tensor, edit_tensors, float32, read_tensors, with_header, write_tensors
 
@@ -176,8 +176,12 @@ def test_a_training_state_is_named(name: str, said: str, dense: Path, sentence_o
 
 @pytest.mark.parametrize(
     ("layout", "has_config"),
-    # with its settings a folder of MLX is a source
-    [(layout, has) for layout in LAYOUTS for has in (True, False) if not (has and layout.startswith("mlx"))],
+    [
+        pytest.param(layout, has_config, id=f"{layout}-{'config' if has_config else 'tensors'}")
+        for has_config, read in ((True, READ_BY_CONFIG), (False, READ_BY_TENSORS))
+        for layout in LAYOUTS
+        if layout not in read
+    ],
 )
 def test_quantised_weights_are_named(
     layout: str, has_config: bool, dense: Path, sentence_of: Callable[..., str]

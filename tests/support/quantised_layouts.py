@@ -164,6 +164,9 @@ LAYOUTS: Mapping[str, tuple[str, str, dict[str, Any], Parts]] = {
     "bitnet": ("BitNet", "packed integers", {"quant_method": "bitnet"}, _bitnet),
     "unheard-of": ("tomorrow", "packed integers", {"quant_method": "tomorrow"}, _ct_int8),
 }  # fmt: skip
+# Those that are decoded: by what the config says, and by the tensors alone.
+READ_BY_CONFIG = {"bitsandbytes-4bit", "bitsandbytes-8bit", "fp8", "compressed-fp8", "compressed-int4", "compressed-int8", "compressed-nvfp4", "mxfp8", "awq", "gptq", "mlx", "mlx-mxfp4"}  # fmt: skip
+READ_BY_TENSORS = {"bitsandbytes-4bit", "bitsandbytes-8bit", "fp8", "compressed-fp8", "mxfp8"}
 
 
 def quantise(tensors: dict[str, Tensor], parts: Parts) -> None:
