@@ -164,7 +164,9 @@ def _opened(recipe: Recipe, model: ModelEntry, weights: bool, offline: bool, pro
         source = find_model(
             str(seen) if seen.exists() else model.model, revision=model.revision, offline=offline, token=token
         )
-        return open_source(replace(source, name=model.name or source.name), weights=weights, progress=progress)
+    with _blamed(recipe, (*model.key, "adapters") if model.adapters else model.key):
+        graph = open_source(source, weights=weights, adapters=recipe.adapting(model), progress=progress)
+        return replace(graph, name=model.name) if model.name else graph
 
 
 def _planned(recipe: Recipe, wanted: Wanted, graph: WeightGraph, out: Path) -> Prepared:
@@ -275,7 +277,8 @@ def _owners(
     for path in (*texts, *(comparison[name] for name in ("prompts", "text") if name in comparison)):
         yield path, "a text that is read"
     for graph in graphs.values():
-        yield from ((path, "the checkpoint's") for path in graph.folder.iterdir() if path.is_file())
+        for folder in graph.folders:
+            yield from ((path, "the checkpoint's") for path in folder.iterdir() if path.is_file())
     for each in artifacts:
         yield each.folder / MANIFEST_FILE, f"the manifest of {each.name}"
         yield from ((each.folder / file.path, f"a file of {each.name}") for file in each.plan.files)
