@@ -22,6 +22,7 @@ EXAMPLES: Mapping[str, Sequence[str]] = {
     "convert": (
         "lfm-convert my-team/model --target gguf --quant Q4_K_M",
         "lfm-convert ./model --target onnx --quant q4,q4f16 --out web --max-size 900MB",
+        "lfm-convert ./model --adapter ./my-lora --target gguf --quant Q4_0",
         "lfm-convert bundled:moe -t mlx -q 4bit --html report.html --max-kld 0.1",
     ),
     "plan": (
@@ -73,6 +74,11 @@ EXAMPLES: Mapping[str, Sequence[str]] = {
         "lfm-convert calibrate ./model --text wiki.txt --out imatrix.gguf",
         "lfm-convert calibrate ./model --text chats.jsonl --max-chunks 100 -o c.gguf",
         "lfm-convert ./model --target gguf --quant Q4_K_M --imatrix imatrix.gguf",
+    ),
+    "lora": (
+        "lfm-convert lora ./model --adapter ./my-lora --out my-lora.gguf",
+        "lfm-convert lora my-team/model --adapter ./my-lora -o a.gguf -q F32",
+        "llama-cli -m model-Q4_0.gguf --lora my-lora.gguf",
     ),
     "inspect": (
         "lfm-convert inspect ./model",
