@@ -73,9 +73,12 @@ def open_model(
 def open_source(
     source: Source, *, weights: bool = True, adapters: Adapting = AS_IT_IS, progress: Progress = SILENT
 ) -> WeightGraph:
-    """The weight graph of a model that was found, with adapters merged into it. Of a config alone no value is read."""
+    """The weight graph of a model that was found, with adapters merged into it: those given, else those found with it. Of
+    a config alone no value is read.
+    """
     if source.note:
         progress.note(source.note)
+    adapters = adapters if adapters.choices else source.adapters
     base = open_artifact(source.path, name=source.name)
     if base is None:
         has = weights or has_weights(source.path)

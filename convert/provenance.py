@@ -34,12 +34,12 @@ def find_source(
     if unknown is not None:
         raise UsageError(f"--reference is needed: {unknown.label} has no manifest that says what it was made from")
     sources = [manifest.source for manifest in _manifests(artifacts).values()]
-    merged = [label for source in sources for label in adapter_labels(source)]
-    if merged and not has_adapters:
-        raise UsageError(f"--adapter is needed: the artifacts were made with {', '.join(dict.fromkeys(merged))}")
+    merged = dict.fromkeys(label for source in sources for label in adapter_labels(source))
     candidates = [nearby_model(revision=revision, offline=offline), *(find_model(f"bundled:{name}") for name in NAMES)]
     for found in candidates:
         if found is not None and sources and all(_is_source_of(found.path, source) for source in sources):
+            if merged and not (has_adapters or found.adapters.choices):
+                raise UsageError(f"--adapter is needed: the artifacts were made with {', '.join(merged)}")
             return found
     names = ", ".join(dict.fromkeys(str(source.get("name")) for source in sources)) or "no manifest says what"
     raise UsageError(f"--reference is needed: the artifacts were made from {names}, which is not at hand here")

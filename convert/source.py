@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..graph.adapters.adapter import AS_IT_IS, Adapting
 from ..graph.config import CONFIG_FILE
 from ..graph.errors import InputError, UsageError
 from ..graph.progress import SILENT, Progress
@@ -23,11 +24,12 @@ _HUB_FILES = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", 
 
 @dataclass(frozen=True)
 class Source:
-    """A local folder or file, the model's name, and how it was found, where that was not said."""
+    """A local folder or file, the model's name, and how it was found, where that was not said; then also its adapters."""
 
     path: Path
     name: str | None = None
     note: str | None = None
+    adapters: Adapting = AS_IT_IS
 
 
 def find_model(
@@ -70,10 +72,12 @@ def find_model(
 def nearby_model(*, revision: str | None, offline: bool) -> Source | None:
     """The settings file's model, or the checkpoint in the current folder; None if there is neither."""
     settings = Path(SETTINGS_FILE)
-    models = list(load_recipe(settings).models.values()) if settings.is_file() else []
-    if len(models) == 1:  # of several none is the one that is meant
+    recipe = load_recipe(settings) if settings.is_file() else None
+    models = list(recipe.models.values()) if recipe else []
+    if recipe and len(models) == 1:  # of several none is the one that is meant
         found = find_model(models[0].model, revision=revision or models[0].revision, offline=offline)
-        return Source(found.path, found.name, f"using model '{models[0].model}' of {SETTINGS_FILE}")
+        note = f"using model '{models[0].model}' of {SETTINGS_FILE}"
+        return Source(found.path, found.name, note, recipe.adapting(models[0]))
     _refuse_revision("no hub id is given for it", revision)
     if Path(CONFIG_FILE).is_file():
         return Source(Path(), note="using the checkpoint in the current folder")

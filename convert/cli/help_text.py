@@ -74,6 +74,11 @@ EXAMPLES: Mapping[str, Sequence[str]] = {
         "lfm-convert calibrate ./model --text chats.jsonl --max-chunks 100 -o c.gguf",
         "lfm-convert ./model --target gguf --quant Q4_K_M --imatrix imatrix.gguf",
     ),
+    "lora": (
+        "lfm-convert lora ./model --adapter ./my-lora --out my-lora.gguf",
+        "lfm-convert lora my-team/model --adapter ./my-lora -o a.gguf -q F32",
+        "llama-cli -m model-Q4_0.gguf --lora my-lora.gguf",
+    ),
     "inspect": (
         "lfm-convert inspect ./model",
         "lfm-convert inspect model-Q4_K_M.gguf --json",

@@ -14,9 +14,12 @@ from .kinds import (
     FILES,
     FLAG,
     FOLDER,
+    FOLDERS,
     FRACTION,
+    MERGE_DTYPE,
     NAMES,
     NATS,
+    NUMBERS,
     PLACE,
     SECONDS,
     SIZE,
@@ -92,6 +95,11 @@ MODELS = Table(
         Key(name="model", kind=TEXT, help=_MODEL_WORDS, is_needed=True),
         Key(name="revision", kind=TEXT, help="branch, tag or commit of a hub id", default="main"),
         Key(name="name", kind=TEXT, help="what its artifacts are called by", default="the folder's or repository's"),
+        Key(name="adapters", kind=FOLDERS, help="LoRA adapters of PEFT that are merged into it, in their order"),
+        Key(name="adapter_weights", kind=NUMBERS, help="what each adapter is multiplied by", default="1 for each"),
+        Key(
+            name="merge_dtype", kind=MERGE_DTYPE, help="what merged weights are kept in", default="the base's own type"
+        ),
         Key(name="token", kind=TEXT, help="the environment variable that holds the hub's token for it"),
     ),
 )

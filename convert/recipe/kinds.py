@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ...graph.adapters.adapter import MERGE_DTYPES
 from ...graph.units import parse_size
 from ...targets.target import target_names
 from ...validate.lines import parse_fraction
@@ -75,6 +76,12 @@ def _number(value: Any, *, least: float = 0.0, most: float = math.inf) -> float:
     return found
 
 
+def _numbers(value: Any) -> tuple[float, ...]:
+    if not isinstance(value, list) or not value:
+        raise ValueError
+    return tuple(_number(each, least=-math.inf) for each in value)
+
+
 def _fraction(value: Any) -> float:
     """Raises: UsageError for a text that is none."""
     return _number(parse_fraction(value) if isinstance(value, str) else value, most=1.0)
@@ -92,6 +99,15 @@ FILES = Kind(
 )
 PLACE = Kind(words="the path of a folder, or a URL", schema=_WRITTEN, read=_text)
 FOLDER = Kind(words="the path of a folder", schema=_WRITTEN, read=lambda value: Path(_text(value)))
+FOLDERS = Kind(
+    words="a list of paths of folders", schema=_LIST, read=lambda value: tuple(Path(text) for text in _texts(value))
+)
+NUMBERS = Kind(
+    words="a list of numbers",
+    schema={"type": "array", "items": {"type": "number"}, "minItems": 1},
+    read=_numbers,
+)
+MERGE_DTYPE = _one_of(tuple(MERGE_DTYPES), " or ".join(MERGE_DTYPES))
 TARGET = Kind(words="the name of a target", schema={"enum": list(target_names())}, read=_text)
 TARGETS = Kind(
     words="a list of names of targets",

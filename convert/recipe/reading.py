@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn
 
+from ...graph.adapters.adapter import Adapting, adapting
 from ...graph.errors import InputError, LfmConvertError, UsageError
 from ...targets.options import options_of
 from ...targets.target import get_target, target_names
@@ -59,6 +60,9 @@ class ModelEntry:
     revision: str | None = None
     name: str | None = None
     token: str | None = None
+    adapters: tuple[Path, ...] = ()
+    adapter_weights: tuple[float, ...] = ()
+    merge_dtype: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +113,10 @@ class Recipe:
             return self.inputs[path]
         path = path.expanduser()
         return path if path.is_absolute() else self.path.parent / path
+
+    def adapting(self, model: ModelEntry) -> Adapting:
+        """The adapters of a model. Raises: as `adapting`."""
+        return adapting([self.seen(path) for path in model.adapters], model.adapter_weights, model.merge_dtype)
 
 
 def dotted(key: KeyPath) -> str:

@@ -185,7 +185,9 @@ def _opened(recipe: Recipe, model: ModelEntry, weights: bool, offline: bool, pro
             token=token,
             progress=progress,
         )
-        return open_source(replace(source, name=model.name or source.name), weights=weights, progress=progress)
+    with _blamed(recipe, (*model.key, "adapters") if model.adapters else model.key):
+        graph = open_source(source, weights=weights, adapters=recipe.adapting(model), progress=progress)
+        return replace(graph, name=model.name) if model.name else graph
 
 
 def _planned(recipe: Recipe, wanted: Wanted, graph: WeightGraph, out: Path) -> Prepared:

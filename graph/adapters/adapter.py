@@ -57,14 +57,14 @@ def adapting(folders: Sequence[Path], weights: Sequence[float] = (), dtype: str 
     if dtype is not None and dtype not in MERGE_DTYPES:
         raise UsageError(f"unknown merge dtype '{dtype}': expected {' or '.join(MERGE_DTYPES)}")
     if not folders and (weights or dtype):
-        raise UsageError("a weight or type to merge in is given, and no adapter: expected --adapter FOLDER")
+        raise UsageError("a weight or type to merge in is given, and no adapter")
     if weights and len(weights) != len(folders):
         raise UsageError(
-            f"{len(folders)} adapters and {len(weights)} weights are given: expected one --adapter-weight for each "
-            "--adapter, in their order, or none"
+            f"{len(folders)} adapters and {len(weights)} weights are given: expected one weight for each adapter, in "
+            "their order, or none"
         )
     if bad := [weight for weight in weights if not math.isfinite(weight)]:
-        raise UsageError(f"--adapter-weight {bad[0]}: expected a finite number")
+        raise UsageError(f"the weight of an adapter is {bad[0]}: expected a finite number")
     for folder in folders:
         if not folder.is_dir():
             raise InputError(
