@@ -195,6 +195,18 @@ def test_quantised_weights_are_named(
     assert sentence.endswith("): convert the 16-bit checkpoint it was made from")
 
 
+# NVFP4 of zeros has a global scale of zero; MLX has its own kernels and is tested as a folder.
+@pytest.mark.parametrize("layout", sorted(READ_BY_CONFIG - {"mlx", "mlx-mxfp4", "compressed-nvfp4"}))
+def test_quantised_weights_are_read(layout: str, dense: Path) -> None:
+    """Each of the layouts that are decoded, with bytes of zero: weights of zero, and every tensor has its place."""
+    _, _, settings, parts = LAYOUTS[layout]
+    edit(dense, lambda tensors: quantise(tensors, parts))
+    configure(dense, quantization_config=settings)
+    graph = open_graph(dense)
+    assert graph.quantised_as is not None
+    assert not next(weight.view for weight in graph.weights() if weight.view.name == GATE).read().any()
+
+
 def test_experts_of_mxfp4(tmp_path: Path, sentence_of: Callable[..., str]) -> None:
     """As gpt-oss has them: blocks and scales of all experts of a layer in one tensor."""
     folder = make_checkpoint(tmp_path / "model", moe_config(), fused_experts=True)

@@ -40,7 +40,8 @@ from lfm_convert.targets.target import get_target, open_artifact
 from lfm_convert.validate.prompts import load_prompts
 from support.artifacts import write_artifact
 from support.checkpoints import dense_config, make_checkpoint, moe_config
-from support.safetensors_files import Declared, write_declared
+from support.quantised_layouts import LAYOUTS, READ_BY_CONFIG, quantise
+from support.safetensors_files import Declared, edit_tensors, write_declared
 
 # Whether this process may be forked, which saves the start of another: threads of libraries do not survive it, and
 # locks that they hold stay held.
@@ -103,6 +104,29 @@ def _safetensors_seeds(folder: Path) -> Iterator[bytes]:
 def _read_weights(model: Path) -> object:
     graph = open_graph(model)
     return [weight.view.read() for weight in graph.weights()]
+
+
+@cache
+def _packed_model(folder: Path, layout: str) -> Path:
+    """A checkpoint whose weights are packed; made once a process, folder and layout."""
+    _, _, settings, parts = LAYOUTS[layout]
+    model = make_checkpoint(folder / layout, dense_config(**_SMALL, quantization_config=settings), tokenizer=False)
+    edit_tensors(model / "model.safetensors", lambda tensors: quantise(tensors, parts))
+    return model
+
+
+def _packed(reader: str, layout: str, name: str) -> Reader:
+    """Fuzzes one file of a checkpoint of that layout."""
+
+    def seeds(folder: Path) -> Iterator[bytes]:
+        yield (_packed_model(folder, layout) / name).read_bytes()
+
+    def read(data: bytes, folder: Path) -> object:
+        model = _packed_model(folder, layout)
+        (model / name).write_bytes(data)
+        return _read_weights(model)
+
+    return Reader(reader, seeds, read)
 
 
 def _index_seeds(folder: Path) -> Iterator[bytes]:
@@ -324,6 +348,8 @@ def _read_package(data: bytes, folder: Path) -> object:
 
 _ALL = (
     Reader("safetensors", _safetensors_seeds, _in_checkpoint("model.safetensors", _read_weights)),
+    *(_packed(layout, layout, "model.safetensors") for layout in sorted(READ_BY_CONFIG - {"mlx", "mlx-mxfp4"})),
+    *(_packed(f"{layout}-config", layout, CONFIG_FILE) for layout in ("compressed-int4", "gptq")),
     Reader("index", _index_seeds, _in_checkpoint("model.safetensors.index.json", open_graph)),
     Reader("gguf", _gguf_seeds, _read_file("x.gguf", read_gguf)),
     Reader("gguf-weights", _artifact_seeds("gguf", "Q8_0"), _artifact_reader("gguf", "Q8_0")),

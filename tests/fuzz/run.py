@@ -31,7 +31,9 @@ _WALL = 10  # so many times that by the clock, which a busy machine stretches
 _GRACE_SECONDS = 60.0
 _NAMES = (
     "safetensors", "index", "gguf", "gguf-weights", "onnx-weights", "mlx-weights", "gguf-foreign", "onnx-foreign",
-    "mlx-foreign", "ct-foreign", "gguf-source", "mlx-source", "coreml", "config", "tokenizer",
+    "mlx-foreign", "ct-foreign", "gguf-source", "mlx-source", "awq", "bitsandbytes-4bit", "bitsandbytes-8bit",
+    "compressed-fp8", "compressed-int4", "compressed-int8", "compressed-nvfp4", "fp8", "gptq", "mxfp8",
+    "compressed-int4-config", "gptq-config", "coreml", "config", "tokenizer",
     "tokenizer-config", "generation-config", "template", "imatrix", "manifest", "recipe", "prompts",
 )  # fmt: skip
 

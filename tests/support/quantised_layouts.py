@@ -7,7 +7,9 @@ torchao 0.17, optimum-quanto 0.2, hqq 0.2 as facts and their own writers give th
 
 from __future__ import annotations
 
+import json
 import math
+import struct
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -22,13 +24,16 @@ def zeros(dtype: str, *shape: int) -> Tensor:
 
 
 def _bnb4(n: int, k: int) -> dict[str, Tensor]:
+    sizes = {"shape": [n, k], "blocksize": 64, "quant_type": "nf4", "dtype": "bfloat16"}
+    state = json.dumps({**sizes, "nested_blocksize": 256, "nested_dtype": "float32", "nested_offset": 0.1}).encode()
+    n_blocks = math.ceil(n * k / 64)
     return {
         ".weight": zeros("U8", n * k // 2, 1),
-        ".weight.absmax": zeros("U8", n * k // 64),
-        ".weight.nested_absmax": zeros("F32", max(1, n * k // 64 // 256)),
+        ".weight.absmax": zeros("U8", n_blocks),
+        ".weight.nested_absmax": zeros("F32", math.ceil(n_blocks / 256)),
         ".weight.nested_quant_map": zeros("F32", 256),
         ".weight.quant_map": zeros("F32", 16),
-        ".weight.quant_state.bitsandbytes__nf4": zeros("U8", 90),
+        ".weight.quant_state.bitsandbytes__nf4": Tensor("U8", (len(state),), state),
     }
 
 
@@ -49,7 +54,7 @@ def _ct_packed(n: int, k: int) -> dict[str, Tensor]:
     return {
         ".weight_packed": zeros("I32", n, k // 8),
         ".weight_scale": zeros("BF16", n, k // 32),
-        ".weight_shape": zeros("I64", 2),
+        ".weight_shape": Tensor("I64", (2,), struct.pack("<2q", n, k)),
     }
 
 
@@ -136,8 +141,10 @@ def _bitnet(n: int, k: int) -> dict[str, Tensor]:
     return {".weight": zeros("U8", n // 4, k), ".weight_scale": zeros("BF16", 1)}
 
 
-def _packed(format_: str) -> dict[str, Any]:
-    return {"quant_method": "compressed-tensors", "format": format_, "quantization_status": "compressed"}
+def _packed(format_: str, **weights: Any) -> dict[str, Any]:
+    groups = {"group_0": {"targets": ["Linear"], "weights": weights, "input_activations": None}}
+    settings = {"format": format_, "quantization_status": "compressed", "config_groups": groups, "ignore": ["lm_head"]}
+    return {"quant_method": "compressed-tensors", **settings}
 
 
 # Name -> (named with its config, named by tensors alone, quantization_config, parts).
@@ -145,10 +152,10 @@ LAYOUTS: Mapping[str, tuple[str, str, dict[str, Any], Parts]] = {
     "bitsandbytes-4bit": ("bitsandbytes (4 bit)", "bitsandbytes (4 bit)", {"quant_method": "bitsandbytes", "load_in_4bit": True, "load_in_8bit": False}, _bnb4),
     "bitsandbytes-8bit": ("bitsandbytes (8 bit)", "bitsandbytes (8 bit)", {"quant_method": "bitsandbytes", "load_in_8bit": True}, _bnb8),
     "fp8": ("FP8", "FP8", {"quant_method": "fp8", "weight_block_size": [128, 128], "fmt": "e4m3"}, _fp8),
-    "compressed-fp8": ("compressed-tensors", "FP8", _packed("float-quantized"), _ct_fp8),
-    "compressed-int4": ("compressed-tensors", "compressed-tensors", _packed("pack-quantized"), _ct_packed),
-    "compressed-int8": ("compressed-tensors", "packed integers", _packed("int-quantized"), _ct_int8),
-    "compressed-nvfp4": ("compressed-tensors (NVFP4)", "compressed-tensors", _packed("nvfp4-pack-quantized"), _ct_nvfp4),
+    "compressed-fp8": ("compressed-tensors", "FP8", _packed("float-quantized", num_bits=8, type="float", strategy="channel"), _ct_fp8),
+    "compressed-int4": ("compressed-tensors", "compressed-tensors", _packed("pack-quantized", num_bits=4, type="int", strategy="group", group_size=32), _ct_packed),
+    "compressed-int8": ("compressed-tensors", "packed integers", _packed("int-quantized", num_bits=8, type="int", strategy="channel"), _ct_int8),
+    "compressed-nvfp4": ("compressed-tensors (NVFP4)", "compressed-tensors", _packed("nvfp4-pack-quantized", num_bits=4, type="float", strategy="tensor_group", group_size=16), _ct_nvfp4),
     "modelopt-nvfp4": ("ModelOpt (NVFP4)", "ModelOpt NVFP4", {"quant_method": "modelopt", "quant_algo": "NVFP4"}, _nvfp4),
     "mxfp4": ("MXFP4", "MXFP4", {"quant_method": "mxfp4"}, _mxfp4),
     "mxfp8": ("MXFP8", "FP8", {"quant_method": "mxfp8"}, _mxfp8),

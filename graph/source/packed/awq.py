@@ -53,4 +53,4 @@ def _decoded(module: str, group: int, taking: Taking) -> AcrossTensor | None:
     if zeros is None or scales is None:
         return None
     weight = f"{module}.weight"
-    return AcrossTensor(weight, taking.dtype, (n, k), main, bits=4, columns=columns, scales=scales, zeros=zeros)
+    return AcrossTensor(weight, (n, k), main, bits=4, columns=columns, scales=scales, zeros=zeros)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...dtypes import DType, widen
+from ...dtypes import widen
 from ...grid import GridRows
 from ...tensor import Shape
 from ..safetensors import StoredTensor
@@ -51,7 +51,6 @@ class ColumnTensor(IntegerTensor):
     def __init__(
         self,
         name: str,
-        dtype: DType,
         shape: Shape,
         main: StoredTensor,
         *,
@@ -63,9 +62,7 @@ class ColumnTensor(IntegerTensor):
         order: StoredTensor | None = None,
     ) -> None:
         zero = 1 << (bits - 1) if zeros is None else None
-        super().__init__(
-            name, dtype, shape, main, bits=bits, columns=columns, scale_dtype=scales.dtype, zero=zero, order=order
-        )
+        super().__init__(name, scales.dtype, shape, main, bits=bits, columns=columns, zero=zero, order=order)
         self._scales, self._zeros, self._added = scales, zeros, added
 
     def read_codes(self, start: int, stop: int) -> GridRows:

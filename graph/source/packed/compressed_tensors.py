@@ -126,7 +126,7 @@ def _integers(module: str, scheme: Scheme, main: StoredTensor, shape: Shape, tak
     if scales is None or (zeros is None and not scheme.is_symmetric):
         return None
     weight = f"{module}.weight"
-    return SignedTensor(weight, taking.dtype, shape, main, bits=scheme.bits, scales=scales, zeros=zeros, order=order)
+    return SignedTensor(weight, shape, main, bits=scheme.bits, scales=scales, zeros=zeros, order=order)
 
 
 def _floats(module: str, scheme: Scheme, taking: Taking) -> PackedTensor | None:

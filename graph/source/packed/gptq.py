@@ -98,6 +98,6 @@ def _decoded(module: str, bits: int, group: int, added: int, taking: Taking) -> 
     if zeros is None or scales is None:
         return None
     return DownTensor(
-        f"{module}.weight", taking.dtype, (n, k), main,
+        f"{module}.weight", (n, k), main,
         bits=bits, columns=columns, scales=scales, zeros=zeros, added=added, order=order,
     )  # fmt: skip

@@ -17,7 +17,8 @@ from .views import PackedTensor, Scales, spread, times
 
 
 class IntegerTensor(PackedTensor):
-    """A weight of unsigned codes of `bits` bits; `columns` share a scale, which is exact in the type `scale_dtype`.
+    """A weight of unsigned codes of `bits` bits; `columns` share a scale of the type `dtype`, which is the weight's, too:
+    that is what the libraries of these formats make of it.
 
     The zero point is `zero` everywhere, or of each group if that is None. `order` gives each column's group where
     groups are not columns side by side.
@@ -32,20 +33,18 @@ class IntegerTensor(PackedTensor):
         *,
         bits: int,
         columns: int,
-        scale_dtype: DType,
         zero: int | None,
         order: StoredTensor | None = None,
     ) -> None:
         super().__init__(name, dtype, shape, main)
         self.bits, self.columns, self.zero, self.order = bits, columns, zero, order
-        self._scale_dtype = scale_dtype
 
     @property
     def grid(self) -> Grid | None:
         """None where groups are not columns side by side, or the last is smaller."""
         if self.order is not None or self.n_cols % self.columns:
             return None
-        return Grid(bits=self.bits, group=self.columns, scales=self._scale_dtype, zero=self.zero)
+        return Grid(bits=self.bits, group=self.columns, scales=self.dtype, zero=self.zero)
 
     def grid_rows(self, start: int, stop: int) -> GridRows:
         """Rows on their grid. Raises: ValueError if there is none; InputError if a scale is not finite."""
@@ -83,7 +82,6 @@ class SignedTensor(IntegerTensor):
     def __init__(
         self,
         name: str,
-        dtype: DType,
         shape: Shape,
         main: StoredTensor,
         *,
@@ -95,8 +93,7 @@ class SignedTensor(IntegerTensor):
         bits = 8 if main.dtype is DType.I8 else bits
         self._half = 1 << (bits - 1)  # what is added to a signed code, so that none is negative
         super().__init__(
-            name, dtype, shape, main,
-            bits=bits, columns=scales.columns, scale_dtype=scales.tensor.dtype, order=order,
+            name, scales.tensor.dtype, shape, main, bits=bits, columns=scales.columns, order=order,
             zero=self._half if zeros is None else None,
         )  # fmt: skip
         self._scales, self._zeros = scales, zeros

@@ -30,7 +30,7 @@ METHODS: Mapping[str, tuple[str, Method]] = {
 def unpack(found: Quantized, checkpoint: Checkpoint, raw: Mapping[str, Any], *, dtype: DType) -> Unpacked:
     """The tensors of a checkpoint with decoded weights in place of packed ones, and what is wrong with them.
 
-    `dtype` is what the decoded weights are declared as.
+    `dtype` is what a plain checkpoint of the model would be in.
     Raises: InputError for a method that is not decoded, or that the tensors are not of.
     """
     name, method = METHODS.get(found.key or "", ("", None))

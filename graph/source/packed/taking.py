@@ -30,7 +30,7 @@ class Unpacked:
 
 
 class Taking:
-    """The tensors of a checkpoint while a method decodes its own. `dtype` is what decoded weights are declared as."""
+    """The tensors of a checkpoint while a method decodes its own. `dtype` is the model's own."""
 
     def __init__(self, tensors: Mapping[str, StoredTensor], dtype: DType) -> None:
         self.tensors, self.dtype = tensors, dtype

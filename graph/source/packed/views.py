@@ -1,8 +1,9 @@
 """Weights that are decoded as their rows are read: codes times scales, whatever holds the codes.
 
 Values are float32: the exact product of a code and a scale where float32 can hold it, else the nearest. That is what
-each format's own library computes once its scales are float32; in 16 bits it rounds once more. The declared type is
-that of the model's config, in which a plain checkpoint of the same model would lie.
+each format's own library computes once its scales are float32; in 16 bits it rounds once more. The declared type,
+by which targets choose theirs for what they do not round, is the one in which that library would save a plain checkpoint:
+the scales' of integers, that of the model's config otherwise.
 """
 
 from __future__ import annotations

@@ -9,25 +9,18 @@ import numpy as np
 import pytest
 import torch
 from compressed_tensors.entrypoints.convert.converters.autoawq import AutoAWQConverter
+from lfm_convert.graph.dtypes import DType
 from lfm_convert.graph.opening import open_graph
 from support.packed_checkpoints import Packed, check, pack_checkpoint, stored
+from support.packers import awq_words
 from support.refusals import refused
 from support.safetensors_files import edit_tensors
 
 GATE = "model.layers.0.feed_forward.w1"
-# The channel that lies in each four bits of a word, from the lowest on.
-CHANNELS = (0, 2, 4, 6, 1, 3, 5, 7)
 
 
 def settings(group: int = 32, **more: Any) -> dict[str, Any]:
     return {"quant_method": "awq", "bits": 4, "group_size": group, "zero_point": True, "version": "gemm", **more}
-
-
-def words(codes: torch.Tensor) -> torch.Tensor:
-    """Codes [r, c] of four bits, eight channels in a word."""
-    grouped = codes.to(torch.int64).reshape(len(codes), -1, 8)
-    packed = sum(grouped[..., channel] << (4 * place) for place, channel in enumerate(CHANNELS))
-    return packed.to(torch.int32)
 
 
 def by_hand(group: int, scales: torch.dtype = torch.float16) -> Any:
@@ -39,7 +32,7 @@ def by_hand(group: int, scales: torch.dtype = torch.float16) -> Any:
         codes = torch.randint(0, 16, (k, n), generator=generator)
         zeros = torch.randint(0, 16, (k // columns, n), generator=generator)
         scale = torch.rand(k // columns, n, generator=generator).mul(0.02).add(0.001).to(scales)
-        parts = {".qweight": words(codes), ".qzeros": words(zeros), ".scales": scale}
+        parts = {".qweight": awq_words(codes), ".qzeros": awq_words(zeros), ".scales": scale}
         theirs, wide, zero = AutoAWQConverter(group_size=columns)._convert_gemm_module(
             parts[".qweight"], scale.float(), parts[".qzeros"]
         )
@@ -53,7 +46,8 @@ def by_hand(group: int, scales: torch.dtype = torch.float16) -> Any:
 
 @pytest.mark.parametrize(("group", "scales"), [(32, torch.float16), (64, torch.bfloat16), (-1, torch.float16)], ids=str)
 def test_groups_and_scales(dense: Path, group: int, scales: torch.dtype) -> None:
-    graph = check(dense, pack_checkpoint(dense, by_hand(group, scales), settings(group)))
+    expected = pack_checkpoint(dense, by_hand(group, scales), settings(group))
+    graph = check(dense, expected, dtype=DType.F16 if scales is torch.float16 else DType.BF16)
     assert graph.quantised_as == ("AWQ int4 g" + str(group) if group > 0 else "AWQ int4 a scale a row")
 
 
@@ -69,7 +63,7 @@ def test_a_word_by_hand(dense: Path) -> None:
         }
         return parts, torch.arange(8).sub(1).mul(0.5).repeat(n // 8)[:, None].repeat(1, k)
 
-    check(dense, pack_checkpoint(dense, pack, settings()))
+    check(dense, pack_checkpoint(dense, pack, settings()), dtype=DType.F16)
 
 
 def test_a_grid_is_offered(dense: Path) -> None:

@@ -11,7 +11,8 @@ import pytest
 import torch
 from lfm_convert.graph.opening import open_graph
 from support.checkpoints import dense_config, make_checkpoint
-from support.packed_checkpoints import Packed, check, pack_checkpoint, stored
+from support.packed_checkpoints import Pack, Packed, check, pack_checkpoint, stored
+from support.packers import nf4
 from support.refusals import refused
 from support.safetensors_files import edit_tensors
 
@@ -21,17 +22,8 @@ GATE = "model.layers.0.feed_forward.w1"
 STATE = f"{GATE}.weight.quant_state.bitsandbytes__nf4"
 
 
-def four_bits(kind: str, *, nested: bool, block: int = 64, storage: torch.dtype = torch.uint8) -> Any:
-    def pack(module: str, weight: torch.Tensor) -> Packed:
-        codes, state = bnb.quantize_4bit(
-            weight, quant_type=kind, compress_statistics=nested, blocksize=block, quant_storage=storage
-        )
-        parts = {f".weight.{end}": part for end, part in state.as_dict(packed=True).items()}
-        # as one row: of a block longer than a row bitsandbytes 0.50 takes the wrong scale on the CPU
-        state.dtype, state.shape = torch.float32, torch.Size((1, weight.numel()))
-        return {".weight": codes, **parts}, bnb.dequantize_4bit(codes, state).reshape(weight.shape)
-
-    return pack
+def four_bits(kind: str, **options: Any) -> Pack:
+    return nf4(kind, **options)[0]
 
 
 def eight_bits(module: str, weight: torch.Tensor) -> Packed:

@@ -14,6 +14,7 @@ from compressed_tensors.compressors.nvfp4.helpers import unpack_fp4_from_uint8
 from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
 from compressed_tensors.quantization.lifecycle.forward import dequantize
 from compressed_tensors.quantization.utils import calculate_qparams
+from lfm_convert.graph.dtypes import DType
 from lfm_convert.graph.opening import open_graph
 from support.packed_checkpoints import Packed, check, configure, pack_checkpoint, stored
 from support.refusals import refused
@@ -132,7 +133,8 @@ def test_every_scheme_is_the_librarys(dense: Path, name: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
 def test_scales_of_other_types(dense: Path, dtype: torch.dtype) -> None:
     args, format_ = SCHEMES["int4-g32"]
-    check(dense, pack_checkpoint(dense, by_library(args, format_, scales=dtype), settings(group(args, format_))))
+    expected = pack_checkpoint(dense, by_library(args, format_, scales=dtype), settings(group(args, format_)))
+    check(dense, expected, dtype=DType.F16 if dtype is torch.float16 else DType.F32)
 
 
 def test_groups_are_found_by_name_pattern_and_class(dense: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,28 +12,17 @@ from lfm_convert.graph.dtypes import DType
 from lfm_convert.graph.opening import open_graph
 from lfm_convert.graph.source.packed.codes import float_values
 from support.checkpoints import make_checkpoint, moe_config
-from support.packed_checkpoints import Packed, check, pack_checkpoint, stored
+from support.packed_checkpoints import Pack, Packed, check, pack_checkpoint, stored
+from support.packers import fp8_blocks
 from support.refusals import refused
 from support.safetensors_files import edit_tensors
-from transformers.integrations.finegrained_fp8 import Fp8Dequantize, Fp8Quantize
 
 BLOCKS = {"quant_method": "fp8", "weight_block_size": [32, 64], "activation_scheme": "dynamic"}
 GATE = "model.layers.0.feed_forward.w1.weight"
 
 
-def by_transformers(scale_fmt: str, *, block: tuple[int, int] = (32, 64), suffix: str = ".weight") -> Any:
-    """Packs and decodes as transformers does, in float32."""
-    settings = SimpleNamespace(weight_block_size=block, scale_fmt=scale_fmt)
-    quantizer = SimpleNamespace(quantization_config=settings)
-
-    def pack(module: str, weight: torch.Tensor) -> Packed:
-        found = Fp8Quantize(quantizer)._quantize_one("x.weight", weight)
-        codes, scales = found["x.weight"], found["x.weight_scale_inv"]
-        values = Fp8Dequantize(quantizer)._dequantize_one(codes, scales, torch.float32)
-        ends = (".weight", ".weight_scale_inv") if weight.ndim == 2 else ("", "_scale_inv")
-        return dict(zip(ends, (codes, scales), strict=True)), values
-
-    return pack
+def by_transformers(scale_fmt: str) -> Pack:
+    return fp8_blocks(32, 64, scale_fmt=scale_fmt)[0]
 
 
 @pytest.mark.parametrize("scale_fmt", ["float", "ue8m0"])

@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from lfm_convert.graph.dtypes import DType
 from lfm_convert.graph.opening import open_graph
 from support.packed_checkpoints import Packed, check, configure, pack_checkpoint, stored
+from support.packers import dense_words
 from support.refusals import refused
 from support.safetensors_files import edit_tensors
 
@@ -21,16 +23,6 @@ GATE = "model.layers.0.feed_forward.w1"
 
 def settings(bits: int, group: int, **more: Any) -> dict[str, Any]:
     return {"quant_method": "gptq", "bits": bits, "group_size": group, "desc_act": False, "sym": False, **more}
-
-
-def dense_words(codes: np.ndarray, bits: int) -> np.ndarray:
-    """Codes [r, c] as a stream of bits along each row, from the lowest bit of the first word on."""
-    rows = []
-    for row in codes.tolist():
-        stream = sum(code << (bits * i) for i, code in enumerate(row))
-        n_words = -(-len(row) * bits // 32)
-        rows.append(np.frombuffer(stream.to_bytes(4 * n_words, "little"), "<i4"))
-    return np.stack(rows)
 
 
 def by_hand(bits: int, group: int, *, format_: str = "gptq", order: str = "", scales: Any = torch.float16) -> Any:
@@ -65,14 +57,18 @@ def by_hand(bits: int, group: int, *, format_: str = "gptq", order: str = "", sc
 @pytest.mark.parametrize("format_", ["gptq", "gptq_v2"])
 def test_every_number_of_bits(dense: Path, bits: int, format_: str) -> None:
     pack = by_hand(bits, 32, format_=format_)
-    graph = check(dense, pack_checkpoint(dense, pack, settings(bits, 32, checkpoint_format=format_)))
+    graph = check(dense, pack_checkpoint(dense, pack, settings(bits, 32, checkpoint_format=format_)), dtype=DType.F16)
     assert graph.quantised_as == f"GPTQ int{bits} g32"
 
 
 @pytest.mark.parametrize("group", [64, -1])
 @pytest.mark.parametrize("order", ["act", "none", ""])
 def test_groups_and_orders(dense: Path, group: int, order: str) -> None:
-    graph = check(dense, pack_checkpoint(dense, by_hand(4, group, order=order), settings(4, group, desc_act=True)))
+    graph = check(
+        dense,
+        pack_checkpoint(dense, by_hand(4, group, order=order), settings(4, group, desc_act=True)),
+        dtype=DType.F16,
+    )
     assert graph.quantised_as == ("GPTQ int4 g64" if group > 0 else "GPTQ int4 a scale a row")
 
 
@@ -83,7 +79,7 @@ def test_modules_with_settings_of_their_own(dense: Path) -> None:
     def pack(module: str, weight: torch.Tensor) -> Packed:
         return (by_hand(8, 64) if "self_attn" in module else by_hand(4, 32))(module, weight)
 
-    graph = check(dense, pack_checkpoint(dense, pack, said, only=("w1", "w3", "conv", "self_attn")))
+    graph = check(dense, pack_checkpoint(dense, pack, said, only=("w1", "w3", "conv", "self_attn")), dtype=DType.F16)
     assert graph.quantised_as == "GPTQ int4 g32 and int8 g64"
 
 
@@ -99,7 +95,7 @@ def test_a_word_by_hand(dense: Path) -> None:
         }
         return parts, torch.arange(8).sub(8).mul(0.5).repeat(n, k // 8)
 
-    check(dense, pack_checkpoint(dense, pack, settings(4, 32)))
+    check(dense, pack_checkpoint(dense, pack, settings(4, 32)), dtype=DType.F16)
 
 
 @pytest.mark.parametrize("order", ["", "act"])
