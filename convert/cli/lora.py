@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -52,7 +51,7 @@ def lora(
         out.parent.mkdir(parents=True, exist_ok=True)
         n_bytes = file.write(part)
         flush(part)
-        os.replace(part, out)
+        part.replace(out)
     except OSError as error:
         raise disk_error(error, out) from error
     finally:
