@@ -77,7 +77,7 @@ EXAMPLES: Mapping[str, Sequence[str]] = {
     "lora": (
         "lfm-convert lora ./model --adapter ./my-lora --out my-lora.gguf",
         "lfm-convert lora my-team/model --adapter ./my-lora -o a.gguf -q F32",
-        "llama-cli -m model-Q4_0.gguf --lora my-lora.gguf",
+        "lfm-convert lora bundled:dense --adapter ./my-lora -o b.gguf --overwrite",
     ),
     "inspect": (
         "lfm-convert inspect ./model",
