@@ -17,7 +17,9 @@ from __future__ import annotations
 import numpy as np
 
 from ...graph.dtypes import DType, Float32
+from ...graph.grid import Grid, GridRows
 from ..encoding import Bytes, Encoding, Part
+from ..grids import OnGrid, repeated
 from .ct_base import PACKED, SCALE, WEIGHT, ZERO_POINT, Codes, Grouped, largest, spread
 from .mlx_pack import FLOATS, pack, unpack
 
@@ -25,7 +27,7 @@ BITS = (4, 8)
 GROUPS = (32, 64, 128)
 
 
-class GroupInt(Grouped):
+class GroupInt(Grouped, OnGrid):
     """Symmetric codes of `bits` bits in groups."""
 
     is_symmetric = True
@@ -46,7 +48,23 @@ class GroupInt(Grouped):
         return self._values(packed) * spread(self.floats.decode(scales), self.block)
 
     def _values(self, packed: Bytes) -> Float32:
-        return unpack(np.ascontiguousarray(packed).view("<u4"), self.bits).astype(np.float32) - np.float32(self._half)
+        return self._unpacked(packed).astype(np.float32) - np.float32(self._half)
+
+    def _unpacked(self, packed: Bytes) -> Codes:
+        return unpack(np.ascontiguousarray(packed).view("<u4"), self.bits)
+
+    @property
+    def grid(self) -> Grid:
+        zero = self._half if self.is_symmetric else None
+        return Grid(bits=self.bits, group=self.block, scales=DType(self.floats.name), zero=zero)
+
+    def to_grid(self, *parts: Bytes) -> GridRows:
+        packed, scales = parts
+        found = self.floats.decode(scales)
+        return GridRows(self._unpacked(packed), found, repeated(self._half, found))
+
+    def _from_grid(self, rows: GridRows) -> tuple[Bytes, ...]:
+        return self._stored(rows.codes, rows.scales, rows.shifts - np.float32(self._half))
 
     def _fit(self, groups: Float32) -> tuple[Codes, *tuple[Float32, ...]]:
         scales = self._scales(largest(groups), self._half - 0.5)
@@ -78,11 +96,15 @@ class AsymmetricInt(GroupInt):
         return *super().parts(n_cols), zeros
 
     def decode(self, *parts: Bytes) -> Float32:
+        codes, scales, zeros = self.to_grid(*parts)
+        values = codes.astype(np.float32)
+        values -= spread(zeros, self.block)
+        return values * spread(scales, self.block)
+
+    def to_grid(self, *parts: Bytes) -> GridRows:
         packed, scales, words = parts
-        values = self._values(packed)
-        zeros = unpack(np.ascontiguousarray(words.T).view("<u4"), self.bits).T[: len(values)]
-        values -= spread(zeros.astype(np.float32) - np.float32(self._half), self.block)
-        return values * spread(self.floats.decode(scales), self.block)
+        zeros = unpack(np.ascontiguousarray(words.T).view("<u4"), self.bits).T[: len(packed)]
+        return GridRows(self._unpacked(packed), self.floats.decode(scales), zeros.astype(np.float32))
 
     def _fit(self, groups: Float32) -> tuple[Codes, *tuple[Float32, ...]]:
         low, high = np.minimum(groups.min(axis=-1), 0), np.maximum(groups.max(axis=-1), 0)
