@@ -16,7 +16,8 @@ from .estimates import cost_of
 from .hands import Hands, carried_out, done, failed, left, skipped
 from .jobs import Job, JobFailed, carry_out, made_of
 from .outcome import End, Ended
-from .steps import Convert, Reference, Site, Step
+from .site import Site, Step
+from .steps import Convert, Reference
 
 
 class Pool(ABC):

@@ -22,7 +22,7 @@ from .child import in_child
 from .errands import Errands
 from .jobs import Job, failure
 from .machines import demands_of, look, own_facts, refuse_missing, refuse_others
-from .steps import Site
+from .site import Site
 
 RESOURCE = "memory"
 _PATIENCE_S = 30.0  # for a scheduler, and for its first worker
@@ -44,6 +44,7 @@ class DaskPool(Pool):
         self._queue: list[tuple[Job, int]] = []
         self._arrived = threading.Event()
         try:
+            asyncio.run(_knock(address, patience_s))
             self._client = Client(address, timeout=patience_s, set_as_default=False, name="lfm-convert")
         except ValueError as error:
             raise UsageError(f"--scheduler {address}: expected an address like tcp://HOST:8786: {error}") from None
@@ -147,6 +148,19 @@ class DaskPool(Pool):
             self._progress.note(f"{self._address}: {type(error).__name__}: {error}")
         finally:
             self._client.close(timeout=_STOP_S)
+
+
+async def _knock(address: str, patience_s: float) -> None:
+    """Connects once: a client of Dask's that finds nobody stays half made, and may hang a later one.
+
+    Raises: OSError, or ValueError for what is no address.
+    """
+    from distributed.comm import connect
+    from distributed.security import Security
+
+    if not address.startswith("inproc://"):
+        found = await connect(address, timeout=patience_s, **Security().get_connection_args("client"))
+        await found.close()
 
 
 def _announced(worker: Mapping[str, Any]) -> int | None:

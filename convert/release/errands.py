@@ -17,7 +17,8 @@ from .machines import own_facts
 from .output import remove
 from .parts import CLUSTER, push
 from .prepared import PRIVATE, Prepared
-from .steps import Calibrate, Convert, Reference, Site, Step, Validate
+from .site import Site, Step
+from .steps import Calibrate, Convert, Reference, Validate
 
 _PARTS, _INPUTS, _REFERENCES = (f"{PRIVATE}/{CLUSTER}/{name}" for name in ("parts", "inputs", "references"))
 _STALE_S = 7 * 24 * 3600  # what a run left that was killed

@@ -15,7 +15,8 @@ from ...validate.memory import plan_run_bytes
 from ...validate.own_memory import comparison_bytes
 from ...validate.time_limit import products_per_token
 from .prepared import Preparation
-from .steps import Calibrate, Convert, Reference, Step, Validate
+from .site import Step
+from .steps import Calibrate, Convert, Reference, Validate
 
 # Bytes of the checkpoint that a target writes of in a CPU second, and what it takes beside that on one core.
 # Source: README.md and docs/executorch.md, on the models that are named there.

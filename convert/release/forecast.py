@@ -10,7 +10,7 @@ from typing import Any
 from .estimates import Cost, cost_of
 from .planning import site_of, steps_of
 from .prepared import Preparation
-from .steps import Step
+from .site import Step
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from ...graph.progress import SILENT, Progress
 from ..failures import explained
 from ..stopping import raise_if_heard
 from .outcome import End, Ended
-from .steps import Site, Step
+from .site import Site, Step
 
 _FAILED = (End.FAILED, End.SKIPPED)
 

@@ -21,8 +21,8 @@ from .output import Folder
 from .parts import Made, pull, push_all
 from .planning import STATE_FILE, steps_of
 from .prepared import prepare
+from .site import Site
 from .state import State
-from .steps import Site
 from .wanted import expand
 
 # Keys of [validation] that are about the machine on which a release is started.

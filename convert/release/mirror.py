@@ -80,6 +80,10 @@ class Mirror(Output):
             state.note(place.url, found, stamp_of(info))
         return found
 
+    def _know(self, place: Remote, sha256: str, state: State) -> None:
+        """Notes what a file of the store is that was put there just now."""
+        state.note(place.url, sha256, stamp_of(self._info(place) or {}))
+
     def _info(self, place: Remote) -> dict[str, Any] | None:
         with told(place.url):
             try:
@@ -116,11 +120,12 @@ class Mirror(Output):
             target = self._place(folder / file["path"])
             if self._sha256_of(target, step.site.state) != file["sha256"]:
                 move(arrived / file["path"], target)
-            step.site.state.note(target.url, file["sha256"], stamp_of(self._info(target) or {}))
+            self._know(target, file["sha256"], step.site.state)
         for name, data in shared.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(data)
             self._send(folder / name)
+            self._know(self._place(folder / name), _sha256(data), step.site.state)
         own = {name: _listed(name, data, entry["target"]) for name, data in shared.items()}
         whole = replace(new, artifacts=tuple(kept), shared={**((old and old.shared) or {}), **own})
         whole = whole.with_entries([entry])

@@ -9,7 +9,7 @@ from typing import Any
 
 from ...graph.errors import ExitCode
 from ...validate.results import ArtifactResult, Report, Verdict
-from .steps import Step
+from .site import Step
 
 # The gravest first: what is no verdict on an artifact says more than one, and quality more than size.
 _GRAVITY = (

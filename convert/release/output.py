@@ -13,7 +13,6 @@ from ...graph.files import is_file
 from ...graph.source.urls import Remote, open_url
 from ...targets.target import Artifact
 from ..artifacts import find_artifacts
-from ..destination import settle
 from .state import State
 
 if TYPE_CHECKING:
@@ -67,7 +66,7 @@ class Folder(Output):
 
     @property
     def store(self) -> Remote:
-        return open_url(self.folder.absolute().as_uri())
+        return open_url(f"file://{self.folder.absolute().as_posix()}")  # fsspec's have no escapes
 
     def bring(self, *paths: Path) -> None:
         """They are there."""
@@ -80,7 +79,6 @@ class Folder(Output):
         return all(map(is_file, paths)) and state.hashes(paths) == list(files.values())
 
     def artifact(self, folder: Path, main_file: str) -> Artifact:
-        settle(folder)
         (found,) = find_artifacts(folder, only={main_file})
         return found
 

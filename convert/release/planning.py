@@ -6,8 +6,9 @@ from ...graph.errors import LfmConvertError
 from ...validate.baseline import load_baseline
 from .prepared import Preparation
 from .sharing import steps_behind
+from .site import Site, Step
 from .state import State
-from .steps import Calibrate, Convert, Reference, Site, Step, Validate
+from .steps import Calibrate, Convert, Reference, Validate
 
 STATE_FILE = "state.json"
 

@@ -19,8 +19,9 @@ from .outcome import End, Ended, Outcome
 from .planning import site_of, steps_of
 from .prepared import Preparation
 from .reporting import WRITERS, merged, not_made
+from .site import Site, Step
 from .state import content_key
-from .steps import Site, Step, Validate
+from .steps import Validate
 
 
 def carry_out(

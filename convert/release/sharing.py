@@ -22,8 +22,9 @@ from ..publishing.repositories import assign, open_folder
 from ..publishing.write_card import write_card
 from ..recipe.reading import Recipe
 from .prepared import Prepared
+from .site import Site, Step
 from .state import content_key
-from .steps import Site, Step, Validate
+from .steps import Validate
 
 _TO = ("publish", "to")
 

@@ -8,25 +8,22 @@ it is not made again.
 
 from __future__ import annotations
 
-import platform
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, ClassVar
+from typing import Any
 
 from ..._version import __version__
 from ...graph.errors import InputError, UsageError
 from ...graph.files import is_file
-from ...graph.packages import versions
-from ...graph.progress import SILENT, Progress
+from ...graph.progress import SILENT
 from ...targets.naming import fit_name
 from ...targets.options import options_of
 from ...targets.target import Artifact
-from ...validate.baseline import Baseline, hold_to_baseline
+from ...validate.baseline import hold_to_baseline
 from ...validate.budgets import Budgets
 from ...validate.kept_results import from_record, to_record, without_scores
 from ...validate.lines import hold_to_lines
@@ -37,94 +34,15 @@ from .. import pipeline
 from ..artifacts import record
 from ..calibration import measure
 from ..destination import settle
-from ..manifest import Entry, load_manifest, named_hashes, source_files
+from ..manifest import Entry, load_manifest
 from ..recipe.reading import IMPORTANCE
 from ..writing import inputs_digest
-from .output import Output
 from .parts import CLUSTER, Made, pull
-from .prepared import Preparation, Prepared
-from .state import State, content_key, read_sealed, write_sealed
+from .prepared import Prepared
+from .site import Site, Step
+from .state import content_key, read_sealed, write_sealed
 
 CALIBRATION = "calibration"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Site:
-    """What all steps of a run share. `jobs` are workers of a conversion, None for all cores."""
-
-    preparation: Preparation
-    state: State
-    progress: Progress = SILENT
-    overwrite: bool = False
-    jobs: int | None = None
-    baseline: Baseline | None = None
-    _sources: dict[str, dict[str, str]] = field(default_factory=dict, repr=False)
-
-    @property
-    def output(self) -> Output:
-        return self.preparation.output
-
-    def source_hashes(self, label: str) -> Mapping[str, str]:
-        """sha256 of a model's files by path, taken once for all artifacts of it."""
-        if label not in self._sources:
-            graph = self.preparation.graphs[label]
-            found = self.state.hashes(list(source_files(graph).values()), progress=self.progress)
-            self._sources[label] = named_hashes(graph, found)
-        return self._sources[label]
-
-    @cached_property
-    def environment(self) -> Sequence[Any]:
-        """What results depend on beside artifact and checkpoint: runtimes and kind of machine."""
-        return [versions(), platform.system(), platform.machine()]
-
-    @cached_property
-    def prompts(self) -> Sequence[Any]:
-        """What decides which tokens are compared."""
-        comparison = self.preparation.comparison
-        texts = [path for name in ("prompts", "text") if (path := comparison.get(name)) is not None]
-        return [comparison.get("suite"), comparison.get("n_chunks"), self.state.hashes(texts)]
-
-    def place(self, path: Path) -> str:
-        """A path of the output folder as the state has it."""
-        return path.relative_to(self.preparation.out).as_posix()
-
-
-class Step(ABC):
-    """One piece of work. What it `needs` is done before; one that is `on_demand` only when another is about to need it.
-
-    One that `travels` may be carried out on another machine, on a site of its own; this one then takes what it made there.
-    """
-
-    kind: ClassVar[str]
-    on_demand: ClassVar[bool] = False
-    travels: ClassVar[bool] = True
-
-    def __init__(self, site: Site, name: str, needs: Sequence[Step] = ()) -> None:
-        self.site, self.name, self.needs = site, name, tuple(needs)
-
-    @property
-    def label(self) -> str:
-        return f"{self.kind} {self.name}".strip()
-
-    @abstractmethod
-    def is_done(self) -> bool:
-        """Whether what it makes is there already, by its key; asked when everything that it needs is done."""
-
-    @abstractmethod
-    def carry_out(self) -> None:
-        """Does the work. Raises: whatever is wrong."""
-
-    def products(self) -> Sequence[Path]:
-        """The files that were made, once it is carried out: all that `take` needs."""
-        return ()
-
-    def findings(self) -> Any:
-        """What was found beside, as JSON."""
-        return None
-
-    def take(self, made: Made) -> None:
-        """In place of carrying it out: takes what the same step made on another site. Raises: whatever is wrong."""
-        raise NotImplementedError(f"{self.label} is carried out here")
 
 
 class Calibrate(Step):

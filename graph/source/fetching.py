@@ -80,16 +80,18 @@ def _from_hub(url: str, patterns: Sequence[str], *, offline: bool, token: str | 
 
 def _listed(remote: Remote, patterns: Sequence[str]) -> dict[str, Mapping[str, Any]]:
     """What the store tells of each file that is asked for, by its path below the URL."""
-    with told(remote.url):
-        found = remote.fs.find(remote.path, maxdepth=_DEPTH, detail=True)
     root = remote.path.rstrip("/") + "/"
-    names = {path.removeprefix(root): info for path, info in sorted(found.items()) if path.startswith(root)}
-    wanted = {n: info for n, info in names.items() if any(fnmatchcase(n.rpartition("/")[2], p) for p in patterns)}
-    if not wanted:
-        raise InputError(f"{remote.url}: holds no checkpoint (found {', '.join(list(names)[:3]) or 'nothing'})")
-    if any(".." in Path(name).parts for name in wanted):
+    with told(remote.url):
+        found = remote.fs.find(remote.path, maxdepth=_DEPTH)
+        names = [path.removeprefix(root) for path in sorted(found) if path.startswith(root)]
+        wanted = [name for name in names if any(fnmatchcase(name.rpartition("/")[2], each) for each in patterns)]
+        # Not from the listing, which some stores fill in otherwise.
+        infos = {name: remote.fs.info(root + name) for name in wanted}
+    if not infos:
+        raise InputError(f"{remote.url}: holds no checkpoint (found {', '.join(names[:3]) or 'nothing'})")
+    if any(".." in Path(name).parts for name in infos):
         raise InputError(f"{remote.url}: a file there has a name that leads out of its folder")
-    return wanted
+    return infos
 
 
 def _cached(remote: Remote, files: Mapping[str, Mapping[str, Any]], entry: Path, progress: Progress) -> Path:

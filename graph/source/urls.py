@@ -58,8 +58,11 @@ def open_url(url: str) -> Remote:
     """
     with needs_extra("cluster", f"{url}: a URL"):
         from fsspec.core import url_to_fs
+        from fsspec.implementations.local import LocalFileSystem
         from fsspec.registry import known_implementations, registry
     scheme = scheme_of(url)
+    if scheme == "file":  # of which a path is no chain of stores, whatever marks it has
+        return Remote(url, LocalFileSystem._strip_protocol(url), LocalFileSystem())
     if scheme not in known_implementations and scheme not in registry:
         raise UsageError(f"{url}: no store is known by {scheme}://: expected one like s3://, gs://, hf:// or file://")
     try:

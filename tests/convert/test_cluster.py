@@ -10,11 +10,13 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from lfm_convert.convert.cli.main import main
 from lfm_convert.convert.release import dask_pool
+from lfm_convert.convert.release.child import in_child
 from lfm_convert.convert.release.machines import own_facts, refuse_missing, refuse_others
 from lfm_convert.graph.errors import BackendError, LfmConvertError, NetworkError, UsageError
 from support.releases import tree
@@ -201,6 +203,24 @@ def test_a_worker_that_does_not_see_the_output_is_refused(
     assert main(command(small, recipe, str(tmp_path / "out"))) == 5
     assert "worker inproc://" in (said := capsys.readouterr().err) and "not found" in said
     assert not tree(tmp_path)
+
+
+def test_a_step_whose_workers_are_lost_has_failed() -> None:
+    from distributed.scheduler import KilledWorker
+
+    class Lost:
+        def result(self) -> None:
+            raise KilledWorker("step", SimpleNamespace(address="tcp://b:1"), 3)
+
+    outcome = dask_pool._outcome(Lost())
+    assert outcome["code"] == NetworkError.exit_code
+    assert outcome["sentence"].startswith("4 workers were lost while they had it, at last tcp://b:1: ")
+
+
+def test_a_job_that_is_not_wanted_any_more_is_ended(tmp_path: Path) -> None:
+    outcome = in_child({"step": "convert a"}, scratch=tmp_path, is_wanted=lambda: False)
+    assert (outcome["code"], outcome["sentence"]) == (130, "convert a: was cancelled")
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_workers_miss_is_said_in_their_words() -> None:

@@ -13,6 +13,7 @@ from lfm_convert.convert.cli.main import main
 from lfm_convert.convert.recipe.reading import load_recipe
 from lfm_convert.convert.release.choosing import hands_of, opened_output
 from lfm_convert.convert.release.outcome import Outcome
+from lfm_convert.convert.release.output import Folder
 from lfm_convert.convert.release.prepared import prepare
 from lfm_convert.convert.release.running import carry_out
 from lfm_convert.convert.release.wanted import expand
@@ -192,6 +193,12 @@ def test_a_store_that_cannot_be(out: str, kind: type[Exception], part: str, reci
     with pytest.raises(kind, match=r"lfm-convert.toml:1: out: "):
         release(recipe)
     assert stand_in.take() == ([], [])
+
+
+def test_a_folder_is_seen_from_elsewhere_as_it_is_called() -> None:
+    for name in ("/a b/c#d", "/a%20b", "/ä/b?c", "/a::b"):
+        store = Folder(Path(name)).store
+        assert (store.here, (store / "x").here) == (Path(name), Path(name) / "x")
 
 
 def test_nothing_is_published_from_a_store(recipe: Path, url: str, stand_in: StandIn) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import uuid
 from collections.abc import Iterator
@@ -74,24 +75,21 @@ def test_one_that_is_incomplete_in_the_cache_is_fetched_again(url: str, tiny_den
 def test_what_changes_while_it_is_read_is_refused(url: str, monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
     remote = open_url(url)
     info = type(remote.fs).info
-    monkeypatch.setattr(type(remote.fs), "info", lambda self, path: {**info(self, path), "created": "later"})
-    with pytest.raises(NetworkError, match="unchanged while it was read"):
-        fetch_url(url, PATTERNS)
+    with monkeypatch.context() as patch:
+        times = itertools.count()
+        patch.setattr(type(remote.fs), "info", lambda self, path: {**info(self, path), "created": next(times)})
+        with pytest.raises(NetworkError, match="unchanged while it was read"):
+            fetch_url(url, PATTERNS)
     assert not [path for path in home.iterdir() if path.is_dir()]
 
 
 def test_a_wrong_checksum_is_refused(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     fs = type(open_url(url).fs)
-    find = fs.find
-
-    def with_md5(self: Any, *arguments: Any, **options: Any) -> Any:
-        return {name: {**found, "md5Hash": "AAAA"} for name, found in find(self, *arguments, **options).items()}
-
     info = fs.info
-    monkeypatch.setattr(fs, "find", with_md5)
-    monkeypatch.setattr(fs, "info", lambda self, path: {**info(self, path), "md5Hash": "AAAA"})
-    with pytest.raises(NetworkError, match="which is not what the store has of it"):
-        fetch_url(url, PATTERNS)
+    with monkeypatch.context() as patch:
+        patch.setattr(fs, "info", lambda self, path: {**info(self, path), "md5Hash": "AAAA"})
+        with pytest.raises(NetworkError, match="which is not what the store has of it"):
+            fetch_url(url, PATTERNS)
 
 
 def test_the_cache_is_bounded(tiny_dense: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
