@@ -34,12 +34,12 @@ def stored(tensor: torch.Tensor) -> Tensor:
     return Tensor(TYPES[tensor.dtype], tuple(tensor.shape), data)
 
 
-def weights(folder: Path, *, ends: tuple[str, ...] = (".weight",)) -> dict[str, torch.Tensor]:
-    """The linear weights of a plain checkpoint's layers."""
+def weights(folder: Path, *, has_table: bool = False) -> dict[str, torch.Tensor]:
+    """The linear weights of a plain checkpoint's layers, and its token table if asked."""
     found = {
         name: torch.frombuffer(bytearray(tensor.data), dtype=_NUMBERS[tensor.dtype]).reshape(tensor.shape)
         for name, tensor in read_tensors(folder / "model.safetensors").items()
-        if ".layers." in name and name.endswith(ends)
+        if name.endswith((".weight", "_proj")) and (".layers." in name or has_table)
     }
     return {
         name: value
@@ -49,14 +49,19 @@ def weights(folder: Path, *, ends: tuple[str, ...] = (".weight",)) -> dict[str, 
 
 
 def pack_checkpoint(
-    folder: Path, pack: Pack, settings: dict[str, Any] | None, *, only: Iterable[str] | None = None
+    folder: Path,
+    pack: Pack,
+    settings: dict[str, Any] | None,
+    *,
+    only: Iterable[str] | None = None,
+    has_table: bool = False,
 ) -> dict[str, torch.Tensor]:
     """Puts packed weights in the place of a folder's; gives what each is decoded to, by its name.
 
     `pack` gets the name of a module and its weight.
     """
     expected: dict[str, torch.Tensor] = {}
-    plain = weights(folder, ends=(".weight", "_proj"))
+    plain = weights(folder, has_table=has_table)
 
     def change(tensors: dict[str, Tensor]) -> None:
         for name, weight in plain.items():

@@ -69,7 +69,7 @@ def unpack(settings: Mapping[str, Any], taking: Taking) -> None:
         else:
             taking.give_up(f"{module}.weight", [f"{module}{end}" for end in (".weight", *_PARTS)])
             without += [module] if not has_group else []
-    if without and schemes.groups:
+    if without:
         more = f" and {len(without) - 1} others" if len(without) > 1 else ""
         taking.fault(
             f"the weights of '{without[0]}'{more} are packed, and no group of the quantization_config has them"

@@ -8,7 +8,7 @@ Source: compressed-tensors 0.20 `quantization/quant_config.py`, `quant_args.py`,
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,11 +63,11 @@ class Schemes:
         if any(_matches(module, name) for name in self.ignored):
             return False, None
         kind = _EMBEDDING if is_table else _LINEAR
-        for fits in (_is_name, _is_pattern, lambda _, target: target == kind):
-            found = next((scheme for target, scheme in self.groups if fits(module, target)), self)
-            if not isinstance(found, Schemes):
-                return True, found
-        return False, None
+        by_name = [scheme for target, scheme in self.groups if target == module]
+        by_pattern = [scheme for target, scheme in self.groups if target != module and _matches(module, target)]
+        by_class = [scheme for target, scheme in self.groups if target == kind]
+        found = [*by_name, *by_pattern, *by_class]
+        return bool(found), found[0] if found else None
 
 
 def read_schemes(settings: Mapping[str, Any], taking: Taking) -> Schemes:
@@ -85,10 +85,9 @@ def read_schemes(settings: Mapping[str, Any], taking: Taking) -> Schemes:
             taking.fault(f"{name} of config_groups must be an object with a list of targets")
             continue
         args = group.get("weights")
-        scheme = None
-        if isinstance(args, Mapping):
+        if isinstance(args, Mapping):  # else the group is of activations alone
             scheme = _scheme(f"{name} of config_groups", args, _format(group, settings, args), taking)
-        found += [(target, scheme) for target in group["targets"]]
+            found += [(target, scheme) for target in group["targets"]]
     return Schemes(tuple(found), tuple(ignored))
 
 
@@ -160,14 +159,6 @@ def _are_texts(names: Any) -> bool:
     return isinstance(names, list) and all(isinstance(name, str) for name in names)
 
 
-def _is_name(module: str, target: str) -> bool:
-    return module == target
-
-
-def _is_pattern(module: str, target: str) -> bool:
-    return target.startswith("re:") and _matches(module, target)
-
-
 def _matches(module: str, target: str) -> bool:
     if not target.startswith("re:"):
         return module == target
@@ -175,8 +166,3 @@ def _matches(module: str, target: str) -> bool:
         return re.match(target[3:], module) is not None
     except (re.error, RecursionError, OverflowError):
         return False
-
-
-def is_any(module: str, names: Iterable[str]) -> bool:
-    """Whether a module is one of those that names and patterns stand for."""
-    return any(_matches(module, name) for name in names)

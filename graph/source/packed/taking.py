@@ -58,7 +58,7 @@ class Taking:
         if tensor is None:
             self._misfits.missing[name] = shapes[0]
         elif tensor.dtype not in types:
-            self._misfits.mistyped[name] = tensor.dtype.value, " or ".join(t.value for t in types)
+            self._misfits.mistyped[name] = tensor.dtype.value, _one_of(types)
         elif tensor.shape not in shapes:
             self._misfits.misshapen[name] = shapes[0], tensor.shape
         else:
@@ -121,3 +121,9 @@ class Taking:
             told=frozenset(self._told),
             notes=tuple(self._notes),
         )
+
+
+def _one_of(types: Sequence[DType]) -> str:
+    """`F32, F16 or BF16`."""
+    *others, last = [each.value for each in types]
+    return f"{', '.join(others)} or {last}" if others else last

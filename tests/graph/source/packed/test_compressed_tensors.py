@@ -156,6 +156,18 @@ def test_groups_are_found_by_name_pattern_and_class(dense: Path) -> None:
     assert graph.quantised_as == "compressed-tensors int4 g32 and FP8 a scale a row and int8 a scale a row"
 
 
+def test_a_token_table_has_a_class_of_its_own(dense: Path) -> None:
+    table, linear = SCHEMES["int8-naive-g32"], SCHEMES["int4-g32"]
+    said = settings(group(*linear), group(*table, targets=("Embedding",)))
+
+    def pack(module: str, weight: torch.Tensor) -> Packed:
+        return by_library(*(table if module == "model.embed_tokens" else linear))(module, weight)
+
+    expected = pack_checkpoint(dense, pack, said, has_table=True)
+    assert "model.embed_tokens.weight" in expected
+    check(dense, expected)
+
+
 def test_formats_of_mixed_groups_are_inferred(dense: Path) -> None:
     args, format_ = SCHEMES["fp8-channel"]
     said = settings(group(args, "mixed-precision"), format="mixed-precision")
@@ -236,6 +248,15 @@ def test_faults_of_the_config_and_the_tensors_are_told_together(dense: Path) -> 
         f"tensor '{start}v_proj.weight_packed' is missing",
         f"tensor '{start}out_proj.weight_packed' is I64: expected I32",
     ):
+        open_graph(dense)
+
+
+def test_a_group_of_activations_alone_has_no_weights(dense: Path) -> None:
+    args, format_ = SCHEMES["int4-g32"]
+    said = settings(group(args, format_))
+    said["config_groups"]["group_0"]["weights"] = None
+    pack_checkpoint(dense, by_library(args, format_), said)
+    with refused("the weights of 'model.layers.0.conv.in_proj' and 11 others are packed, and no group of the"):
         open_graph(dense)
 
 

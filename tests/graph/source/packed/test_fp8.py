@@ -108,7 +108,7 @@ def test_faults_are_told_together(dense: Path) -> None:
         f"tensor '{start}feed_forward.w2.weight' is missing",
         "tensor 'model.layers.1.operator_norm.weight' is missing (expected shape [128])",
         f"tensor '{start}feed_forward.w3.weight_scale_inv' has the wrong shape: expected [8, 2], found [3, 3]",
-        f"tensor '{start}conv.in_proj.weight_scale_inv' is I8: expected F32 or F16 or BF16 or F8_E8M0 or U8",
+        f"tensor '{start}conv.in_proj.weight_scale_inv' is I8: expected F32, F16, BF16, F8_E8M0 or U8",
     ) as _:
         open_graph(dense)
 
