@@ -9,14 +9,12 @@ from pathlib import Path
 
 from ..dtypes import DType
 from ..errors import Faults, InputError, UsageError
+from ..source.adapters import ADAPTER_CONFIG
 from ..source.safetensors import SafetensorsFile
 from ..source.stamps import SourceStamp, stamp_of
 from ..tensor import TensorView
 
-ADAPTER_CONFIG = "adapter_config.json"
-# What holds an adapter's tensors: PEFT's, then mlx-lm's.
 WEIGHTS = "adapter_model.safetensors"
-MLX_WEIGHTS = "adapters.safetensors"
 _PICKLE = "adapter_model.bin"
 # What adapters may be merged in, beside the base's own type.
 MERGE_DTYPES = {"float32": DType.F32}

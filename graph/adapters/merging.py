@@ -17,9 +17,9 @@ from ..errors import Faults, InputError
 from ..graph import WeightGraph
 from ..json_text import read_object
 from ..roles import Address, Role
+from ..source.adapters import ADAPTER_CONFIG
 from ..tensor import TensorView
 from .adapter import (
-    ADAPTER_CONFIG,
     WEIGHTS,
     Adapter,
     AdapterChoice,

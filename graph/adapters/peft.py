@@ -24,8 +24,8 @@ from dataclasses import dataclass, field
 from ..dtypes import WEIGHT_DTYPES
 from ..errors import Faults
 from ..roles import Role
+from ..source.adapters import ADAPTER_CONFIG
 from ..tensor import Shape, TensorView
-from .adapter import ADAPTER_CONFIG
 from .changes import Added, AddedBias, Change, Decomposed, DecomposedTable, Product, Replaced, ReplacedRows
 from .modules import Modules
 from .settings import LoraSettings

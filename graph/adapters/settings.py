@@ -13,7 +13,7 @@ from typing import Any
 
 from ..config_fields import Fields
 from ..errors import Faults
-from .adapter import ADAPTER_CONFIG
+from ..source.adapters import ADAPTER_CONFIG
 
 _ALL_LINEAR = "all-linear"
 # Initialisations that leave the base as it is: others take a part of each weight out of it.
