@@ -46,7 +46,7 @@ _FIXED = {
 _CALIBRATED = "NVFP4"
 _QUANTISED = of_trait(Trait.MATRIX, Trait.EXPERTS)
 # What servers run as one product. Source: llm-compressor `observers/helpers.py`, `FUSED_LAYER_NAMES`; vLLM
-# `model_executor/models/lfm2.py`, `packed_modules_mapping`.
+# `packed_modules_mapping` of its models.
 PRODUCTS: tuple[frozenset[Role], ...] = (
     frozenset({Role.ATTN_Q, Role.ATTN_K, Role.ATTN_V}),
     frozenset({Role.FFN_GATE, Role.FFN_UP}),

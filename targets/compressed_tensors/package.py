@@ -1,6 +1,6 @@
 """The files beside the weights: what Transformers, vLLM and SGLang read.
 
-Source: transformers `configuration_utils.py`; vLLM `model_executor/models/lfm2.py`; llm-compressor
+Source: transformers `configuration_utils.py`; vLLM's models; llm-compressor
 `transformers/compression/compressed_tensors_utils.py`.
 """
 
