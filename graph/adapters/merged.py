@@ -10,6 +10,7 @@ import numpy as np
 from ..dtypes import DType, Float32, to_bfloat16, widen
 from ..errors import InputError
 from ..families.places import Seat
+from ..reference.cores import SINGLE_BLAS
 from ..tensor import TensorView
 from .changes import Change
 
@@ -38,11 +39,12 @@ class MergedTensor(TensorView):
         values = self._rounded(base)
         if values is base:
             values = base.copy()
-        for each in self._changes:
-            for row, stored, n in each.seat.runs(start, stop):
-                taken = slice(row - start, row - start + n)
-                changed = each.change.rows(stored, values[taken], base[taken], self._rounded)
-                values[taken] = self._rounded(changed)
+        with SINGLE_BLAS:
+            for each in self._changes:
+                for row, stored, n in each.seat.runs(start, stop):
+                    taken = slice(row - start, row - start + n)
+                    changed = each.change.rows(stored, values[taken], base[taken], self._rounded)
+                    values[taken] = self._rounded(changed)
         if not np.isfinite(values).all():
             raise InputError(f"tensor '{self.name}' overflows {self.dtype.value} where adapters are merged into it")
         return values

@@ -7,11 +7,13 @@ for them between calls. Pieces are cut by size and never by the number of thread
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import copy_context
 from functools import cache
+from typing import Any
 
 from threadpoolctl import ThreadpoolController
 
@@ -60,6 +62,31 @@ def _one_blas_thread() -> Iterator[int]:
     blas = _blas()
     with blas.limit(limits=1) as limiter:
         yield limiter.get_original_num_threads()["blas"] or os.cpu_count() or 1
+
+
+class SingleBlas:
+    """Keeps numpy's BLAS to one thread while any thread is inside: for small products in threads that are many already,
+    where a BLAS with threads of its own mostly waits for them.
+    """
+
+    def __init__(self) -> None:
+        self._turn, self._n_inside = threading.Lock(), 0
+        self._limiter: Any = None
+
+    def __enter__(self) -> None:
+        with self._turn:
+            if self._n_inside == 0:
+                self._limiter = _blas().limit(limits=1)
+            self._n_inside += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._turn:
+            self._n_inside -= 1
+            if self._n_inside == 0:
+                self._limiter.restore_original_limits()
+
+
+SINGLE_BLAS = SingleBlas()
 
 
 @cache
