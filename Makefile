@@ -57,6 +57,7 @@ faults: .venv/.dev  ## ends conversions in every way at random moments: nothing 
 	$(BIN)/pytest -q -n $(JOBS) $(PATIENT) tests/faults
 	$(BIN)/python tests/faults/kills.py --jobs $(JOBS)
 	$(BIN)/python tests/faults/release_kills.py
+	$(BIN)/pytest -q -m slow $(PATIENT) tests/convert/test_cluster.py
 
 clients: .venv/.dev $(CLIENTS:%=.clients/%/.done)  ## ONNX folders and vLLM's in every client; BROWSER=--browser adds Chromium
 	$(BIN)/python tests/clients/table.py $(BROWSER)

@@ -7,11 +7,11 @@ Source: compressed-tensors 0.20 `quantization/quant_config.py`, `quant_args.py`,
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from .patterns import fits
 from .taking import Taking
 
 # What a config says of a weight that it keeps as a float of so many bits, with so many columns a scale.
@@ -160,9 +160,4 @@ def _are_texts(names: Any) -> bool:
 
 
 def _matches(module: str, target: str) -> bool:
-    if not target.startswith("re:"):
-        return module == target
-    try:
-        return re.match(target[3:], module) is not None
-    except (re.error, RecursionError, OverflowError):
-        return False
+    return fits(target[3:], module) if target.startswith("re:") else module == target

@@ -15,13 +15,13 @@ Source: GPTQModel 7.7 `nn_modules/qlinear/__init__.py` (dequantize_weight), `uti
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
 from ...dtypes import WEIGHT_DTYPES, DType
 from .columns import ColumnTensor, DownTensor
 from .integers import columns_in_order
+from .patterns import fits
 from .taking import Taking
 
 NAME = "GPTQ"
@@ -72,11 +72,8 @@ def words(bits: int, group: int) -> str:
 def _overrides(module: str, patterns: Mapping[str, Any]) -> Mapping[str, Any]:
     """Settings of the first pattern that fits; one that starts with "-:" leaves modules as they were."""
     for pattern, own in patterns.items():
-        try:
-            if re.match(pattern.removeprefix("-:").removeprefix("+:"), module):
-                return own if isinstance(own, Mapping) else {}
-        except (re.error, RecursionError, OverflowError):
-            continue
+        if fits(pattern.removeprefix("-:").removeprefix("+:"), module):
+            return own if isinstance(own, Mapping) else {}
     return {}
 
 
