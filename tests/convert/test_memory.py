@@ -24,7 +24,9 @@ def _hashes(folder: Path) -> dict[str, str]:
     return {file["path"]: file["sha256"] for entry in manifest["artifacts"] for file in entry["files"]}
 
 
-@pytest.mark.parametrize(("target", "quant"), [("gguf", "Q4_0"), ("onnx", "q4f16"), ("coreml", "int4")])
+@pytest.mark.parametrize(
+    ("target", "quant"), [("gguf", "Q4_0"), ("onnx", "q4f16"), ("coreml", "int4"), ("compressed-tensors", "NVFP4A16")]
+)
 def test_memory_and_bytes(checkpoint: Path, tmp_path: Path, target: str, quant: str) -> None:
     bare = peak_bytes(tmp_path)
     found = []

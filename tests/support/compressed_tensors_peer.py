@@ -1,4 +1,4 @@
-"""What compressed-tensors itself stores of matrices, their ranges taken by llm-compressor's observer of weights."""
+"""What compressed-tensors itself stores of matrices, their ranges taken by llm-compressor's observer of weights, where it is installed."""
 
 from __future__ import annotations
 
@@ -45,12 +45,47 @@ def stored(preset: str, *matrices: Any, **weights: Any) -> list[dict[str, np.nda
 
 
 def _observe(args: Any, modules: list[Any]) -> list[Any]:
+    if importlib.machinery.PathFinder.find_spec("llmcompressor") is None:
+        return [_Observer(args, modules, module) for module in modules]
     observers, fusion = (_observer_module(name) for name in ("min_max", "fusion"))
     made = [observers.MemorylessMinMaxObserver(base_name="weight", args=args) for _ in modules]
     fusion.FusionHandler.fuse(zip(made, modules, strict=True))
     for observer, module in zip(made, modules, strict=True):
         observer(module.weight.data)
     return made
+
+
+class _Observer:
+    """What llm-compressor's gives, where it is not installed: the library's own parameters of the ranges of groups."""
+
+    def __init__(self, args: Any, modules: list[Any], module: Any) -> None:
+        self._args = args
+        self._matrices, self._own = [each.weight.data for each in modules], module.weight.data
+
+    def get_qparams(self) -> dict[str, Any]:
+        from compressed_tensors.quantization.utils import calculate_qparams, generate_gparam
+
+        scale = None
+        if self._args.strategy == "tensor_group":
+            size = max(matrix.abs().max() for matrix in self._matrices).reshape(1)
+            scale = generate_gparam(-size, size)
+        groups = self._groups()
+        low, high = groups.amin(dim=-1), groups.amax(dim=-1)
+        scales, zeros = calculate_qparams(low, high, self._args, global_scale=scale)
+        return {"scale": scales, "zero_point": zeros, "global_scale": scale}
+
+    def _groups(self) -> Any:
+        """Elements that share a scale on the last axis, scales on the others."""
+        import torch
+
+        if self._args.strategy == "channel":
+            return self._own.unsqueeze(1)
+        if self._args.strategy != "block":
+            return self._own.unflatten(-1, (-1, self._args.group_size))
+        height, width = self._args.block_structure
+        rest = -self._own.shape[0] % height
+        padded = torch.nn.functional.pad(self._own, (0, 0, 0, rest))
+        return padded.reshape(-1, height, padded.shape[1] // width, width).transpose(1, 2).flatten(2)
 
 
 def _observer_module(name: str) -> Any:
