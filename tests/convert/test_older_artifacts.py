@@ -1,7 +1,7 @@
 """Artifacts that an older version wrote stay readable: their weights are those of the checkpoint they were made from.
 
-The fixtures were written by the version of commit 3a47d1c, before manifests said where each part lies; Core ML's by the first
-that wrote packages.
+The fixtures were written by the version of commit 3a47d1c, before manifests said where each part lies; Core ML's and
+compressed-tensors' by the first that wrote these formats.
 """
 
 from __future__ import annotations

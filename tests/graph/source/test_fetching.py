@@ -56,20 +56,20 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_a_checkpoint_is_fetched_once(url: str, tiny_dense: Path, reads: list[str], home: Path) -> None:
     remote = open_url(url)
     remote.fs.pipe_file((remote / "pickle.bin").path, b"never fetched")
-    folder = find_model(url).folder
+    folder = find_model(url).path
     assert tree(folder) == tree(tiny_dense)
     assert open_graph(folder).name == "tiny-dense"
     n_reads = len(reads)
-    assert find_model(url).folder == folder and len(reads) == n_reads
+    assert find_model(url).path == folder and len(reads) == n_reads
     remote.fs.pipe_file((remote / "config.json").path, (tiny_dense / "config.json").read_bytes() + b"\n")
-    assert find_model(url).folder != folder
+    assert find_model(url).path != folder
     assert not list(home.glob("part-*"))
 
 
 def test_one_that_is_incomplete_in_the_cache_is_fetched_again(url: str, tiny_dense: Path) -> None:
-    folder = find_model(url).folder
+    folder = find_model(url).path
     (folder / "model.safetensors").write_bytes(b"cut short")
-    assert tree(find_model(url).folder) == tree(tiny_dense)
+    assert tree(find_model(url).path) == tree(tiny_dense)
 
 
 def test_what_changes_while_it_is_read_is_refused(url: str, monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
@@ -98,7 +98,7 @@ def test_the_cache_is_bounded(tiny_dense: Path, home: Path, monkeypatch: pytest.
     folders = []
     for name in names:
         upload(tiny_dense, name)
-        folders.append(find_model(name).folder.parent)
+        folders.append(find_model(name).path.parent)
         assert folders[-1].is_dir()
     assert all(folder.is_dir() for folder in folders)  # used within the hour
     for folder in folders[:2]:
@@ -116,7 +116,7 @@ class _Usage:
 
 
 def test_a_file_url_is_a_folder(tiny_dense: Path, home: Path) -> None:
-    assert find_model(tiny_dense.as_uri()).folder == tiny_dense
+    assert find_model(tiny_dense.as_uri()).path == tiny_dense
     assert not home.exists()
 
 
@@ -154,7 +154,7 @@ def test_a_hub_s_url_is_the_hub_s_to_fetch(monkeypatch: pytest.MonkeyPatch, tmp_
 
     monkeypatch.setattr(fetching, "fetch", fetch)
     for model in ("hf://org/name", "hf://org/name@v1", "hf://org/name@refs%2Fpr%2F1"):
-        assert find_model(model).folder == tmp_path
+        assert find_model(model).path == tmp_path
     assert asked == [("org/name", None), ("org/name", "v1"), ("org/name", "refs/pr/1")]
 
 
