@@ -36,13 +36,16 @@ class TransformersRunner(Runner):
     def __init__(self, folder: Path, *, threads: int, decodes_first: bool) -> None:
         """`decodes_first` decodes weights while they are loaded, which leaves no rounding of activations."""
         torch.set_num_threads(threads)
-        transformers.utils.logging.set_verbosity_error()
-        transformers.utils.logging.disable_progress_bar()
-        CompressedTensorsHfQuantizer.get_load_operations = lambda self: {"dequantize": _InFloat32}
+        logging: Any = transformers.utils.logging
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+        quantizer: Any = CompressedTensorsHfQuantizer
+        quantizer.get_load_operations = lambda self: {"dequantize": _InFloat32}
         self._threads = threads
         more = {"quantization_config": CompressedTensorsConfig(dequantize=True)} if decodes_first else {}
         try:
-            model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **more).eval()
+            model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **more)
+            model.eval()
             if not decodes_first:
                 model.hf_quantizer.compressor.decompress_model(model)
         except Exception as error:  # the libraries raise their own kinds
