@@ -112,6 +112,11 @@ def artifact_of(folder: Path, entry: Entry) -> Artifact:
         elif size != file["bytes"]:
             faults.add(f"'{file['path']}' has {size} bytes: expected {file['bytes']}")
     faults.raise_if_any(str(folder))
+    return described(folder, entry)
+
+
+def described(folder: Path, entry: Entry) -> Artifact:
+    """The artifact of a manifest's entry, whether its files are there or not."""
     return Artifact(
         path=folder / entry["main_file"],
         folder=folder,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 # What a file system, a shell's pattern (MLX looks for its shards by one) or UTF-8 does not take in a name.
@@ -26,6 +27,20 @@ class PartName:
     stem: str
     number: int
     count: int
+
+
+def filled(sizes: Sequence[int], *, max_bytes: int | None) -> list[slice]:
+    """Which items of these sizes each file holds, one filled after the other; one that is too large has its own.
+
+    Units: bytes.
+    """
+    starts, total = [0], 0
+    for index, size in enumerate(sizes):
+        if max_bytes is not None and index > starts[-1] and total + size > max_bytes:
+            starts.append(index)
+            total = 0
+        total += size
+    return [slice(start, stop) for start, stop in zip(starts, [*starts[1:], len(sizes)], strict=True)]
 
 
 def part_name(stem: str, number: int, count: int, suffix: str) -> str:

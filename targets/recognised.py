@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
+from ..graph.config import CONFIG_FILE
 from ..graph.errors import InputError
 from ..graph.files import is_file
+from ..graph.source.checkpoint import INDEX_FILE, Checkpoint
+from .target import Artifact
 
 # Quality classes, the coarsest first; fewer bits than three are told as three.
 _CLASSES = ("q3", "q4", "q5", "q6", "q8", "f16", "f32")
@@ -30,6 +33,32 @@ def _known(name: str) -> str:
 def most_common(sizes: Mapping[str, int]) -> str | None:
     """What most of the elements are stored as; None of nothing."""
     return max(sizes, key=lambda name: (sizes[name], name), default=None)
+
+
+def model_folders(path: Path) -> list[Path]:
+    """The folders that a path may mean, of a format whose models are folders with a config: it, those in it, or the one
+    whose config or weights are named.
+    """
+    if path.is_dir():
+        inner = sorted(each for each in path.iterdir() if each.is_dir() and not each.name.startswith("."))
+        return [path] if (path / CONFIG_FILE).is_file() else inner
+    is_part = path.name in (CONFIG_FILE, INDEX_FILE) or path.suffix == ".safetensors"
+    return [path.parent] if is_part else []
+
+
+def folder_artifact(folder: Path, *, target: str, quant: str, class_name: str, beside: Collection[str]) -> Artifact:
+    """What such a folder is; of the files beside its weights those with these suffixes are its own."""
+    weights = [file.path for file in Checkpoint(folder).files]
+    others = [file for file in folder.iterdir() if file.is_file() and file.suffix in beside]
+    return Artifact(
+        path=folder / CONFIG_FILE,
+        folder=folder,
+        target=target,
+        quant=quant,
+        class_name=class_name,
+        files=tuple(sorted({*weights, *others})),
+        is_recognised=True,
+    )
 
 
 def own_file(path: Path, name: str) -> Path:

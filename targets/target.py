@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -166,7 +167,8 @@ class Runner(ABC):
 
 @dataclass(frozen=True)
 class Target(ABC):
-    """A runtime's format; its fields are its options. `extra` is the pip extra that brings what `run` needs.
+    """A runtime's format; its fields are its options. `extra` is the pip extra that brings what `run` needs, `packages`
+    are those that it imports.
 
     `grammar` says what quants there are where `policies` are only those of common names.
     `arithmetic` is the type of the activations that runners multiply by weights of any class, as `Arithmetic` of
@@ -179,6 +181,7 @@ class Target(ABC):
     name: ClassVar[str]
     title: ClassVar[str]
     extra: ClassVar[str]
+    packages: ClassVar[Sequence[str]] = ()
     policies: ClassVar[Sequence[Policy]]
     default_quant: ClassVar[str]
     grammar: ClassVar[str | None] = None
@@ -256,9 +259,10 @@ class Target(ABC):
     def run(self, artifact: Artifact, *, threads: int) -> Runner:
         """Loads an artifact into its runtime. Raises BackendError if the runtime is not installed."""
 
-    @abstractmethod
     def missing(self) -> str | None:
         """What must be installed before `run` works, as a pip line; None if it works now."""
+        is_ready = all(importlib.util.find_spec(name) is not None for name in self.packages)
+        return None if is_ready else f'pip install "lfm-convert[{self.extra}]"'
 
 
 def named_stem(outfile: str | None, suffix: str, quant: str, default: str) -> str:

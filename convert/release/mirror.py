@@ -16,6 +16,7 @@ from typing import Any
 from ...graph.errors import InputError, UsageError
 from ...graph.source.urls import Remote, stamp_of, told
 from ...targets.target import Artifact
+from ..artifacts import described
 from ..manifest import MANIFEST_FILE, Entry, Manifest, load_manifest
 from .output import Output
 from .parts import Made, hash_remote, move
@@ -102,7 +103,7 @@ class Mirror(Output):
             info = self._info(self._place(folder / file["path"]))
             if info is None or info["size"] != file["bytes"]:
                 raise InputError(f"{self._place(folder).url}: '{file['path']}' is missing or has another size")
-        return _artifact(folder, entry)
+        return described(folder, entry)
 
     def adopt(self, step: Convert, made: Made) -> None:
         folder = step.artifact.folder
@@ -136,7 +137,7 @@ class Mirror(Output):
     def _shared(self, step: Convert, kept: Sequence[Entry]) -> dict[str, bytes]:
         """What all artifacts of the target in the folder share, this one with them, where it is not there already."""
         artifact = step.artifact
-        beside = [_artifact(artifact.folder, entry) for entry in kept if entry["target"] == artifact.plan.target]
+        beside = [described(artifact.folder, entry) for entry in kept if entry["target"] == artifact.plan.target]
         files = artifact.wanted.target.shared_files(artifact.graph, [*beside, artifact.plan])
         there = {name: self._sha256_of(self._place(artifact.folder / name), step.site.state) for name in files}
         return {name: data for name, data in files.items() if there[name] != _sha256(data)}
@@ -214,18 +215,6 @@ def _manifest_of(arrived: Remote) -> Manifest:
     if found is None or len(found.artifacts) != 1:
         raise InputError(f"{arrived.url}: expected a manifest of one artifact")
     return found
-
-
-def _artifact(folder: Path, entry: Entry) -> Artifact:
-    return Artifact(
-        path=folder / entry["main_file"],
-        folder=folder,
-        target=entry["target"],
-        quant=entry["quant"],
-        class_name=entry["class"],
-        files=tuple(folder / file["path"] for file in entry["files"]),
-        entry=entry,
-    )
 
 
 def _listed(name: str, data: bytes, target: str) -> Entry:

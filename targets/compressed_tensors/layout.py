@@ -28,7 +28,7 @@ from ...quantize.encodings.ct_base import CtEncoding
 from ...quantize.encodings.ct_fp4 import GLOBAL_SCALE, NvFp4
 from ...quantize.encodings.ct_int import GroupInt
 from ..hub_folder import json_bytes
-from ..naming import part_name
+from ..naming import filled, part_name
 
 _SHAPE = "weight_shape"
 _EXPERT = "{e}"
@@ -119,15 +119,8 @@ def _run(name: str, dtype: DType, shape: Shape, constant: bytes | None = None) -
 
 def split(tensors: Sequence[Sequence[Run]], *, max_bytes: int) -> list[Shard]:
     """Fills one shard after the other; the runs of a tensor stay together, and one too large has its own."""
-    shards: list[list[Run]] = [[]]
-    size = 0
-    for runs in tensors:
-        n_bytes = sum(run.nbytes for run in runs)
-        if shards[-1] and size + n_bytes > max_bytes:
-            shards.append([])
-            size = 0
-        shards[-1] += runs
-        size += n_bytes
+    sizes = [sum(run.nbytes for run in runs) for runs in tensors]
+    shards = [[run for runs in tensors[part] for run in runs] for part in filled(sizes, max_bytes=max_bytes)]
     stem, suffix = SINGLE_FILE.split(".")
     return [_shard(part_name(stem, i, len(shards), f".{suffix}"), runs) for i, runs in enumerate(shards, 1)]
 

@@ -10,7 +10,7 @@ from typing import Any
 from ...graph.config import CONFIG_FILE
 from ...graph.json_text import read_object
 from ...graph.roles import Trait
-from ...graph.source.checkpoint import INDEX_FILE, Checkpoint, has_weights
+from ...graph.source.checkpoint import has_weights
 from ...graph.tensor import TensorView
 from ...quantize.encoding import Encoding
 from ...quantize.encodings.ct_base import CtEncoding
@@ -18,7 +18,7 @@ from ...quantize.encodings.ct_fp4 import MxFp4, NvFp4
 from ...quantize.encodings.ct_fp8 import ChannelFp8
 from ...quantize.encodings.ct_int import ChannelInt8, GroupInt
 from ..encoded import EncodedTensor
-from ..recognised import coarsest, most_common
+from ..recognised import coarsest, folder_artifact, model_folders, most_common
 from ..target import Artifact, ListedTensor, NotJudged
 from .reader import read_weights
 from .schemes import FIELD, METHOD
@@ -34,13 +34,7 @@ def recognise(path: Path) -> tuple[Artifact, ...]:
 
     Raises: InputError for a folder that is damaged, not whole, or of a model that is not of our families.
     """
-    if path.is_dir():
-        inner = sorted(each for each in path.iterdir() if each.is_dir() and not each.name.startswith("."))
-        folders = [path] if (path / CONFIG_FILE).is_file() else inner
-    else:
-        is_part = path.name in (CONFIG_FILE, INDEX_FILE) or path.suffix == ".safetensors"
-        folders = [path.parent] if is_part else []
-    return tuple(_artifact(folder) for folder in folders if is_compressed_folder(folder))
+    return tuple(_artifact(folder) for folder in model_folders(path) if is_compressed_folder(folder))
 
 
 def is_compressed_folder(folder: Path) -> bool:
@@ -57,17 +51,9 @@ def _settings(folder: Path) -> Mapping[str, Any]:
 
 def _artifact(folder: Path) -> Artifact:
     views = list(_stored(folder))
-    weights = [file.path for file in Checkpoint(folder).files]
-    beside = [file for file in folder.iterdir() if file.is_file() and file.suffix in _BESIDE]
-    return Artifact(
-        path=folder / CONFIG_FILE,
-        folder=folder,
-        target=METHOD,
-        quant=_quant(folder, Counter(view.encoding for trait, view in views if trait in _QUANTISED)),
-        class_name=coarsest(view.encoding.class_name for trait, view in views if view.n_rows > 1),
-        files=tuple(sorted({*weights, *beside})),
-        is_recognised=True,
-    )
+    quant = _quant(folder, Counter(view.encoding for trait, view in views if trait in _QUANTISED))
+    class_name = coarsest(view.encoding.class_name for trait, view in views if view.n_rows > 1)
+    return folder_artifact(folder, target=METHOD, quant=quant, class_name=class_name, beside=_BESIDE)
 
 
 def _stored(folder: Path) -> Iterator[tuple[Trait, EncodedTensor]]:

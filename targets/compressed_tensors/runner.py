@@ -36,9 +36,9 @@ class TransformersRunner(Runner):
     def __init__(self, folder: Path, *, threads: int, decodes_first: bool) -> None:
         """`decodes_first` decodes weights while they are loaded, which leaves no rounding of activations."""
         torch.set_num_threads(threads)
-        speaking: Any = transformers.utils.logging
-        speaking.set_verbosity_error()
-        speaking.disable_progress_bar()
+        logging: Any = transformers.utils.logging
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
         quantizer: Any = CompressedTensorsHfQuantizer
         quantizer.get_load_operations = lambda self: {"dequantize": _InFloat32}
         self._threads = threads

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +32,6 @@ from .running import run_memory
 from .stored import Stored, stored_weights
 
 _SHARD_BYTES = 5_000_000_000
-_PACKAGES = ("torch", "transformers", "compressed_tensors")
 _NOT_SERVED = "vLLM and SGLang have no class for {model_type} yet: Transformers runs it"
 
 
@@ -55,6 +53,7 @@ class CompressedTensorsTarget(Target):
     name = "compressed-tensors"
     title = "Transformers, vLLM, SGLang"
     extra = "compressed-tensors"
+    packages = ("torch", "transformers", "compressed_tensors")
     policies = POLICIES
     grammar = GRAMMAR
     default_quant = "W4A16"
@@ -133,10 +132,6 @@ class CompressedTensorsTarget(Target):
             from .runner import TransformersRunner
 
             return TransformersRunner(folder, threads=threads, decodes_first=decodes_first(weights))
-
-    def missing(self) -> str | None:
-        absent = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
-        return f'pip install "lfm-convert[{self.extra}]"' if absent else None
 
 
 def _tensor_plans(stored: Sequence[Stored], places: Mapping[str, Placement]) -> tuple[TensorPlan, ...]:

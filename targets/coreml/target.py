@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,6 +60,7 @@ class CoremlTarget(Target):
     name = "coreml"
     title = "Core ML (iOS, macOS)"
     extra = "coreml"
+    packages = ("coremltools",)
     policies = POLICIES
     default_quant = "int4"
     file_suffix = SUFFIX
@@ -175,9 +175,6 @@ class CoremlTarget(Target):
             packages = packages_of(artifact)
             check_packages(packages)
             return CoremlRunner(*packages, threads=threads)
-
-    def missing(self) -> str | None:
-        return None if importlib.util.find_spec("coremltools") else f'pip install "lfm-convert[{self.extra}]"'
 
 
 def _context(config: ModelConfig, wanted: int | None) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -33,7 +32,6 @@ from .recognise import recognise
 from .refusals import refuse_blocks
 
 _DEFAULT_CONTEXT = 4096
-_PACKAGES = ("torch", "torchao", "executorch")
 
 
 @dataclass(frozen=True)
@@ -56,6 +54,7 @@ class ExecutorchTarget(Target):
     name = "executorch"
     title = "ExecuTorch (Android, iOS)"
     extra = "executorch"
+    packages = ("torch", "torchao", "executorch")
     policies = POLICIES
     grammar = GRAMMAR
     default_quant = "8da4w"
@@ -151,10 +150,6 @@ class ExecutorchTarget(Target):
             from .runner import ExecutorchRunner
 
             return ExecutorchRunner(artifact.path, threads=threads, data=_data_file(artifact))
-
-    def missing(self) -> str | None:
-        absent = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
-        return f'pip install "lfm-convert[{self.extra}]"' if absent else None
 
 
 def _backend(artifact: Artifact) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ...quantize.gguf_file.header import KeyValue, TensorInfo, ValueType, aligned, header_bytes
-from ..naming import part_name
+from ..naming import filled, part_name
 from .choices import Chosen
 
 
@@ -33,14 +33,7 @@ def lay_out(
     stem: str, pairs: Sequence[KeyValue], tensors: Sequence[Chosen], *, max_bytes: int | None = None
 ) -> tuple[Shard, ...]:
     """The files of an artifact, tensors in order; a new one where data would exceed `max_bytes`."""
-    groups: list[list[Chosen]] = [[]]
-    filled = 0
-    for tensor in tensors:
-        if max_bytes is not None and groups[-1] and filled + aligned(tensor.nbytes) > max_bytes:
-            groups.append([])
-            filled = 0
-        groups[-1].append(tensor)
-        filled += aligned(tensor.nbytes)
+    groups = [tensors[part] for part in filled([aligned(each.nbytes) for each in tensors], max_bytes=max_bytes)]
     shards = []
     for number, group in enumerate(groups):
         infos, offset = [], 0

@@ -20,6 +20,7 @@ from ...graph.roles import Role, Trait
 from ...graph.source.checkpoint import SINGLE_FILE
 from ...graph.tensor import Shape
 from ...quantize.encoding import Encoding
+from ..naming import filled, part_name
 from .parameters import module_path
 
 SHARD_BYTES = 5 << 30
@@ -66,19 +67,10 @@ def stored_arrays(parameter: str, role: Role, shape: Shape, encoding: Encoding) 
 
 def split(tensors: Sequence[Sequence[Array]]) -> list[Shard]:
     """Fills one shard after the other; the arrays of a tensor stay together, and one too large has its own."""
-    shards: list[list[Array]] = [[]]
-    size = 0
-    for arrays in tensors:
-        n_bytes = sum(array.nbytes for array in arrays)
-        if shards[-1] and size + n_bytes > SHARD_BYTES:
-            shards.append([])
-            size = 0
-        shards[-1] += arrays
-        size += n_bytes
-    if len(shards) == 1:
-        return [_shard(SINGLE_FILE, shards[0])]
-    n = len(shards)
-    return [_shard(f"model-{i:05d}-of-{n:05d}.safetensors", arrays) for i, arrays in enumerate(shards, 1)]
+    sizes = [sum(array.nbytes for array in arrays) for arrays in tensors]
+    shards = [[array for arrays in tensors[part] for array in arrays] for part in filled(sizes, max_bytes=SHARD_BYTES)]
+    stem, suffix = SINGLE_FILE.split(".")
+    return [_shard(part_name(stem, i, len(shards), f".{suffix}"), arrays) for i, arrays in enumerate(shards, 1)]
 
 
 def _shard(name: str, arrays: Sequence[Array]) -> Shard:

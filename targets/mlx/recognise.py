@@ -9,12 +9,11 @@ from pathlib import Path
 from ...graph.config import CONFIG_FILE
 from ...graph.json_text import read_object
 from ...graph.roles import Address, Role, Trait
-from ...graph.source.checkpoint import INDEX_FILE, Checkpoint
 from ...graph.tensor import TensorView
 from ...quantize.encoding import Encoding
 from ...quantize.encodings.mlx_pack import GroupEncoding
 from ..encoded import EncodedTensor
-from ..recognised import coarsest, most_common
+from ..recognised import coarsest, folder_artifact, model_folders, most_common
 from ..target import Artifact, ListedTensor, NotJudged
 from .folder import is_mlx_folder
 from .reader import read_weights
@@ -31,28 +30,13 @@ def recognise(path: Path) -> tuple[Artifact, ...]:
 
     Raises: InputError for a folder that is damaged, not whole, or of a model that is not of our families.
     """
-    if path.is_dir():
-        inner = sorted(each for each in path.iterdir() if each.is_dir() and not each.name.startswith("."))
-        folders = [path] if (path / CONFIG_FILE).is_file() else inner
-    else:
-        is_part = path.name in (CONFIG_FILE, INDEX_FILE) or path.suffix == ".safetensors"
-        folders = [path.parent] if is_part else []
-    return tuple(_artifact(folder) for folder in folders if _is_mlx(folder))
+    return tuple(_artifact(folder) for folder in model_folders(path) if _is_mlx(folder))
 
 
 def _artifact(folder: Path) -> Artifact:
     encodings = _encodings(_weights(folder))
-    weights = [file.path for file in Checkpoint(folder).files]
-    beside = [file for file in folder.iterdir() if file.is_file() and file.suffix in _BESIDE]
-    return Artifact(
-        path=folder / CONFIG_FILE,
-        folder=folder,
-        target="mlx",
-        quant=quant_of(encodings),
-        class_name=coarsest(e.class_name for a, e in encodings.items() if a[0].trait in (*_NARROWED, *_TABLES)),
-        files=tuple(sorted({*weights, *beside})),
-        is_recognised=True,
-    )
+    class_name = coarsest(e.class_name for a, e in encodings.items() if a[0].trait in (*_NARROWED, *_TABLES))
+    return folder_artifact(folder, target="mlx", quant=quant_of(encodings), class_name=class_name, beside=_BESIDE)
 
 
 def _is_mlx(folder: Path) -> bool:

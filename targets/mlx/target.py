@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -61,6 +60,7 @@ class MlxTarget(Target):
     name = "mlx"
     title = "MLX (mlx-lm, LM Studio)"
     extra = "mlx"
+    packages = ("mlx", "mlx_lm")
     policies = POLICIES
     grammar = GRAMMAR
     default_quant = "8bit"
@@ -158,10 +158,6 @@ class MlxTarget(Target):
             from .runner import MlxRunner
 
             return MlxRunner(folder, own_class=not is_released)
-
-    def missing(self) -> str | None:
-        absent = [name for name in ("mlx", "mlx_lm") if importlib.util.find_spec(name) is None]
-        return f'pip install "lfm-convert[{self.extra}]"' if absent else None
 
 
 def _tensor_plans(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -73,6 +72,7 @@ class OnnxTarget(Target):
     name = "onnx"
     title = "ONNX Runtime, Transformers.js, onnxruntime-genai"
     extra = "onnx"
+    packages = ("onnx", "onnxruntime")
     policies = POLICIES
     default_quant = "q4f16"
 
@@ -198,10 +198,6 @@ class OnnxTarget(Target):
 
             runner = OnnxRunner if not artifact.is_recognised else AnybodysRunner
             return runner(artifact.path, threads=threads, folder=artifact.folder)
-
-    def missing(self) -> str | None:
-        absent = [name for name in ("onnx", "onnxruntime") if importlib.util.find_spec(name) is None]
-        return f'pip install "lfm-convert[{self.extra}]"' if absent else None
 
 
 def read_recognised(artifact: Artifact) -> dict[Address, TensorView]:
