@@ -74,7 +74,6 @@ def test_every_quant_that_is_named_is_taken(
 @pytest.mark.parametrize(
     ("option", "values"),
     [
-        ("--target", ["onnx", "gguf"]),
         ("--out", ["a", "b"]),
         ("--max-size", ["1GB", "2GB"]),
         ("--pre", ["a", "b"]),
