@@ -173,8 +173,10 @@ define compile
 	$(COMPILE) --generate-hashes --pip-args "--no-deps" -o requirements/$(1).lock .venv-lock/$(1).in
 endef
 
-screenshots:  ## pictures of $(OUT)/report.html for docs/, by Chromium's headless shell
+screenshots:  ## pictures of $(OUT)/report.html for docs/, by Chromium's headless shell, and of a terminal
 	$(BIN)/python tests/support/screenshots.py $(OUT)/report.html docs/images
+	PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/python tests/support/terminal_still.py docs/images/demo.svg \
+	  "lfm-convert bundled:moe --target gguf,onnx,mlx --quant Q4_K_M,q4f16,4bit --out models"
 
 clean:
 	rm -rf .venv .venv-lock .venv-audit .fuzz $(OUT)
