@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .blocks import Block, Branch, Branches, FeedForward, Mixer, Mixture, Norm
+from .dtypes import TORCH_NAMES, DType
 from .errors import UsageError
 
 if TYPE_CHECKING:
@@ -51,6 +52,11 @@ class ModelConfig:
     dtype: str
     raw: Mapping[str, Any] = field(repr=False, compare=False)
     notes: tuple[str, ...] = ()
+
+    @property
+    def float_type(self) -> DType:
+        """What the tensors are in, where nothing but the config says it."""
+        return TORCH_NAMES.get(self.dtype, DType.BF16)
 
     @property
     def n_layers(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -62,6 +63,8 @@ _BITS_OF = {
 
 # What a weight may be stored in: each widens to float32 without loss.
 WEIGHT_DTYPES = (DType.F32, DType.F16, DType.BF16)
+# The same by the names of torch, as configs spell them.
+TORCH_NAMES: Mapping[str, DType] = {"float32": DType.F32, "float16": DType.F16, "bfloat16": DType.BF16}
 
 # Same width unsigned view, and the bits that are all set in NaN and infinity.
 _BITS: dict[DType, tuple[np.dtype[np.unsignedinteger[Any]], int]] = {

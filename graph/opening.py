@@ -34,9 +34,6 @@ from .source.tokenizer import Tokenizer, missing_tokenizer, read_tokenizer, sett
 from .source.weight_files import refuse_adapter_alone
 from .tensor import DeclaredTensor, ReshapedTensor, Shape, TensorView
 
-# What a checkpoint's tensors are in, where only its config is at hand.
-_CONFIG_DTYPES = {"bfloat16": DType.BF16, "float16": DType.F16, "float32": DType.F32}
-
 
 @dataclass(frozen=True)
 class Slot:
@@ -163,7 +160,7 @@ def model_name(folder: Path) -> str:
 
 def _declared_view(config: ModelConfig, slot: Slot) -> TensorView:
     """As checkpoints are saved: all in the config's type, but for the expert biases."""
-    dtype = _CONFIG_DTYPES.get(config.dtype, DType.BF16)
+    dtype = config.float_type
     name = config.family.tensor_name(slot.role, slot.layer)
     return DeclaredTensor(name, slot.shape, DType.F32 if slot.role is Role.EXPERT_BIAS else dtype)
 
@@ -207,8 +204,7 @@ def settle_quantization(config: ModelConfig, checkpoint: Checkpoint) -> tuple[Mo
         raise InputError(f"{checkpoint.folder}: {unmerged_sentence(tensor)}")
     found = quantized_weights(config.raw, checkpoint.tensors)
     if found is not None:
-        dtype = _CONFIG_DTYPES.get(config.dtype, DType.BF16)
-        return config, unpack(found, checkpoint, config.raw, dtype=dtype)
+        return config, unpack(found, checkpoint, config.raw, dtype=config.float_type)
     said = configured_method(config.raw)
     plain = Unpacked(checkpoint.tensors)
     if said is None:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from ...graph.config import CONFIG_FILE, ModelConfig
-from ...graph.dtypes import WEIGHT_DTYPES, DType, Float32
+from ...graph.dtypes import TORCH_NAMES, WEIGHT_DTYPES, DType, Float32
 from ...graph.errors import Faults, InputError
 from ...graph.graph import WeightGraph
 from ...graph.opening import graph_of
@@ -46,7 +46,7 @@ SUFFIX = ".gguf"
 # Keys by which llama.cpp stretches positions.
 _SCALED_ROPES = ("rope.scaling.type", "rope.scale_linear")
 _LARGE = (Trait.TABLE, Trait.HEAD, Trait.MATRIX, Trait.EXPERTS)
-_FLOAT_NAMES = {DType.F32: "float32", DType.F16: "float16", DType.BF16: "bfloat16"}
+_FLOAT_NAMES = {dtype: name for name, dtype in TORCH_NAMES.items()}
 
 
 def open_source(path: Path, *, name: str | None = None) -> WeightGraph | None:

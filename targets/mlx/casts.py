@@ -9,13 +9,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ...graph.dtypes import DType, Float32
+from ...graph.dtypes import TORCH_NAMES, DType, Float32
 from ...graph.graph import Weight, WeightGraph
 from ...graph.roles import Role
 from ...graph.tensor import TensorView
 from ...quantize.encoding import get_encoding
-
-_CASTS = {"bfloat16": DType.BF16, "float16": DType.F16, "float32": DType.F32}
 
 
 class _CastTensor(TensorView):
@@ -36,7 +34,7 @@ class _CastTensor(TensorView):
 def cast_weights(graph: WeightGraph, *, to_bfloat16: bool) -> list[Weight]:
     """Every weight in its type, in model order; all in bfloat16 if that is the quant."""
     stated = graph.config.raw.get("torch_dtype") if graph.quantised_as is None else None
-    dtype = DType.BF16 if to_bfloat16 else _CASTS.get(str(stated))
+    dtype = DType.BF16 if to_bfloat16 else TORCH_NAMES.get(str(stated))
     return [_cast(weight, dtype) for weight in graph.weights()]
 
 

@@ -28,7 +28,6 @@ from .recognise import quant_of
 
 # Of a config, what the weights are no longer once they are decoded; types that a loader casts to, whatever they are in.
 _STALE = ("quantization", "quantization_config", "torch_dtype")
-_FLOAT_NAMES = {"bfloat16": DType.BF16, "float16": DType.F16, "float32": DType.F32}
 
 
 def open_source(path: Path, *, name: str | None = None) -> WeightGraph | None:
@@ -44,7 +43,7 @@ def open_source(path: Path, *, name: str | None = None) -> WeightGraph | None:
     config, said = load_config(path), read_object(path / CONFIG_FILE).get("quantization")
     if not isinstance(said, Mapping) and any(is_packed(name, checkpoint.tensors) for name in checkpoint.tensors):
         return None  # MLX itself takes no array for packed in a folder whose config says nothing of it
-    dtype = _FLOAT_NAMES.get(config.dtype, DType.BF16)
+    dtype = config.float_type
 
     def view_of(parameter: str, shape: Shape, encoding: Encoding, parts: tuple[StoredPart, ...]) -> TensorView:
         return SourceTensor(parameter, shape, encoding, parts, _float_type(encoding, dtype))
