@@ -11,6 +11,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from ...graph.codes import minifloat
 from ...graph.dtypes import Float32
 
 Codes = NDArray[np.uint8]
@@ -22,9 +23,13 @@ class Element:
 
     bits: int
     mantissa: int
-    bias: int
     largest: float
     ties_to_even: bool = True
+
+    @property
+    def bias(self) -> int:
+        """What an exponent is stored with beyond its value."""
+        return (1 << (self.bits - 2 - self.mantissa)) - 1
 
     def magnitudes(self, values: Float32) -> Codes:
         """Codes of the nearest elements to |values|, without sign; what is too large becomes the largest."""
@@ -46,13 +51,8 @@ class Element:
     @cached_property
     def table(self) -> Float32:
         """The value of every code."""
-        codes = np.arange(1 << self.bits)
-        size = codes & ((1 << (self.bits - 1)) - 1)
-        exponent, mantissa = size >> self.mantissa, size & ((1 << self.mantissa) - 1)
-        significand = (mantissa + np.where(exponent > 0, 1 << self.mantissa, 0)) / (1 << self.mantissa)
-        values = significand * 2.0 ** (np.maximum(exponent, 1) - self.bias)
-        return np.where(codes == size, values, -values).astype(np.float32)
+        return minifloat(self.bits - 1 - self.mantissa, self.mantissa)
 
 
-E2M1 = Element(bits=4, mantissa=1, bias=1, largest=6.0)
-E4M3 = Element(bits=8, mantissa=3, bias=7, largest=448.0)
+E2M1 = Element(bits=4, mantissa=1, largest=6.0)
+E4M3 = Element(bits=8, mantissa=3, largest=448.0)

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from ...graph import codes as coded
+from ...graph.codes import merges
 from ...graph.dtypes import Float32
 from ..encoding import Bytes, Encoding, Part
 from ..importance import all_counted
@@ -137,7 +139,7 @@ def pack(codes: Codes, bits: int) -> NDArray[np.uint32]:
         pairs = codes.view("<u2")
         return (pairs | (pairs >> 4)).astype(np.uint8).view("<u4")
     lanes = codes.reshape(-1, 8).view("<u8")  # eight codes, one a byte
-    for lane, width, mask in _merges(bits):
+    for lane, width, mask in merges(bits):
         lanes = (lanes & mask) | ((lanes & ~mask) >> np.uint64(lane - width))
     return np.ascontiguousarray(lanes.view(np.uint8)[:, :bits]).reshape(len(codes), -1).view("<u4")
 
@@ -145,22 +147,4 @@ def pack(codes: Codes, bits: int) -> NDArray[np.uint32]:
 def unpack(words: Bytes, bits: int) -> Codes:
     """Inverse of `pack`."""
     stream = np.ascontiguousarray(words).view(np.uint8)
-    if bits == 8:
-        return stream
-    n_cols = stream.shape[1] * 8 // bits
-    octets = np.zeros((stream.size // bits, 8), np.uint8)
-    octets[:, :bits] = stream.reshape(-1, bits)
-    lanes = octets.view("<u8")
-    for lane, width, mask in reversed(_merges(bits)):
-        lanes = (lanes & mask) | ((lanes & ~mask) << np.uint64(lane - width))
-    return lanes.view(np.uint8).reshape(len(stream), n_cols)
-
-
-def _merges(bits: int) -> list[tuple[int, int, np.uint64]]:
-    """Steps that bring neighbours together: lane in bits, bits used of it, and the lower lane of each pair as a mask."""
-    steps = []
-    for lane in (8, 16, 32):
-        width = lane // 8 * bits
-        mask = sum(((1 << width) - 1) << low for low in range(0, 64, 2 * lane))
-        steps.append((lane, width, np.uint64(mask)))
-    return steps
+    return coded.unpack(stream, bits, stream.shape[1] * 8 // bits)

@@ -23,10 +23,10 @@ from typing import Any
 
 import numpy as np
 
+from ...codes import Bytes
 from ...dtypes import DType, Float32
 from ...tensor import Shape
 from ..safetensors import StoredTensor
-from .codes import Bytes
 from .taking import Taking
 from .views import PackedTensor, numbers
 

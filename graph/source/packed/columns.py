@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ...codes import Bytes, as_bytes, unpack
 from ...dtypes import widen
 from ...grid import GridRows
 from ...tensor import Shape
 from ..safetensors import StoredTensor
-from .codes import Bytes, as_bytes, unpack
 from .integers import IntegerTensor
 
 _RUN_BYTES = 1 << 20

@@ -15,10 +15,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ...codes import KIND_OF
 from ...dtypes import WEIGHT_DTYPES, DType
 from ...tensor import Shape
 from ..safetensors import StoredTensor
-from .codes import KIND_OF
 from .taking import Taking
 from .views import FloatTensor, Scales
 

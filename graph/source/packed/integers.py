@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import numpy as np
 
+from ...codes import Bytes, as_bytes, unpack
 from ...dtypes import DType, Float32
 from ...grid import Grid, GridRows
 from ...tensor import Shape
 from ..safetensors import StoredTensor
-from .codes import Bytes, as_bytes, unpack
 from .taking import Taking
 from .views import PackedTensor, Scales, spread, times
 

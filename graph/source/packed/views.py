@@ -15,11 +15,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ...codes import KIND_OF, Bytes, float_values, unpack
 from ...dtypes import WEIGHT_DTYPES, DType, Float32, widen
 from ...errors import InputError
 from ...tensor import Shape, TensorView
 from ..safetensors import StoredTensor
-from .codes import KIND_OF, Bytes, float_values, unpack
 
 # Elements decoded at a time: their codes and products stay near the core.
 _AT_ONCE = 1 << 18

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from lfm_convert.graph.codes import float_values
 from lfm_convert.graph.dtypes import DType
 from lfm_convert.graph.opening import open_graph
-from lfm_convert.graph.source.packed.codes import float_values
 from support.checkpoints import make_checkpoint, moe_config
 from support.packed_checkpoints import Pack, Packed, check, pack_checkpoint, stored
 from support.packers import fp8_blocks

@@ -12,7 +12,7 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from ...dtypes import DType, Float32
+from .dtypes import DType, Float32
 
 Bytes = NDArray[np.uint8]
 
@@ -26,11 +26,27 @@ def unpack(packed: Bytes, bits: int, count: int) -> Bytes:
         for part in range(8 // bits):
             np.bitwise_and(packed >> (part * bits), (1 << bits) - 1, out=parts[..., part])
         return parts.reshape(len(packed), -1)[:, :count]
-    first = np.arange(count) * bits
-    wide = np.zeros((len(packed), packed.shape[1] + 1), np.uint16)  # a code may end in the byte after
-    wide[:, :-1] = packed
-    pairs = wide[:, :-1] | (wide[:, 1:] << 8)
-    return ((pairs[:, first >> 3] >> (first & 7).astype(np.uint16)) & ((1 << bits) - 1)).astype(np.uint8)
+    n_octets = -(-packed.shape[1] // bits)  # eight codes fill as many bytes as one has bits
+    missing = n_octets * bits - packed.shape[1]
+    octets = np.pad(packed, ((0, 0), (0, missing))) if missing else np.ascontiguousarray(packed)
+    apart = np.zeros((len(packed) * n_octets, 8), np.uint8)
+    apart[:, :bits] = octets.reshape(-1, bits)
+    lanes = apart.view("<u8")
+    for lane, width, mask in reversed(merges(bits)):
+        lanes = (lanes & mask) | ((lanes & ~mask) << np.uint64(lane - width))
+    return lanes.view(np.uint8).reshape(len(packed), n_octets * 8)[:, :count]
+
+
+def merges(bits: int) -> list[tuple[int, int, np.uint64]]:
+    """Steps that bring eight codes, each in a byte, together in the low bits of a word: lane in bits, bits used of it, and
+    the lower lane of each pair as a mask.
+    """
+    steps = []
+    for lane in (8, 16, 32):
+        width = lane // 8 * bits
+        mask = sum(((1 << width) - 1) << low for low in range(0, 64, 2 * lane))
+        steps.append((lane, width, np.uint64(mask)))
+    return steps
 
 
 def as_bytes(words: NDArray[np.int32]) -> Bytes:
@@ -47,8 +63,8 @@ def float_values(kind: str) -> Float32:
     return _KINDS[kind]()
 
 
-def _minifloat(exponent_bits: int, mantissa_bits: int) -> Float32:
-    """Values of sign, exponent and mantissa, all finite; exponent 0 holds the subnormals."""
+def minifloat(exponent_bits: int, mantissa_bits: int) -> Float32:
+    """Values of all codes of sign, exponent and mantissa, all finite; exponent 0 holds the subnormals."""
     codes = np.arange(1 << (1 + exponent_bits + mantissa_bits))
     mantissa = codes & ((1 << mantissa_bits) - 1)
     exponent = codes >> mantissa_bits & ((1 << exponent_bits) - 1)
@@ -59,13 +75,13 @@ def _minifloat(exponent_bits: int, mantissa_bits: int) -> Float32:
 
 
 def _e4m3() -> Float32:
-    values = _minifloat(4, 3)
+    values = minifloat(4, 3)
     values[[0x7F, 0xFF]] = np.nan
     return values
 
 
 def _e5m2() -> Float32:
-    values = _minifloat(5, 2)
+    values = minifloat(5, 2)
     values[[0x7C, 0xFC]] = np.inf, -np.inf
     values[[*range(0x7D, 0x80), *range(0xFD, 0x100)]] = np.nan
     return values
@@ -79,8 +95,8 @@ def _e8m0() -> Float32:
 
 
 _KINDS: dict[str, Callable[[], Float32]] = {
-    "e2m1": lambda: _minifloat(2, 1),
-    "e2m3": lambda: _minifloat(2, 3),
+    "e2m1": lambda: minifloat(2, 1),
+    "e2m3": lambda: minifloat(2, 3),
     "e4m3": _e4m3,
     "e5m2": _e5m2,
     "e8m0": _e8m0,
