@@ -12,6 +12,9 @@ from ..dtypes import WEIGHT_DTYPES
 from ..misfits import Misfits
 from ..tensor import ReshapedTensor, Shape, SlicedTensor, StackedTensor, TensorView, n_rows_of
 
+# Where each expert's number stands in a name.
+EXPERT = "{e}"
+
 
 class Shelf:
     """The tensors of a checkpoint, and which of them some weight has taken."""
@@ -107,7 +110,7 @@ class PerExpert(Place):
     def take(self, shelf: Shelf, prefix: str, shape: Shape) -> TensorView | None:
         names = [prefix + self.name.format(e=expert) for expert in range(shape[0])]
         parts = [part for name in names if (part := shelf.take(name, shape[1:])) is not None]
-        return StackedTensor(prefix + _without_number(self.name), parts) if len(parts) == shape[0] else None
+        return StackedTensor(prefix + without_number(self.name), parts) if len(parts) == shape[0] else None
 
     def seats(self, prefix: str, shape: Shape) -> Iterator[Seat]:
         n_experts, n_rows = shape[0], n_rows_of(shape[1:])
@@ -130,7 +133,7 @@ class Part(Place):
     def take(self, shelf: Shelf, prefix: str, shape: Shape) -> TensorView | None:
         n_stacked, n_rows, n_cols = shape
         tensor = shelf.take(prefix + self.name, (n_stacked, self.n_parts * n_rows, n_cols))
-        return tensor and SlicedTensor(prefix + _without_number(self.called), tensor, self.index * n_rows, n_rows)
+        return tensor and SlicedTensor(prefix + without_number(self.called), tensor, self.index * n_rows, n_rows)
 
     def seats(self, prefix: str, shape: Shape) -> Iterator[Seat]:
         n_stacked, n_rows, n_cols = shape
@@ -145,5 +148,6 @@ class Part(Place):
         )
 
 
-def _without_number(name: str) -> str:
-    return name.replace("{e}.", "")
+def without_number(name: str) -> str:
+    """What the tensors of all experts are called together."""
+    return name.replace(f"{EXPERT}.", "")

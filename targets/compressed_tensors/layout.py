@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ...graph.dtypes import DType
+from ...graph.families.places import EXPERT
 from ...graph.roles import Trait
 from ...graph.source.checkpoint import SINGLE_FILE
 from ...graph.tensor import Shape
@@ -31,7 +32,6 @@ from ..hub_folder import json_bytes
 from ..naming import filled, part_name
 
 _SHAPE = "weight_shape"
-_EXPERT = "{e}"
 
 
 @dataclass(frozen=True)
@@ -112,9 +112,9 @@ def _constants(encoding: CtEncoding, shape: Shape, n: int) -> dict[str, tuple[DT
 
 
 def _run(name: str, dtype: DType, shape: Shape, constant: bytes | None = None) -> Run:
-    if _EXPERT not in name:
+    if EXPERT not in name:
         return Run((Array(name, dtype, shape, constant),))
-    return Run(tuple(Array(name.replace(_EXPERT, str(e)), dtype, shape[1:], constant) for e in range(shape[0])))
+    return Run(tuple(Array(name.replace(EXPERT, str(e)), dtype, shape[1:], constant) for e in range(shape[0])))
 
 
 def split(tensors: Sequence[Sequence[Run]], *, max_bytes: int) -> list[Shard]:

@@ -6,11 +6,13 @@ whoever runs it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
 from ...graph.dtypes import WEIGHT_DTYPES, DType
 from ...graph.errors import Faults, InputError, UsageError
+from ...graph.families.places import EXPERT, without_number
 from ...graph.opening import Slot, declare
 from ...graph.roles import Address
 from ...graph.source.checkpoint import Checkpoint
@@ -24,7 +26,6 @@ from ..encoded import EncodedTensor, StoredPart
 from ..target import NotJudged
 from .layout import Array, module_path, stored_runs
 
-_EXPERT = "{e}"
 # Scales of activations, which are no part of weights.
 _BESIDE = (".input_scale", ".input_global_scale", ".output_scale", ".k_scale", ".v_scale", ".q_scale")
 
@@ -63,10 +64,10 @@ def read_weights(folder: Path) -> dict[Address, TensorView]:
 
 
 def _read(slot: Slot, parameter: str, left: dict[str, StoredTensor]) -> TensorView:
-    if _EXPERT not in parameter:
+    if EXPERT not in parameter:
         return _matrix(slot, parameter, slot.shape, left)
-    matrices = [_matrix(slot, parameter.replace(_EXPERT, str(e)), slot.shape[1:], left) for e in range(slot.shape[0])]
-    return StackedTensor(parameter.replace("{e}.", ""), matrices)
+    matrices = [_matrix(slot, parameter.replace(EXPERT, str(e)), slot.shape[1:], left) for e in range(slot.shape[0])]
+    return StackedTensor(without_number(parameter), matrices)
 
 
 def _matrix(slot: Slot, parameter: str, shape: Shape, left: dict[str, StoredTensor]) -> TensorView:
@@ -80,7 +81,7 @@ def _matrix(slot: Slot, parameter: str, shape: Shape, left: dict[str, StoredTens
             parts.append(StoredPart(found.path, found.offset))
         elif isinstance(encoding, NvFp4):
             encoding = encoding.of(float(found.read()[0]))
-        elif _numbers(found) != array.constant:
+        elif found.elements(0, math.prod(found.shape)).tobytes() != array.constant:
             raise InputError(f"array '{array.name}' does not say {list(shape)}")
     return EncodedTensor(parameter, shape, encoding, tuple(parts))
 
@@ -97,16 +98,9 @@ def _taken(array: Array, left: dict[str, StoredTensor]) -> StoredTensor:
     return found
 
 
-def _numbers(tensor: StoredTensor) -> bytes:
-    """The bytes of an array of a few integers."""
-    with tensor.path.open("rb") as file:
-        file.seek(tensor.offset)
-        return file.read(tensor.nbytes)
-
-
 def _drop(parameter: str, left: dict[str, StoredTensor]) -> None:
     """Takes all that belongs to a weight off the list, so that one fault is told once."""
-    before, _, after = module_path(parameter).partition(_EXPERT)
+    before, _, after = module_path(parameter).partition(EXPERT)
     for name in [name for name in left if name.startswith(before) and module_path(name).endswith(after)]:
         del left[name]
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ...graph.families.places import EXPERT
 from ...quantize.encoding import Encoding
 from ...quantize.encodings.ct_base import CtEncoding
 from ...quantize.encodings.ct_fp4 import MxFp4, NvFp4
@@ -62,9 +63,9 @@ def quantization_config(modules: Sequence[StoredModule], *, ignored: Sequence[st
 
 def pattern(path: str) -> str:
     """A module's path as the lists of the config name it; that of all experts is a regular expression."""
-    if "{e}" not in path:
+    if EXPERT not in path:
         return path
-    return "re:" + path.replace(".", r"\.").replace("{e}", r"\d+") + "$"
+    return "re:" + path.replace(".", r"\.").replace(EXPERT, r"\d+") + "$"
 
 
 def _scheme(modules: Sequence[StoredModule], targets: list[str], *, rounds: bool) -> dict[str, Any]:

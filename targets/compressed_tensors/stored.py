@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from ...graph.families.places import without_number
 from ...graph.graph import Weight, WeightGraph
 from ...graph.roles import EXPERTS
 from ...quantize.encoding import get_encoding
@@ -25,7 +26,7 @@ class Stored:
     @property
     def name(self) -> str:
         """Without the numbers of experts."""
-        return self.parameter.replace("{e}.", "")
+        return without_number(self.parameter)
 
     @property
     def module(self) -> str:
