@@ -27,12 +27,14 @@ def own_facts() -> dict[str, str]:
 
 
 def demands_of(preparation: Preparation, probe: tuple[str, str]) -> dict[str, Any]:
-    """What a machine is asked for: models that it must see, and the output that it must read and write."""
+    """What a machine is asked for: models and adapters that it must see, and the output that it must read and write."""
     models = [each.wanted.model for each in preparation.artifacts]
     recipe = preparation.recipe
     seen = {each.model: recipe.seen(Path(each.model)).absolute() for each in models}
+    folders = [path for path in seen.values() if path.is_dir()]
+    folders += [path.absolute() for each in models for path in recipe.adapting(each).folders]
     return {
-        "folders": sorted({str(path) for path in seen.values() if path.is_dir()}),
+        "folders": sorted({str(path) for path in folders}),
         "urls": sorted({model for model in seen if is_url(model)}),
         "tokens": sorted({each.token for each in models if each.token}),
         "store": preparation.output.store.url,

@@ -17,7 +17,7 @@ from ...graph.errors import InputError, UsageError
 from ...graph.source.urls import Remote, stamp_of, told
 from ...targets.target import Artifact
 from ..artifacts import described
-from ..manifest import MANIFEST_FILE, Entry, Manifest, load_manifest
+from ..manifest import MANIFEST_FILE, Entry, Manifest, load_manifest, material_hashes
 from .output import Output
 from .parts import Made, hash_remote, move
 from .state import State
@@ -199,7 +199,7 @@ def _kept(old: Manifest | None, new: Manifest, entry: Entry, step: Convert, *, w
     if old is None:
         return []
     kept = [each for each in old.artifacts if each["main_file"] != entry["main_file"]]
-    if old.source["files"] == new.source["files"]:
+    if material_hashes(old.source) == material_hashes(new.source):
         return kept
     renewed = step.site.preparation.beside(step.artifact)
     if any(each["main_file"] not in renewed for each in kept):

@@ -6,12 +6,16 @@ import json
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from lfm_convert.convert.cli.main import main
+from lfm_convert.convert.manifest import Manifest
 from lfm_convert.convert.recipe.reading import load_recipe
 from lfm_convert.convert.release.choosing import hands_of, opened_output
+from lfm_convert.convert.release.machines import demands_of
+from lfm_convert.convert.release.mirror import _kept
 from lfm_convert.convert.release.outcome import Outcome
 from lfm_convert.convert.release.output import Folder
 from lfm_convert.convert.release.prepared import prepare
@@ -199,6 +203,38 @@ def test_a_folder_is_seen_from_elsewhere_as_it_is_called() -> None:
     for name in ("/a b/c#d", "/a%20b", "/ä/b?c", "/a::b"):
         store = Folder(Path(name)).store
         assert (store.here, (store / "x").here) == (Path(name), Path(name) / "x")
+
+
+def test_other_adapters_are_another_checkpoint() -> None:
+    """In a store as in a folder: what was made with others does not stay beside a new artifact, nor is it lost unasked."""
+    files = [{"path": "config.json", "bytes": 2, "sha256": "a"}]
+    adapter = {"name": "style", "kind": "LoRA", "files": [{"path": "adapter_config.json", "bytes": 2, "sha256": "b"}]}
+    plain = {"name": "base", "files": files}
+    merged = {**plain, "adapters": [adapter], "merging": {"weights": [1.0], "dtype": None}}
+    made, stays = ({"main_file": f"{name}.gguf"} for name in ("new", "old"))
+
+    def kept(source: dict[str, Any], *, renews: set[str]) -> list[Any]:
+        beside = SimpleNamespace(beside=lambda artifact: renews)
+        step: Any = SimpleNamespace(artifact=None, site=SimpleNamespace(preparation=beside))
+        old = Manifest(Path("out"), plain, (stays,))
+        return _kept(old, Manifest(Path("out"), source, (made,)), made, step, where="s3://bucket/out")
+
+    assert kept(plain, renews=set()) == [stays]
+    assert kept(merged, renews={"old.gguf"}) == []
+    with pytest.raises(UsageError, match="holds artifacts of another checkpoint"):
+        kept(merged, renews=set())
+
+
+def test_machines_must_see_adapters_too(tiny_dense: Path, tmp_path: Path) -> None:
+    (tmp_path / "style").mkdir()
+    path = tmp_path / "lfm-convert.toml"
+    path.write_text(f'[models.a]\nmodel = "{tiny_dense}"\nadapters = ["style"]\n[[artifacts]]\ntarget = "gguf"\n')
+    recipe = load_recipe(path)
+    output = SimpleNamespace(store=SimpleNamespace(url="file:///out"))
+    preparation: Any = SimpleNamespace(
+        recipe=recipe, output=output, artifacts=[SimpleNamespace(wanted=each) for each in expand(recipe)]
+    )
+    assert demands_of(preparation, ("probe", "0"))["folders"] == sorted([str(tiny_dense), str(tmp_path / "style")])
 
 
 def test_nothing_is_published_from_a_store(recipe: Path, url: str, stand_in: StandIn) -> None:
