@@ -28,18 +28,22 @@ _MADE: dict[str, Path] = {}
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """A folder of a target, made once: of a model with a licence of its own, but for ExecuTorch."""
-    source = tmp_path_factory.mktemp("source") / "Tiny"
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model with a licence of its own."""
+    from lfm_convert.convert import bundled
+
+    folder = Path(shutil.copytree(bundled.path("dense"), tmp_path_factory.mktemp("source") / "Tiny"))
+    (folder / "LICENSE").write_text("LFM Open License v1.0\n")
+    card = "---\nlicense: other\nlicense_name: lfm1.0\nlicense_link: LICENSE\n---\n"
+    (folder / "README.md").write_text(card)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def made(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A folder of a target, made once: of that model, but for ExecuTorch."""
 
     def make(target: str) -> Path:
-        if not source.exists():
-            from lfm_convert.convert import bundled
-
-            shutil.copytree(bundled.path("dense"), source)
-            (source / "LICENSE").write_text("LFM Open License v1.0\n")
-            card = "---\nlicense: other\nlicense_name: lfm1.0\nlicense_link: LICENSE\n---\n"
-            (source / "README.md").write_text(card)
         if target not in _MADE:
             folder = tmp_path_factory.mktemp("made") / target
             if target == "executorch":  # whose lowering takes a minute
@@ -108,11 +112,10 @@ def test_a_repository_has_what_its_clients_look_for(
 
 
 def test_several_targets_of_one_folder(
-    hub: Hub, made: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    hub: Hub, made: Callable[[str], Path], source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     _needs("onnx")
     folder = Path(shutil.copytree(made("onnx"), tmp_path / "both"))
-    source = made("onnx").parents[1] / "source0" / "Tiny"
     validated(folder, str(source), target="gguf", quants="Q8_0")
     assert publish(folder, "Acme/Tiny") == 2
     assert "artifacts for gguf and onnx" in capsys.readouterr().err
