@@ -14,21 +14,57 @@ Source: compressed-tensors `compressors/pack_quantized`, `compressors/naive_quan
 
 from __future__ import annotations
 
+from abc import abstractmethod
+from collections.abc import Callable
+from functools import cache
+
 import numpy as np
 
 from ...graph.dtypes import DType, Float32
+from ...graph.errors import needs_extra
 from ...graph.grid import Grid, GridRows
 from ..encoding import Bytes, Encoding, Part
 from ..grids import OnGrid, repeated
-from .ct_base import PACKED, SCALE, WEIGHT, ZERO_POINT, Codes, Grouped, largest, spread
+from .ct_base import PACKED, SCALE, WEIGHT, ZERO_POINT, Codes, CtEncoding, Grouped, spread
 from .mlx_pack import FLOATS, pack, unpack
 
 BITS = (4, 8)
 GROUPS = (32, 64, 128)
 
+# What the kernel calls the float types.
+_ROUNDINGS = {DType.F32.value: 0, DType.BF16.value: 1, DType.F16.value: 2}
 
-class GroupInt(Grouped, OnGrid):
-    """Symmetric codes of `bits` bits in groups."""
+
+class Symmetric(CtEncoding):
+    """Codes of `bits` bits around zero, encoded by a kernel."""
+
+    bits: int
+
+    def encode(self, rows: Float32, importance: Float32 | None = None) -> tuple[Bytes, ...]:
+        """See `Encoding.encode`; importance changes nothing. Raises: BackendError if the compiler is not installed."""
+        n, n_cols = rows.shape
+        # numba compiles anew for arrays that are read-only or laid out otherwise
+        groups = np.require(rows, np.float32, ["C", "A", "W"]).reshape(-1, n_cols if self.block == 1 else self.block)
+        scales, codes = np.empty(len(groups), np.float32), np.empty((n, n_cols * self.bits // 8), np.uint8)
+        _kernel()(
+            groups, _ROUNDINGS[self.floats.name], self._epsilon, self.bits, scales, codes.reshape(len(groups), -1)
+        )
+        return self._packed(codes), self._store(scales.reshape(n, -1))
+
+    @abstractmethod
+    def _packed(self, codes: Codes) -> Bytes:
+        """Bytes [n, bytes of a row] of codes that count from the lowest, as they are stored."""
+
+
+@cache
+def _kernel() -> Callable[..., None]:
+    with needs_extra("compressed-tensors", "encoding integers"):
+        from ._kernels_ct import encode_symmetric
+    return encode_symmetric
+
+
+class GroupInt(Symmetric, OnGrid):
+    """Symmetric codes in groups."""
 
     is_symmetric = True
     _mark = ""
@@ -64,23 +100,13 @@ class GroupInt(Grouped, OnGrid):
         return GridRows(self._unpacked(packed), found, repeated(self._half, found))
 
     def _from_grid(self, rows: GridRows) -> tuple[Bytes, ...]:
-        return self._stored(rows.codes, rows.scales, rows.shifts - np.float32(self._half))
+        return self._packed(pack(rows.codes, self.bits).view(np.uint8)), self._store(rows.scales)
 
-    def _fit(self, groups: Float32) -> tuple[Codes, *tuple[Float32, ...]]:
-        scales = self._scales(largest(groups), self._half - 0.5)
-        return self._codes(self._round(groups / scales[:, None])), scales
-
-    def _codes(self, values: Float32) -> Codes:
-        np.clip(values, -self._half, self._half - 1, out=values)
-        np.rint(values, out=values)
-        values += self._half
-        return values.astype(np.uint8)
-
-    def _stored(self, codes: Codes, *parameters: Float32) -> tuple[Bytes, ...]:
-        return pack(codes, self.bits).view("<i4"), self._store(parameters[0])
+    def _packed(self, codes: Codes) -> Bytes:
+        return codes.view("<i4")
 
 
-class AsymmetricInt(GroupInt):
+class AsymmetricInt(Grouped, GroupInt):
     """Codes whose range is that of the group, zero always in it, and exactly a code."""
 
     is_symmetric = False
@@ -101,6 +127,9 @@ class AsymmetricInt(GroupInt):
         values -= spread(zeros, self.block)
         return values * spread(scales, self.block)
 
+    def _from_grid(self, rows: GridRows) -> tuple[Bytes, ...]:
+        return self._stored(rows.codes, rows.scales, rows.shifts - np.float32(self._half))
+
     def to_grid(self, *parts: Bytes) -> GridRows:
         packed, scales, words = parts
         zeros = unpack(np.ascontiguousarray(words.T).view("<u4"), self.bits).T[: len(packed)]
@@ -114,7 +143,11 @@ class AsymmetricInt(GroupInt):
         np.rint(zeros, out=zeros)
         zeros[scales == 0] = 0
         scales = self._not_zero(scales)
-        return self._codes(self._round(self._round(groups / scales[:, None]) + zeros[:, None])), scales, zeros
+        values = self._round(self._round(groups / scales[:, None]) + zeros[:, None])
+        np.clip(values, -self._half, self._half - 1, out=values)
+        np.rint(values, out=values)
+        values += self._half
+        return values.astype(np.uint8), scales, zeros
 
     def _stored(self, codes: Codes, *parameters: Float32) -> tuple[Bytes, ...]:
         scales, zeros = parameters
@@ -122,7 +155,7 @@ class AsymmetricInt(GroupInt):
         moved = np.zeros((n_groups, -(-n // self.tile_rows) * self.tile_rows), np.uint8)  # of no row: a word's rest
         moved[:, :n] = zeros.T + np.float32(self._half)
         words = np.ascontiguousarray(_words(moved, self.bits).T)
-        return *super()._stored(codes, scales), words.view("<i4")
+        return pack(codes, self.bits).view("<i4"), self._store(scales), words.view("<i4")
 
 
 def _words(codes: Codes, bits: int) -> Bytes:
@@ -133,11 +166,12 @@ def _words(codes: Codes, bits: int) -> Bytes:
     return pack(padded, bits)[:, : n_cols * bits // 32]
 
 
-class ChannelInt8(Grouped):
+class ChannelInt8(Symmetric):
     """Bytes with a scale a row, which kernels multiply by activations of 8 bits."""
 
     class_name = "q8"
     activation_block = 0
+    bits = 8
 
     def __init__(self, dtype: str) -> None:
         super().__init__("ct_int8", dtype)
@@ -150,15 +184,8 @@ class ChannelInt8(Grouped):
         codes, scales = parts
         return codes.astype(np.float32) * self.floats.decode(scales)
 
-    def _fit(self, groups: Float32) -> tuple[Codes, *tuple[Float32, ...]]:
-        scales = self._scales(largest(groups), 127.5)
-        values = self._round(groups / scales[:, None])
-        np.clip(values, -128, 127, out=values)
-        np.rint(values, out=values)
-        return values.astype(np.int8).view(np.uint8), scales
-
-    def _stored(self, codes: Codes, *parameters: Float32) -> tuple[Bytes, ...]:
-        return codes.view(np.int8), self._store(parameters[0])
+    def _packed(self, codes: Codes) -> Bytes:
+        return (codes ^ np.uint8(128)).view(np.int8)
 
 
 ENCODINGS: tuple[Encoding, ...] = tuple(
