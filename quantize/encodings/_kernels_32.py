@@ -76,13 +76,20 @@ def _encode_signed(blocks: Blocks, importance: Blocks, n: int, out: Records) -> 
         return
     codes = np.empty(32, np.uint8)
     words = codes.view(np.uint64)
-    for b in range(len(blocks)):
-        d = _extreme(blocks[b]) / np.float32(-n)
-        inverse = _inverse(d)
-        _put_half(d, out[b], 0)
-        # where C's inverse would be infinite the levels are 0, not the middle
-        middle = ZERO if inverse == ZERO and d != ZERO else np.float32(n + 0.5)
-        _pack(blocks[b], ZERO, inverse, middle, n, codes, words, out[b, 2:])
+    # a step at a time for many blocks: of one alone each step would wait for the one before
+    inverses, middles = np.empty(LANES, np.float32), np.empty(LANES, np.float32)
+    for start in range(0, len(blocks), LANES):
+        n_lanes = min(LANES, len(blocks) - start)
+        for i in range(n_lanes):
+            inverses[i] = _extreme(blocks[start + i])
+        for i in range(n_lanes):
+            d = inverses[i] / np.float32(-n)
+            inverses[i] = _inverse(d)
+            # where C's inverse would be infinite the levels are 0, not the middle
+            middles[i] = ZERO if inverses[i] == ZERO and d != ZERO else np.float32(n + 0.5)
+            _put_half(d, out[start + i], 0)
+        for i in range(n_lanes):
+            _pack(blocks[start + i], ZERO, inverses[i], middles[i], n, codes, words, out[start + i, 2:])
 
 
 @kernel
@@ -130,10 +137,38 @@ def _largest(x: Blocks) -> np.int32:
 @kernel
 def _extreme(x: Blocks) -> np.float32:
     """The element farthest from zero, the first of equals; +0 if all are zero."""
-    largest, first = _largest(x), len(x)
+    above, below = _above(x), _below(x)
+    extreme = float_of(np.int32(max(above, below) | (_SIGN if below > above else np.int32(0))))
+    return _first_as_far(x, above) if above == below and above else extreme
+
+
+@kernel
+def _first_as_far(x: Blocks, magnitude: np.int32) -> np.float32:
     for j in range(len(x)):
-        first = min(first, j if np.int32(bits(x[j]) & _MAGNITUDE) == largest else len(x))
-    return x[first] if largest else ZERO
+        if np.int32(bits(x[j]) & _MAGNITUDE) == magnitude:
+            return x[j]
+    return ZERO
+
+
+# Each a loop of its own: of both in one the compiler makes no vector instructions.
+
+
+@kernel
+def _above(x: Blocks) -> np.int32:
+    """Bits of the largest element, or 0 if none is above zero."""
+    largest = np.int32(0)
+    for j in range(len(x)):
+        largest = max(largest, bits(x[j]))
+    return largest
+
+
+@kernel
+def _below(x: Blocks) -> np.int32:
+    """Bits of the least element without its sign, or 0 if none is below zero."""
+    largest = np.int32(0)
+    for j in range(len(x)):
+        largest = max(largest, np.int32(bits(x[j]) ^ _SIGN))
+    return largest
 
 
 @kernel
