@@ -3,8 +3,9 @@
     python tests/faults/release_kills.py [RECIPE] [--kills 20] [--anew 0] [--quick] [--only PATTERN …]
                                            [--whole DIR] [--seed 0]
 
-One release is killed again and again, each time at a random moment of what it then does, until all kills are spent, and run
-to its end; with `--anew` so many begin with nothing instead and are killed once. After every kill each artifact that is
+One release is killed again and again, each time at a random moment of what it then does; one that comes to its end is
+compared, and the next begins with nothing, until all kills are spent. With `--anew` so many more begin with nothing and are
+killed once. After every kill each artifact that is
 there must be one of the undisturbed run, byte for byte, and its manifest must say so; after the last run everything must
 be. Then the second run of the undisturbed release is timed. With `--quick` artifacts are compared by a stand-in, so that
 kills meet conversions and publishing, where hours of comparing would hide them. `--whole` is the folder of an undisturbed run that is there
@@ -33,7 +34,7 @@ STAND_IN = ROOT / "tests" / "support" / "releases.py"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe", nargs="?", type=Path, default=ROOT / "examples" / "tiny.toml")
-    parser.add_argument("--kills", type=int, default=20, help="of one release that goes on")
+    parser.add_argument("--kills", type=int, default=20, help="of releases that go on")
     parser.add_argument("--anew", type=int, default=0, help="of releases that begin with nothing, one each")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--whole", type=Path)
@@ -45,9 +46,9 @@ def main() -> None:
         command = [sys.executable, *([str(STAND_IN)] if arguments.quick else ["-m", "lfm_convert"]), "release"]
         command += [str(arguments.recipe), *(word for pattern in arguments.only for word in ("--only", pattern))]
         trial = Trial(command, Path(name), arguments.whole, random.Random(arguments.seed))
+        trial.kill_on_and_on(arguments.kills)
         for _ in range(arguments.anew):
             trial.kill_one()
-        trial.kill_on_and_on(arguments.kills)
         trial.time_again()
     print(f"{trial.n_kills} kills, {len(trial.wanted)} files, {trial.n_lost} lost or other than they must be")
     sys.exit(1 if trial.n_lost else 0)
@@ -75,8 +76,9 @@ class Trial:
     def kill_on_and_on(self, n: int) -> None:
         out = self._scratch / "on"
         longest = max(2 * self._seconds / n, 2 * self._longest_step) if n else 0.0  # else it would never get on
-        for _ in range(n):
-            self._kill(out, longest)
+        while self.n_kills < n:
+            if not self._kill(out, longest):
+                self._finish(out)  # it was at its end before
         self._finish(out)
 
     def time_again(self) -> None:
@@ -85,8 +87,8 @@ class Trial:
         if tree(self._whole) != self.wanted:
             self._lost("the second run changed something")
 
-    def _kill(self, out: Path, longest: float) -> None:
-        """Kills a run at a moment between none and `longest` seconds."""
+    def _kill(self, out: Path, longest: float) -> bool:
+        """Kills a run at a moment between none and `longest` seconds; whether it was still running then."""
         process = subprocess.Popen(
             [*self._command, "--out", str(out)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
@@ -96,9 +98,10 @@ class Trial:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-        self.n_kills += 1
-        n_there = self._check(out)
-        print(f"killed after {wait:.1f} s: {n_there} artifacts there, each whole", flush=True)
+            self.n_kills += 1
+            print(f"killed after {wait:.1f} s: {self._check(out)} artifacts there, each whole", flush=True)
+            return True
+        return False
 
     def _finish(self, out: Path) -> None:
         seconds = self._run(out)
