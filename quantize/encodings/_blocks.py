@@ -6,19 +6,17 @@ Source: llama.cpp `ggml/src/ggml-quants.c`, `ggml/src/ggml-common.h`.
 
 from __future__ import annotations
 
-import importlib
 import math
 from abc import abstractmethod
-from collections.abc import Callable
-from functools import cache
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ...graph.dtypes import DType, Float32
-from ...graph.errors import InputError, needs_extra
+from ...graph.errors import InputError
 from ...graph.grid import Grid, GridRows
+from ..compiling import find_kernel
 from ..encoding import Bytes, Encoding, Part
 from ..grids import OnGrid
 
@@ -77,7 +75,8 @@ class BlockEncoding(Encoding):
     def _records(self, blocks: Float32, weights: Float32) -> Levels:
         """ggml's record [n, bytes] of each block."""
         out = np.empty((len(blocks), self.layout.itemsize), np.uint8)
-        _kernel(self.module, self.stored_name)(blocks, weights, out)
+        name = self.stored_name
+        find_kernel(self.module, f"encode_{name.lower()}", extra="gguf", encoding=name)(blocks, weights, out)
         return out
 
     def _recover(self, blocks: Float32, weights: Float32, out: Levels) -> None:
@@ -203,14 +202,6 @@ class GridBlock(BlockEncoding, OnGrid):
     @abstractmethod
     def _set_levels(self, records: Records, levels: Levels) -> None:
         """Inverse of `_levels`."""
-
-
-@cache
-def _kernel(module: str, name: str) -> Callable[[Float32, Float32, Levels], None]:
-    with needs_extra("gguf", f"encoding {name}"):
-        found = importlib.import_module(f".{module}", __package__)
-    kernel: Callable[[Float32, Float32, Levels], None] = getattr(found, f"encode_{name.lower()}")
-    return kernel
 
 
 def column(values: NDArray[Any]) -> Float32:

@@ -130,6 +130,12 @@ def widened(stored: np.uint16) -> np.float32:
 
 
 @kernel
+def ordered(word: np.int32) -> np.int32:
+    """Bits of a float as an integer in the float's order, and back."""
+    return np.int32(word ^ ((word >> np.int32(31)) & _MAGNITUDE))
+
+
+@kernel
 def nearest(value: np.float32) -> np.int32:
     """ggml's `nearest_int`, which beyond 2^22, infinite and NaN gives what the bits happen to be."""
     return np.int32((bits(value + _ROUNDER) & _MANTISSA) - _MIDDLE)

@@ -17,7 +17,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from ._jit import LANES, Lanes, Records, bits, float_of, half, kernel, level, load, load_importance
+from ._jit import LANES, Lanes, Records, bits, float_of, half, kernel, level, load, load_importance, ordered
 from ._runs import found_levels
 from ._search import BASE, INVERSE, MINIMUM, ONE, SCALE, ZERO, search_ranged, search_signed
 
@@ -174,11 +174,11 @@ def _below(x: Blocks) -> np.int32:
 @kernel
 def _range(x: Blocks) -> tuple[np.float32, np.float32]:
     """Least and largest element; of zeros of both signs the first."""
-    low = high = _ordered(bits(x[0]))
+    low = high = ordered(bits(x[0]))
     for j in range(len(x)):
-        word = _ordered(bits(x[j]))
+        word = ordered(bits(x[j]))
         low, high = min(low, word), max(high, word)
-    least, largest = float_of(_ordered(low)), float_of(_ordered(high))
+    least, largest = float_of(ordered(low)), float_of(ordered(high))
     if least == ZERO:
         j = 0
         while x[j] != ZERO:
@@ -186,12 +186,6 @@ def _range(x: Blocks) -> tuple[np.float32, np.float32]:
         least = x[j]
         largest = least if largest == ZERO else largest
     return least, largest
-
-
-@kernel
-def _ordered(word: np.int32) -> np.int32:
-    """Bits of a float as an integer in the float's order, and back."""
-    return np.int32(word ^ ((word >> np.int32(31)) & _MAGNITUDE))
 
 
 @kernel

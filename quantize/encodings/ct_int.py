@@ -15,14 +15,12 @@ Source: compressed-tensors `compressors/pack_quantized`, `compressors/naive_quan
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
-from functools import cache
 
 import numpy as np
 
 from ...graph.dtypes import DType, Float32
-from ...graph.errors import needs_extra
 from ...graph.grid import Grid, GridRows
+from ..compiling import find_kernel
 from ..encoding import Bytes, Encoding, Part
 from ..grids import OnGrid, repeated
 from .ct_base import PACKED, SCALE, WEIGHT, ZERO_POINT, Codes, CtEncoding, Grouped, spread
@@ -46,21 +44,13 @@ class Symmetric(CtEncoding):
         # numba compiles anew for arrays that are read-only or laid out otherwise
         groups = np.require(rows, np.float32, ["C", "A", "W"]).reshape(-1, n_cols if self.block == 1 else self.block)
         scales, codes = np.empty(len(groups), np.float32), np.empty((n, n_cols * self.bits // 8), np.uint8)
-        _kernel()(
-            groups, _ROUNDINGS[self.floats.name], self._epsilon, self.bits, scales, codes.reshape(len(groups), -1)
-        )
+        encode = find_kernel("_kernels_ct", "encode_symmetric", extra="compressed-tensors", encoding=self.name)
+        encode(groups, _ROUNDINGS[self.floats.name], self._epsilon, self.bits, scales, codes.reshape(len(groups), -1))
         return self._packed(codes), self._store(scales.reshape(n, -1))
 
     @abstractmethod
     def _packed(self, codes: Codes) -> Bytes:
         """Bytes [n, bytes of a row] of codes that count from the lowest, as they are stored."""
-
-
-@cache
-def _kernel() -> Callable[..., None]:
-    with needs_extra("compressed-tensors", "encoding integers"):
-        from ._kernels_ct import encode_symmetric
-    return encode_symmetric
 
 
 class GroupInt(Symmetric, OnGrid):

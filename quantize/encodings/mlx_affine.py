@@ -18,6 +18,7 @@ import numpy as np
 
 from ...graph.dtypes import DType, Float32
 from ...graph.grid import Grid, GridRows
+from ..compiling import find_kernel
 from ..encoding import Bytes
 from ..grids import OnGrid
 from ._blocks import to_values
@@ -55,21 +56,27 @@ class Affine(GroupEncoding, OnGrid):
     def _from_grid(self, rows: GridRows) -> tuple[Bytes, ...]:
         return (pack(np.ascontiguousarray(rows.codes), self.bits), *self._store(rows.scales, rows.shifts))
 
-    def _fit(self, groups: Float32) -> tuple[Bytes, ...]:
-        scale, bias = self._range(groups)
-        # MLX rounds codes with the scale it has not rounded yet
-        return (self._codes(groups, scale, bias), *self._store(scale, bias))
+    def encode(self, rows: Float32, importance: Float32 | None = None) -> tuple[Bytes, ...]:
+        """See `GroupEncoding.encode`. Raises: BackendError if the compiler is not installed."""
+        if self.is_refined:
+            return super().encode(rows, importance)
+        codes, *edges = self._nearest(rows.reshape(-1, self.block))
+        n, n_cols = rows.shape
+        return (pack(codes.reshape(n, n_cols), self.bits), *(each.reshape(n, -1) for each in self._store(*edges)))
 
-    def _range(self, groups: Float32) -> tuple[Float32, Float32]:
-        high, low = groups.max(axis=0), groups.min(axis=0)
-        low_is_edge = np.abs(low) > np.abs(high)
-        step = np.maximum((high - low) / self._top, _LEAST_SCALE)
-        step *= np.where(low_is_edge, np.float32(1), np.float32(-1))
-        edge = np.where(low_is_edge, low, high)
-        n_steps = np.rint(edge / step)
-        met = n_steps != 0  # otherwise the edge is nearer to zero than half a step
-        scale: Float32 = np.where(met, edge / np.where(met, n_steps, np.float32(1)), step)
-        return scale, np.where(met, edge, np.float32(0))
+    def _fit(self, groups: Float32) -> tuple[Bytes, ...]:
+        # MLX rounds codes with the scale it has not rounded yet
+        codes, *edges = self._nearest(groups.T)
+        return (codes.T, *self._store(*edges))
+
+    def _nearest(self, groups: Float32) -> tuple[Codes, Float32, Float32]:
+        """Codes [n, block] of groups [n, block], and their scales and biases [n] as they are before they are stored."""
+        groups = np.require(groups, np.float32, ["C", "A", "W"])  # for other arrays numba compiles anew
+        codes, scales, biases = np.empty(groups.shape, np.uint8), *np.empty((2, len(groups)), np.float32)
+        find_kernel("_kernels_mlx", "encode_affine", extra="mlx", encoding=self.name)(
+            groups, self._top, scales, biases, codes
+        )
+        return codes, scales, biases
 
     def _codes(self, groups: Float32, scale: Float32, bias: Float32) -> Codes:
         steps = groups - bias
@@ -86,7 +93,7 @@ class Affine(GroupEncoding, OnGrid):
 
     def _candidates(self, groups: Float32, weights: Float32 | None) -> Iterator[tuple[Bytes, ...]]:
         """Codes nearest on stored grids: MLX's own, narrower ones, and least-squares fits to their codes."""
-        whole_scale, whole_bias = self._range(groups)
+        _, whole_scale, whole_bias = self._nearest(groups.T)
         for share in _SHARES:
             scale: Float32 = whole_scale * np.float32(share)
             bias: Float32 = whole_bias + (whole_scale - scale) * (self._top * np.float32(0.5))
