@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 import tomllib
 from collections.abc import Mapping
@@ -111,8 +112,9 @@ class Recipe:
         """A path of the recipe as the current folder sees it."""
         if path in self.inputs:
             return self.inputs[path]
-        path = path.expanduser()
-        return path if path.is_absolute() else self.path.parent / path
+        path = self.path.parent / path.expanduser()
+        plain = Path(os.path.normpath(path))  # which behind a link may be another place
+        return plain if plain.resolve() == path.resolve() else path
 
     def adapting(self, model: ModelEntry) -> Adapting:
         """The adapters of a model. Raises: as `adapting`."""
