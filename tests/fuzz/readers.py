@@ -24,10 +24,12 @@ from lfm_convert.convert.artifacts import find_artifacts, verified
 from lfm_convert.convert.cli.inspect import _artifacts
 from lfm_convert.convert.manifest import MANIFEST_FILE, load_manifest
 from lfm_convert.convert.recipe.reading import load_recipe
+from lfm_convert.graph.adapters.adapter import WEIGHTS, adapting
 from lfm_convert.graph.config import CONFIG_FILE
 from lfm_convert.graph.opening import open_graph
 from lfm_convert.graph.progress import SILENT
 from lfm_convert.graph.source import chat, chat_child
+from lfm_convert.graph.source.adapters import ADAPTER_CONFIG
 from lfm_convert.graph.source.config_file import load_config
 from lfm_convert.graph.source.tokenizer import TOKENIZER_FILE
 from lfm_convert.quantize.calibration import Use
@@ -40,6 +42,7 @@ from lfm_convert.targets.target import get_target, open_artifact
 from lfm_convert.validate.prompts import load_prompts
 from support.artifacts import write_artifact
 from support.checkpoints import dense_config, make_checkpoint, moe_config
+from support.made_adapters import write_adapter
 from support.quantised_layouts import LAYOUTS, READ_BY_CONFIG, quantise
 from support.safetensors_files import Declared, edit_tensors, write_declared
 
@@ -125,6 +128,27 @@ def _packed(reader: str, layout: str, name: str) -> Reader:
         model = _packed_model(folder, layout)
         (model / name).write_bytes(data)
         return _read_weights(model)
+
+    return Reader(reader, seeds, read)
+
+
+@cache
+def _adapted(folder: Path) -> tuple[Path, Path]:
+    """A checkpoint and an adapter of two of its matrices; made once a process and folder."""
+    return make_checkpoint(folder / "adapted", dense_config(), tokenizer=False), write_adapter(folder / "adapter")
+
+
+def _adapter(reader: str, name: str) -> Reader:
+    """Fuzzes one file of an adapter, and reads the weights that it is merged into."""
+
+    def seeds(folder: Path) -> Iterator[bytes]:
+        yield (_adapted(folder)[1] / name).read_bytes()
+
+    def read(data: bytes, folder: Path) -> object:
+        model, adapter = _adapted(folder)
+        (adapter / name).write_bytes(data)
+        graph = pipeline.open_model(str(model), adapters=adapting([adapter]))
+        return [weight.view.read() for weight in graph.layers[0].weights.values()]
 
     return Reader(reader, seeds, read)
 
@@ -350,6 +374,8 @@ _ALL = (
     Reader("safetensors", _safetensors_seeds, _in_checkpoint("model.safetensors", _read_weights)),
     *(_packed(layout, layout, "model.safetensors") for layout in sorted(READ_BY_CONFIG - {"mlx", "mlx-mxfp4"})),
     *(_packed(f"{layout}-config", layout, CONFIG_FILE) for layout in ("compressed-int4", "gptq")),
+    _adapter("adapter", WEIGHTS),
+    _adapter("adapter-config", ADAPTER_CONFIG),
     Reader("index", _index_seeds, _in_checkpoint("model.safetensors.index.json", open_graph)),
     Reader("gguf", _gguf_seeds, _read_file("x.gguf", read_gguf)),
     Reader("gguf-weights", _artifact_seeds("gguf", "Q8_0"), _artifact_reader("gguf", "Q8_0")),

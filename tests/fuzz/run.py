@@ -33,7 +33,7 @@ _NAMES = (
     "safetensors", "index", "gguf", "gguf-weights", "onnx-weights", "mlx-weights", "gguf-foreign", "onnx-foreign",
     "mlx-foreign", "ct-foreign", "gguf-source", "mlx-source", "awq", "bitsandbytes-4bit", "bitsandbytes-8bit",
     "compressed-fp8", "compressed-int4", "compressed-int8", "compressed-nvfp4", "fp8", "gptq", "mxfp8",
-    "compressed-int4-config", "gptq-config", "coreml", "config", "tokenizer",
+    "compressed-int4-config", "gptq-config", "adapter", "adapter-config", "coreml", "config", "tokenizer",
     "tokenizer-config", "generation-config", "template", "imatrix", "manifest", "recipe", "prompts",
 )  # fmt: skip
 
