@@ -1,6 +1,7 @@
 """Conversions of the family's largest models, generated at their real shapes: seconds, memory and bytes.
 
     python benchmarks/full_size.py [--shapes moe-8b lfm2.5-8b moe-24b] [--cases gguf:Q4_0 …] [--scratch FOLDER]
+    python benchmarks/full_size.py --shapes moe-8b --cases gguf:Q4_0@lora mlx:4bit-g32@gguf:Q4_0 gguf:Q4_K_M@compressed-tensors:W4A16
 
 Each conversion is a process of its own; `cp` of the checkpoint runs in the same session, and every wall time is given as
 a ratio to it. The copy is on the disk when its time ends, as an artifact is when it is published: `cp` alone ends when the
@@ -8,6 +9,8 @@ bytes are in memory, which took from 19 to 87 s for the same file. Before each t
 memory, so that all of them read the disk. Memory is the process's own high-water mark. A .pte is also loaded by another
 process, which generates eight tokens. Disk: the checkpoint, its copy and one artifact, 42 GB for the 8 B shapes and 63 GB
 for 24 B, which is not copied but read.
+A case with `@lora` has an adapter of rank 16 merged into every matrix of the layers, every expert's too; one with
+`@TARGET:QUANT` is made from an artifact instead of the checkpoint.
 Ends with 1 if a size is not as planned (.pte: within 1 %), or a process held more than 400 MB (.pte: 14 GB of anonymous
 memory, torch and executorch alone being more than 400 MB).
 """
@@ -81,13 +84,15 @@ def table(shape: str, checkpoint: Path, cases: list[str], scratch: Path) -> bool
     print(f"{'case':18} {'GB':>7} {'plan':>7} {'wall s':>7} {'ratio':>6} {'CPU s':>7} {'RSS MB':>7} {'anonymous':>9}")
     is_good = True
     for case in cases:
-        target, quant = case.split(":")
-        asked = ["--target", target, "--quant", quant]
-        planned = json.loads(measure([*TOOL, "plan", checkpoint, *asked, "--json"]).output)
+        wanted, _, origin = case.partition("@")
+        target, quant = wanted.split(":")
+        source, options = source_of(origin, checkpoint, scratch)
+        asked = [source, "--target", target, "--quant", quant, *options]
+        planned = json.loads(measure([*TOOL, "plan", *asked, "--json"]).output)
         planned_bytes = planned["plans"][0]["total_bytes"]
-        forget(files)
+        forget([*files, *(path for path in source.rglob("*") if path.is_file())])
         out = scratch / "out"
-        done = measure([*TOOL, checkpoint, *asked, "--out", out, "--no-validate", "--json", "-"])
+        done = measure([*TOOL, *asked, "--out", out, "--no-validate", "--json", "-"])
         size = sum(artifact["size_bytes"] for artifact in json.loads(done.output)["artifacts"])
         error = planned_bytes / size - 1
         print(
@@ -102,6 +107,47 @@ def table(shape: str, checkpoint: Path, cases: list[str], scratch: Path) -> bool
             is_good &= error == 0 and done.rss_gb <= _RSS_LIMIT_GB
         shutil.rmtree(out)
     return is_good
+
+
+def source_of(origin: str, checkpoint: Path, scratch: Path) -> tuple[Path, list[str | Path]]:
+    """What a case is made from, and the options that this takes; made the first time that it is asked for."""
+    folder = scratch / f"from-{origin.replace(':', '-')}"
+    if not origin:
+        return checkpoint, []
+    if origin == "lora":
+        if not folder.exists():
+            write_lora(checkpoint, folder)
+        return checkpoint, ["--adapter", folder]
+    target, quant = origin.split(":")
+    if not folder.exists():
+        measure([*TOOL, checkpoint, "--target", target, "--quant", quant, "--out", folder, "--no-validate"])
+    found = json.loads((folder / "lfm-convert.json").read_text())["artifacts"][0]
+    return (folder / found["main_file"] if target == "gguf" else (folder / found["main_file"]).parent), []
+
+
+def write_lora(checkpoint: Path, folder: Path, rank: int = 16) -> None:
+    """A PEFT adapter of every matrix of the layers, with random values."""
+    import numpy as np
+    from safetensors import safe_open
+    from safetensors.numpy import save_file
+
+    rng = np.random.default_rng(0)
+    tensors, modules = {}, []
+    for path in sorted(checkpoint.glob("*.safetensors")):
+        with safe_open(path, "np") as file:
+            names = file.keys()
+            for name in names:
+                shape = file.get_slice(name).get_shape()
+                if len(shape) != 2 or ".layers." not in name or name.endswith("gate.weight"):
+                    continue
+                modules.append(name.removesuffix(".weight"))
+                for letter, size in (("A", (rank, shape[1])), ("B", (shape[0], rank))):
+                    key = f"base_model.model.{modules[-1]}.lora_{letter}.weight"
+                    tensors[key] = 0.01 * rng.standard_normal(size, np.float32)
+    folder.mkdir()
+    save_file(tensors, folder / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": rank, "lora_alpha": rank, "target_modules": modules}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
 
 
 def copy(files: list[Path], scratch: Path) -> tuple[str, float]:
