@@ -5,8 +5,8 @@ with nothing to do.
                                  [--write-only]
 
 Each of the former opens and hashes the checkpoint once and runs it once for all comparisons. Printed are CPU and wall seconds
-of all processes. With `--write-only` nothing is compared, which a release always does: then it is left out, and what each
-stage of writing takes says what sharing more, such as decoded rows, could save. Before anything is measured each command runs once on the bundled model, so that kernels are compiled; the disk's
+of all processes. With `--write-only` nothing is compared, which a release always does: then it is left out, and every row of
+the checkpoint is read and widened once, which is what a target would save whose decoded rows were another's, too. Before anything is measured each command runs once on the bundled model, so that kernels are compiled; the disk's
 cache is warm for both. The verdict on random weights may be a failure.
 """
 
@@ -48,10 +48,28 @@ def main() -> None:
         several = [*COMMAND, checkpoint, "-t", targets, "-q", quants, *how, "--out", scratch / "several"]
         show("one command", [measure_tree(several)])
         shutil.rmtree(scratch / "several")
-        if not options.write_only:
+        if options.write_only:
+            show("every row read once", [measure_tree([sys.executable, "-P", "-c", _READ, checkpoint])])
+        else:
             recipe = write_recipe(scratch / "recipe.toml", checkpoint, pairs, options.suite)
             for what in ("one release", "its second run"):
                 show(what, [measure_tree([*COMMAND, "release", recipe])])
+
+
+# What each target does with every row before it encodes it: its file's bytes as float32, on two threads.
+_READ = """
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from lfm_convert.graph.opening import open_graph
+pieces = []
+for weight in open_graph(Path(sys.argv[1])).weights():
+    step = max(1, (4 << 20) // (4 * weight.view.n_cols))
+    pieces += [(weight.view, at, min(at + step, weight.view.n_rows)) for at in range(0, weight.view.n_rows, step)]
+with ThreadPoolExecutor(2) as pool:
+    for _ in pool.map(lambda piece: len(piece[0].rows(*piece[1:])), pieces):
+        pass
+"""
 
 
 def one_by_one(out: Path, model: str, pairs: Sequence[Sequence[str]], how: Sequence[str]) -> list[Tree]:
