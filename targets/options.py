@@ -57,6 +57,11 @@ def refine_option() -> Any:
     return option(False, help="search for a lower error in the same format and size; takes longer")
 
 
+def statistics_option() -> Any:
+    """What a calibration measured, for every target that can be tuned by it."""
+    return option(None, help="statistics of lfm-convert calibrate, to tune by", metavar="FOLDER", is_file=True)
+
+
 def options_of(target: Any) -> dict[str, tuple[Field[Any], Option]]:
     """The options of a target, or of its class, by name."""
     return {each.name: (each, each.metadata[_KEY]) for each in fields(target) if _KEY in each.metadata}

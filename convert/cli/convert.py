@@ -25,6 +25,7 @@ from .console import Model, Offline, Quant, Revision, Targets, output, watched
 from .option_groups import grouped
 from .report_options import Reports, report_options
 from .target_options import target_options
+from .tuning_options import Tune, tuned
 
 
 @grouped(
@@ -51,6 +52,7 @@ def convert(
         ),
     ] = None,
     options: dict[str, Any],
+    tune: Tune = None,
     adapters: Adapting,
     strict: Annotated[bool, typer.Option("--strict", help="Refuse encodings other than the quant names.")] = False,
     outfile: Annotated[
@@ -89,7 +91,7 @@ def convert(
             "--no-validate compares nothing that could be reported or held to a line: leave one of them out"
         )
     out, options = _placed([share.target for share in shares(target)], out, outfile, options)
-    wanted = shares(target, quant, options)
+    wanted = shares(target, quant, options, max_bytes=budgets.max_size, tune=tuned(tune))
     texts = [value for value in comparison.values() if isinstance(value, Path)]
     reports.check(read=texts)
     if reports.baseline is not None:  # which was made with the suite that releases are judged on

@@ -10,6 +10,8 @@ programming with bounds).
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -25,7 +27,10 @@ _ROUNDING = 1e-12  # of a sum of losses, relatively: bounds are sums of the same
 
 @dataclass(frozen=True)
 class Group:
-    """What is stored alike: bytes and loss of each choice. Units: bytes, nats a token."""
+    """What is stored alike: bytes and loss of each choice, which is infinite of one that must not be made.
+
+    Units: bytes, nats a token.
+    """
 
     sizes: tuple[int, ...]
     losses: tuple[float, ...]
@@ -42,7 +47,7 @@ class _Choices:
 
 def least_bytes(groups: Sequence[Group]) -> int:
     """The bytes of the smallest packing there is."""
-    return sum(min(group.sizes) for group in groups)
+    return sum(int(_worth_their_size(group).sizes[0]) for group in groups)
 
 
 def solve(groups: Sequence[Group], max_bytes: int) -> tuple[int, ...]:
@@ -67,7 +72,8 @@ def total(groups: Sequence[Group], packed: Sequence[int]) -> tuple[int, float]:
 
 
 def _worth_their_size(group: Group) -> _Choices:
-    order = sorted(range(len(group.sizes)), key=lambda i: (group.sizes[i], group.losses[i], i))
+    finite = (i for i, loss in enumerate(group.losses) if math.isfinite(loss))
+    order = sorted(finite, key=lambda i: (group.sizes[i], group.losses[i], i))
     kept: list[int] = []
     for i in order:
         if not kept or group.losses[i] < group.losses[kept[-1]]:
@@ -120,7 +126,7 @@ def _steps(number: int, group: _Choices) -> list[_Step]:
         corners.append(i)
     return [
         _Step(number, b, int(group.sizes[b] - group.sizes[a]), float(group.losses[b] - group.losses[a]))
-        for a, b in zip(corners, corners[1:], strict=False)
+        for a, b in itertools.pairwise(corners)
     ]
 
 

@@ -35,7 +35,9 @@ def _model(n_groups: int, seed: int) -> list[Group]:
     rng = np.random.default_rng(seed)
     bits = np.array([2.625, 3.4375, 4.25, 4.5, 5.5, 6.5625, 8.5])
     groups = []
-    for n_weights, scale in zip(rng.choice([2**20, 2**22, 2**23], n_groups), 10 ** rng.normal(size=n_groups), strict=True):
+    for n_weights, scale in zip(
+        rng.choice([2**20, 2**22, 2**23], n_groups), 10 ** rng.normal(size=n_groups), strict=True
+    ):
         losses = scale * 4.0**-bits * rng.uniform(0.9, 1.1, len(bits))
         groups.append(Group(tuple((bits * n_weights / 8).astype(int).tolist()), tuple(losses.tolist())))
     return groups
