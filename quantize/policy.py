@@ -16,6 +16,19 @@ from ..graph.roles import Role
 from ..graph.tensor import Shape
 from .encoding import Encoding, get_encoding, matrix_height
 
+# Matrices of one input, which runtimes multiply by at once where they are stored alike. Source: llm-compressor
+# `observers/helpers.py`, `FUSED_LAYER_NAMES`; vLLM `packed_modules_mapping` of its models.
+PRODUCTS: tuple[frozenset[Role], ...] = (
+    frozenset({Role.ATTN_Q, Role.ATTN_K, Role.ATTN_V}),
+    frozenset({Role.FFN_GATE, Role.FFN_UP}),
+    frozenset({Role.EXPERT_GATE, Role.EXPERT_UP}),
+)
+
+
+def product_of(role: Role) -> frozenset[Role]:
+    """The roles of what is multiplied by at once with a weight of this one, itself among them."""
+    return next((roles for roles in PRODUCTS if role in roles), frozenset({role}))
+
 
 @dataclass(frozen=True)
 class Rule:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -52,9 +53,12 @@ class _Allotting:
     def fixed(self) -> int:
         return self.plan.total_bytes - sum(alike.sizes[alike.planned] for alike in self.alikes)
 
-    @property
+    @cached_property
     def max_bytes(self) -> int:
-        return self.plan.total_bytes if self.wanted.max_bytes is None else self.wanted.max_bytes
+        """What the plan may take: the size of a named quant is that of its own encodings under the tuned one's name."""
+        if self.wanted.max_bytes is None:
+            return self.planned([alike.planned for alike in self.alikes]).total_bytes
+        return int(self.wanted.max_bytes / (1 + self.target.size_error))
 
     def planned(self, packed: Sequence[int]) -> Plan:
         """The target's plan of a choice of each."""

@@ -17,19 +17,12 @@ _FLOATS = ("f32", "f16")
 
 @dataclass(frozen=True)
 class Alike:
-    """Tensors that have one encoding: their choices, the bytes of each, and which one the plan has.
+    """Weights that have one encoding: their choices, the bytes of each, and which one the plan has."""
 
-    A weight may be several tensors, such as an expert each.
-    """
-
-    tensors: tuple[TensorPlan, ...]
+    addresses: tuple[Address, ...]
     encodings: tuple[Encoding, ...]
     sizes: tuple[int, ...]
     planned: int
-
-    @property
-    def addresses(self) -> tuple[Address, ...]:
-        return tuple(dict.fromkeys((t.role, t.layer) for t in self.tensors if t.role is not None))
 
 
 def candidates(target: Target, graph: WeightGraph, plan: Plan) -> list[Alike]:
@@ -58,7 +51,8 @@ def _alike(target: Target, graph: WeightGraph, tensors: Sequence[TensorPlan]) ->
     if own not in encodings:
         encodings.append(own)
     sizes = tuple(sum(target.stored_bytes(encoding, tensor) for tensor in tensors) for encoding in encodings)
-    return Alike(tuple(tensors), tuple(encodings), sizes, encodings.index(own))
+    addresses = tuple(dict.fromkeys(address for tensor in tensors for address in target.covers(tensor)))
+    return Alike(addresses, tuple(encodings), sizes, encodings.index(own))
 
 
 def _names(target: Target, graph: WeightGraph, tensor: TensorPlan) -> list[str]:

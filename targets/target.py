@@ -18,10 +18,10 @@ from ..graph.config import CONFIG_FILE
 from ..graph.dtypes import Float32
 from ..graph.errors import ExitCode, LfmConvertError, UsageError
 from ..graph.graph import WeightGraph
-from ..graph.roles import Role
+from ..graph.roles import Role, find_role
 from ..graph.tensor import TensorView
 from ..quantize.allotment.allotment import Allotment
-from ..quantize.allotment.wanted import read_wanted
+from ..quantize.allotment.wanted import base_of, read_wanted
 from ..quantize.encoding import Encoding
 from ..quantize.policy import Policy, find_policy
 from .options import changed, checked, statistics_option
@@ -178,6 +178,7 @@ class Target(ABC):
     validate/execution.py names it; None of those whose kernels round activations as each class asks. A target whose
     quants say it, each for itself, has its own `arithmetic_of`.
     `auto_base` is the quant that one whose encodings are allotted to fill a size has all else from.
+    `size_error` is the share by which a file may turn out larger than it is planned.
     One that `weighs_refined_only` has no use for an importance of columns without `refine`.
     `file_suffix` is that of a format whose artifact is a file that the user may name: its targets have the option
     `outfile`. One that `is_package` is a folder to the file system.
@@ -195,6 +196,7 @@ class Target(ABC):
     file_suffix: ClassVar[str | None] = None
     is_package: ClassVar[bool] = False
     weighs_refined_only: ClassVar[bool] = False
+    size_error: ClassVar[float] = 0.0
 
     statistics: str | None = statistics_option()
     allotment: Allotment | None = field(default=None, repr=False)
@@ -225,8 +227,7 @@ class Target(ABC):
 
     def base_of(self, quant: str) -> str:
         """The named quant that an allotted one is made from; a named one itself."""
-        wanted = read_wanted(quant)
-        return quant if wanted is None else wanted.base or self.auto_base
+        return base_of(quant, self.auto_base)
 
     def mixes(self, graph: WeightGraph, tensor: TensorPlan) -> Sequence[str]:
         """The encodings that a planned tensor could have in place of its own; none of one that has to stay."""
@@ -236,6 +237,10 @@ class Target(ABC):
         """Weights of which this is the same have one encoding: what a runtime multiplies by at once."""
         return role, layer
 
+    def covers(self, tensor: TensorPlan) -> Sequence[Address]:
+        """The weights that a planned tensor with a role holds."""
+        return () if tensor.role is None else ((tensor.role, tensor.layer),)
+
     def stored_bytes(self, encoding: Encoding, tensor: TensorPlan) -> int:
         """Bytes that a tensor takes in an encoding, padding included."""
         return encoding.nbytes(tensor.view.shape)
@@ -243,6 +248,16 @@ class Target(ABC):
     def with_encodings(self, allotment: Allotment) -> Self:
         """The same target with encodings that were allotted, for plans of the quant they are allotted over."""
         return replace(self, allotment=allotment)
+
+    def as_written(self, artifact: Artifact) -> Self:
+        """The target as it was when it wrote an artifact: with its options, and what its manifest says was allotted."""
+        written = self.with_options(artifact.options)
+        wanted = read_wanted(artifact.quant)
+        if wanted is None:
+            return written
+        entries = (entry for entry in artifact.entry["tensors"] if entry["role"] is not None)
+        encodings = {(find_role(entry["role"]), entry["layer"]): str(entry["encoding"]) for entry in entries}
+        return written.with_encodings(Allotment(wanted.name, wanted.word, encodings))
 
     def labelled(self, quant: str) -> str:
         """What artifacts of a quant are called: with an allotment by its name."""

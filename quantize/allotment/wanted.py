@@ -47,6 +47,12 @@ def read_wanted(quant: str) -> Wanted | None:
     return None
 
 
+def base_of(quant: str, auto_base: str) -> str:
+    """The named quant that an allotted one has all else from, `auto_base` being that of sizes; a named one itself."""
+    wanted = read_wanted(quant)
+    return quant if wanted is None else wanted.base or auto_base
+
+
 def named(quant: str, *, max_bytes: int | None = None, bits: bool = False) -> str:
     """A quant as it is named with the options beside it: `auto` with its size, and others tuned if `bits` are to be.
 
