@@ -231,7 +231,8 @@ def _told(
         f"nats a token is predicted in {format_size(plan.total_bytes)}, of {base} {named:.2g} in "
         f"{format_size(allotting.plan.total_bytes)}"
     )
-    tuned = {"statistics_sha256": statistics.sha256, "texts": statistics.texts, "bits": bits}
+    texts = [{"name": text.name, "sha256": text.sha256} for text in statistics.texts]
+    tuned = {"statistics_sha256": statistics.sha256, "texts": texts, "bits": bits}
     return {"tuned": tuned, "notes": (note, *plan.notes)}
 
 

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -23,12 +22,21 @@ from ..imatrix import ImportanceMatrix, read_importance
 
 
 @dataclass(frozen=True)
+class Text:
+    """A text that was run."""
+
+    name: str
+    sha256: str
+    n_tokens: int
+
+
+@dataclass(frozen=True)
 class Statistics:
     """A folder of statistics. Shapes: columns [slices, cols], gradients [slices, rows]."""
 
     folder: Path
     n_tokens: int
-    texts: Any
+    texts: tuple[Text, ...]
     sha256: str
     _shapes: Mapping[Address, tuple[int, ...]] = field(repr=False)
     _importance: ImportanceMatrix = field(repr=False)
@@ -55,7 +63,7 @@ def open_statistics(folder: Path, graph: WeightGraph) -> Statistics:
     return Statistics(
         folder=folder,
         n_tokens=int(said["n_tokens"]),
-        texts=said.get("texts", []),
+        texts=tuple(Text(text["name"], text["sha256"], text["tokens"]) for text in said["texts"]),
         sha256=sha256(path.read_bytes()).hexdigest(),
         _shapes={weight.address: weight.shape for weight in graph.weights()},
         _importance=read_importance(folder / "imatrix.gguf", graph.config.family),

@@ -172,6 +172,7 @@ def write_statistics(graph: WeightGraph, chunks: Sequence[Sequence[int]], folder
         for (role, layer), values in model.gradients.items()
     }
     np.savez(folder / "gradients.npz", **named)
-    said = {"n_tokens": sum(map(len, chunks)), "texts": [{"name": "test", "sha256": "0" * 64}]}
+    n_tokens = sum(map(len, chunks))
+    said = {"n_tokens": n_tokens, "texts": [{"name": "test", "sha256": "0" * 64, "tokens": n_tokens}]}
     (folder / "statistics.json").write_text(json.dumps(said))
     return folder
