@@ -29,8 +29,8 @@ class Option:
     """What is known of one option beside its name and default.
 
     `choices` are all its values; `least` is the smallest number allowed; `is_size` says that it is bytes, which texts
-    give with a unit; of a file (`is_file`) manifests keep the name only; what is not `is_asked` no command line asks
-    for under this name.
+    give with a unit; of a file (`is_file`) manifests keep the name only, and of a folder `main_file` is the one in it
+    that says what it is; what is not `is_asked` no command line asks for under this name.
     """
 
     help: str
@@ -39,6 +39,7 @@ class Option:
     least: int | None = None
     is_size: bool = False
     is_file: bool = False
+    main_file: str = ""
     is_asked: bool = True
 
 
@@ -59,7 +60,14 @@ def refine_option() -> Any:
 
 def statistics_option() -> Any:
     """What a calibration measured, for every target that can be tuned by it."""
-    return option(None, help="statistics of lfm-convert calibrate, to tune by", metavar="FOLDER", is_file=True)
+    return option(
+        None,
+        help="statistics of lfm-convert calibrate, to tune by",
+        metavar="FOLDER",
+        is_file=True,
+        main_file="statistics.json",
+        is_asked=False,
+    )
 
 
 def options_of(target: Any) -> dict[str, tuple[Field[Any], Option]]:

@@ -14,6 +14,7 @@ from .. import pipeline
 from ..calibration import CHUNK_TOKENS, LEAST_CHUNK_TOKENS, measure
 from .adapter_options import adapter_options
 from .console import Json, Model, Offline, Revision, errors, output, print_json, watched
+from .costs import measure_costs
 from .option_groups import grouped
 
 
@@ -21,14 +22,29 @@ from .option_groups import grouped
 def calibrate(
     *,
     text: Annotated[
-        list[Path],
+        list[Path] | None,
         typer.Option(
             "--text", help='Text file, or .jsonl with one {"messages": […]} a line; repeatable.', show_default=False
         ),
-    ],
+    ] = None,
     out: Annotated[
-        Path, typer.Option("--out", "-o", help="Importance matrix to write; '-' is stdout.", show_default=False)
+        Path,
+        typer.Option(
+            "--out",
+            "-o",
+            help="Importance matrix to write; '-' is stdout. With --costs the folder of statistics.",
+            show_default=False,
+        ),
     ],
+    costs: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--costs",
+            metavar="NAMES",
+            help="Targets, repeatable or comma-separated: measure what each of their encodings costs, and keep it in --out.",
+            show_default=False,
+        ),
+    ] = None,
     model: Model = None,
     adapters: Adapting,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there already.")] = False,
@@ -43,6 +59,14 @@ def calibrate(
     as_json: Json = False,
 ) -> int:
     """Measure how much each column of every weight is used; `convert --imatrix` takes the file, and so does llama.cpp."""
+    if costs:
+        if text:
+            raise UsageError("--costs follow from statistics that are there: give it without --text")
+        with watched() as progress:
+            graph = pipeline.open_model(model, revision=revision, offline=offline, adapters=adapters, progress=progress)
+            return measure_costs(graph, costs, out, progress=progress, as_json=as_json)
+    if not text:
+        raise UsageError("--text is needed: a file that is run, or --costs for what follows from statistics")
     _check_out(out, text, overwrite=overwrite, as_json=as_json)
     with watched() as progress:
         graph = pipeline.open_model(model, revision=revision, offline=offline, adapters=adapters, progress=progress)

@@ -25,11 +25,12 @@ from .console import Model, Offline, Quant, Revision, Targets, output, watched
 from .option_groups import grouped
 from .report_options import Reports, report_options
 from .target_options import target_options
-from .tuning_options import Tune, tuned
+from .tuning_options import Tuning, tuning_options
 
 
 @grouped(
     options=target_options,
+    tuning=tuning_options,
     adapters=adapter_options,
     budgets=budget_options,
     comparison=comparison_options,
@@ -52,7 +53,7 @@ def convert(
         ),
     ] = None,
     options: dict[str, Any],
-    tune: Tune = None,
+    tuning: Tuning,
     adapters: Adapting,
     strict: Annotated[bool, typer.Option("--strict", help="Refuse encodings other than the quant names.")] = False,
     outfile: Annotated[
@@ -91,7 +92,7 @@ def convert(
             "--no-validate compares nothing that could be reported or held to a line: leave one of them out"
         )
     out, options = _placed([share.target for share in shares(target)], out, outfile, options)
-    wanted = shares(target, quant, options, max_bytes=budgets.max_size, tune=tuned(tune))
+    wanted = shares(target, quant, {**options, **tuning.options}, max_bytes=budgets.max_size, tune=tuning.what)
     texts = [value for value in comparison.values() if isinstance(value, Path)]
     reports.check(read=texts)
     if reports.baseline is not None:  # which was made with the suite that releases are judged on

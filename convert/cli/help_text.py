@@ -12,6 +12,7 @@ OF_TARGET, _TARGET = "target", ("--target", "-t")
 # The groups of options, by the name of a command's parameter that has them.
 TITLES: Mapping[str, str] = {
     "options": OF_TARGET,
+    "tuning": "Tuning",
     "adapters": "Adapters",
     "budgets": "Budgets",
     "comparison": "Running and comparing",

@@ -21,21 +21,21 @@ from .console import Json, Model, Offline, Quant, Revision, Targets, output, pri
 from .option_groups import grouped
 from .target_options import target_options
 from .trade_off import print_trade_off
-from .tuning_options import Tune, tuned
+from .tuning_options import Tuning, tuning_options
 
 _HEADINGS = (
     "quant", "file", "size", "bytes", "tensor bytes", "tensors", "fallbacks", "memory to write", "memory to run",
 )  # fmt: skip
 
 
-@grouped(options=target_options, adapters=adapter_options, budgets=budget_options)
+@grouped(options=target_options, tuning=tuning_options, adapters=adapter_options, budgets=budget_options)
 def plan(
     *,
     target: Targets,
     model: Model = None,
     quant: Quant = None,
     options: dict[str, Any],
-    tune: Tune = None,
+    tuning: Tuning,
     adapters: Adapting,
     budgets: Budgets,
     strict: Annotated[bool, typer.Option("--strict", help="Fail if a tensor would fall back.")] = False,
@@ -44,7 +44,7 @@ def plan(
     as_json: Json = False,
 ) -> int:
     """Say what would be written, to the byte, without reading a weight; config.json is enough."""
-    wanted = shares(target, quant, options, max_bytes=budgets.max_size, tune=tuned(tune))
+    wanted = shares(target, quant, {**options, **tuning.options}, max_bytes=budgets.max_size, tune=tuning.what)
     with watched() as progress:
         graph = pipeline.open_model(
             model, revision=revision, offline=offline, weights=False, adapters=adapters, progress=progress
