@@ -2,8 +2,7 @@
 
     python benchmarks/allotment_quality.py [--model bundled:dense …] [--target gguf …] [--text FILE …] [--keep FOLDER]
 
-Statistics are of `--text` (default: the pages of docs/), with torch's own gradients; the divergence is over the
-validator's prompts, of the graph with decoded weights against the graph itself. Two allotments are controls: with what
+Statistics are of `--text`, by default the text that comes with the tool; the divergence is over the validator's prompts, of the graph with decoded weights against the graph itself. Two allotments are controls: with what
 errors cost dealt to other weights at random, and with the order of the weights turned over. Last come five sizes, each
 against the best named quant that fits it.
 """
@@ -12,13 +11,13 @@ from __future__ import annotations
 
 import argparse
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from lfm_convert.convert.pipeline import measure_costs, open_model
+from lfm_convert.convert.statistics import write_statistics
 from lfm_convert.graph.graph import WeightGraph
 from lfm_convert.graph.reference.forward import Forward
 from lfm_convert.graph.tensor import ArrayTensor
@@ -29,9 +28,6 @@ from lfm_convert.targets.plans import Plan, TensorPlan
 from lfm_convert.targets.target import Target, get_target
 from lfm_convert.validate.metrics import position_kld
 from lfm_convert.validate.prompts import encode_prompts, load_prompts
-
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "tests"))
 
 BASES = {
     "gguf": "Q4_K_M", "mlx": "4bit", "onnx": "q4_mixed", "coreml": "int4", "executorch": "8da4w",
@@ -45,7 +41,7 @@ UNIFORM = {
     "executorch": ("8da4w-g128", "8da4w-g64", "8da4w", "8da8w"),
     "compressed-tensors": ("W4A16", "W4A16-g64", "W4A16-g32", "W8A16"),
 }
-_CHUNK, _CHUNKS, _MAX_TOKENS = 256, 48, 160
+_CHUNK, _MAX_TOKENS = 256, 160
 
 
 def main() -> None:
@@ -59,20 +55,15 @@ def main() -> None:
         home = arguments.keep or Path(scratch)
         for model in arguments.model or ("bundled:dense", "bundled:moe", "bundled:lfm3"):
             graph = open_model(model)
-            statistics = _statistics(graph, home / graph.name, arguments.text or sorted((ROOT / "docs").glob("*.md")))
+            statistics = _statistics(graph, home / graph.name, arguments.text or ())
             reference = _Reference(graph)
             for name in arguments.target or ("gguf", "mlx"):
                 _compare(reference, get_target(name), statistics, Path(scratch))
 
 
 def _statistics(graph: WeightGraph, folder: Path, texts: Sequence[Path]) -> Path:
-    from support.true_statistics import write_statistics
-
-    if not (folder / "statistics.json").is_file():
-        text = "\n".join(path.read_text() for path in texts)
-        ids, first = graph.tokenizer.encode(text, special=False), [graph.config.bos_token_id or 0]
-        step = max(1, len(ids) // _CHUNKS)  # from all over the text
-        write_statistics(graph, [first + ids[at : at + _CHUNK] for at in range(0, len(ids) - _CHUNK, step)], folder)
+    if not folder.is_dir():
+        write_statistics(graph, texts, folder, chunk_size=_CHUNK)
     return folder
 
 

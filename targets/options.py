@@ -13,6 +13,7 @@ from typing import Any
 
 from ..graph.errors import UsageError
 from ..graph.units import parse_size
+from ..quantize.statistics.layout import STATISTICS_FILE
 
 _KEY = "option"
 _SIZE = "a size like 4.8GB, or bytes"
@@ -50,7 +51,7 @@ def option(default: Any, **about: Any) -> Any:
 
 def imatrix_option() -> Any:
     """The importance of columns, for every target that weighs by it."""
-    return option(None, help="importance matrix, .gguf or .dat", metavar="FILE", is_file=True)
+    return option(None, help="importance matrix, or statistics", metavar="FILE", is_file=True)
 
 
 def refine_option() -> Any:
@@ -65,7 +66,7 @@ def statistics_option() -> Any:
         help="statistics of lfm-convert calibrate, to tune by",
         metavar="FOLDER",
         is_file=True,
-        main_file="statistics.json",
+        main_file=STATISTICS_FILE,
         is_asked=False,
     )
 

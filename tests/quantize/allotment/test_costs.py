@@ -7,15 +7,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 from lfm_convert.convert import bundled
+from lfm_convert.convert.statistics import write_statistics
 from lfm_convert.graph.graph import WeightGraph
 from lfm_convert.graph.opening import open_graph
 from lfm_convert.graph.reference.forward import Forward
-from lfm_convert.graph.roles import Address, Role
+from lfm_convert.graph.roles import MATRICES, Address, Role
 from lfm_convert.graph.tensor import ArrayTensor, TensorView
 from lfm_convert.quantize.allotment import costs
 from lfm_convert.quantize.allotment.costs import Asked, losses
 from lfm_convert.quantize.allotment.kept import read_costs
 from lfm_convert.quantize.encoding import Encoding, get_encoding
+from lfm_convert.quantize.statistics.statistics import open_statistics
 from lfm_convert.validate.metrics import position_kld
 from support.drawn_statistics import DrawnStatistics
 
@@ -112,23 +114,16 @@ def _swapped(graph: WeightGraph, address: Address, view: TensorView, encoding: E
 
 
 @pytest.mark.slow
-@pytest.mark.peers
-def test_losses_rank_what_each_weight_does_when_it_alone_is_stored() -> None:
-    from support.true_statistics import measure
-
+def test_losses_rank_what_each_weight_does_when_it_alone_is_stored(tmp_path: Path) -> None:
     graph = open_graph(bundled.path("dense"))
     assert graph.tokenizer is not None
-    ids = graph.tokenizer.encode((Path(bundled.__file__).parent / "dense" / "README.md").read_text(), special=False)
-    model = measure(graph, [[1, *ids[at : at + 200]] for at in range(0, 600, 200)])
-    statistics = DrawnStatistics(Path("nowhere"), n_tokens=600)
-    for where, squares in model.squares.items():
-        statistics.known_columns[where] = (squares / model.counts[where][:, None]).numpy()
-        statistics.known_gradients[where] = model.gradients[where].numpy()
-    encoding = get_encoding("Q4_0")
-    weights = {w.address: w.view for w in graph.weights() if w.address in model.gradients and w.layer is not None}
+    write_statistics(graph, [], tmp_path / "statistics", chunk_size=128, max_chunks=12)
+    statistics, encoding = open_statistics(tmp_path / "statistics", graph), get_encoding("Q4_0")
+    weights = {w.address: w.view for w in graph.weights() if w.layer is not None and w.role in MATRICES}
     asked = [Asked(address=where, view=view, encodings=(encoding,)) for where, view in weights.items()]
     predicted = [loss for (loss,) in losses(asked, statistics)]
-    prompt = [1, *ids[600:900]]
+    text = (Path(bundled.__file__).parent / "dense" / "README.md").read_text()
+    prompt = [1, *graph.tokenizer.encode(text, special=False)[:300]]
     own = Forward(graph).prefill([prompt])[0][0]
     measured = [
         position_kld(own, Forward(_swapped(graph, where, view, encoding)).prefill([prompt])[0][0]).mean()
