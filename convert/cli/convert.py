@@ -25,6 +25,7 @@ from .console import Model, Offline, Quant, Revision, Targets, output, watched
 from .option_groups import grouped
 from .report_options import Reports, report_options
 from .target_options import target_options
+from .trade_off import print_trade_off
 from .tuning_options import Tuning, tuning_options
 
 
@@ -126,6 +127,8 @@ def convert(
         return done.report.exit_code if done.report else 0
     if profile:
         _print_profile(done.profile.seconds)
+    for plan in done.plans:
+        print_trade_off(plan, output)
     for artifact in done.artifacts:
         output.print(f"{artifact.path}  {format_size(artifact.size_bytes)}", soft_wrap=True)
     if done.report is None:

@@ -113,7 +113,7 @@ class _Piece:
             weighed = self.importance if encoding.weighs_columns else None
             errors = encoding.decode(*encoding.encode(values, weighed)) - values
             squares = np.square(errors, dtype=np.float64)
-            loss = float(((squares * self.columns).sum(axis=1) * self.rows).sum())
+            loss = float(((squares * self.columns).sum(axis=1) * self.rows.astype(np.float64)).sum())
         return loss if np.isfinite(loss) else np.inf
 
 
@@ -132,6 +132,6 @@ def _pieces(number: int, asked: Asked, statistics: Sensitivities) -> Iterator[_P
             stop, first = min(start + step, height), which * height
             yield _Piece(
                 number, asked, first + start, first + stop,
-                gradients[which, start:stop].astype(np.float64), columns[which].astype(np.float64),
+                gradients[which, start:stop], columns[which],
                 None if asked.importance is None else asked.importance[which % len(asked.importance)],
             )  # fmt: skip
