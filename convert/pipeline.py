@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,6 +19,8 @@ from ..graph.opening import open_graph
 from ..graph.progress import SILENT, Progress
 from ..graph.source.checkpoint import has_weights
 from ..graph.units import format_size
+from ..quantize.allotment.wanted import BITS, check_tuned, named, read_wanted
+from ..targets import allotting
 from ..targets.lossy import planned
 from ..targets.naming import fit_name
 from ..targets.plans import DEFAULT_BUDGET_BYTES, Plan
@@ -95,15 +97,17 @@ def plan(
     target: str,
     quant: str | Sequence[str] | None = None,
     options: Mapping[str, Any] | None = None,
+    tune: Collection[str] = (),
 ) -> tuple[Plan, ...]:
     """What `convert` would write, one plan a quant. Works from a folder that holds only config.json.
 
-    `quant` is a name, several, or `all`; without it the target's default.
+    `quant` is a name, several, or `all`; without it the target's default. Of quants whose encodings are allotted, such as
+    `auto-4.6GB`, and all others if `tune` has "bits", the option `statistics` is the folder that says what errors cost.
     Raises: UsageError for an unknown target or quant, or a model the format cannot express.
     """
     graph = model if isinstance(model, WeightGraph) else open_model(model, weights=False)
     chosen = get_target(target).with_options(options or {})
-    return tuple(planned(chosen, graph, name) for name in _quants(chosen, quant))
+    return tuple(planned(chosen, graph, name) for name in _quants(chosen, quant, tune))
 
 
 def convert(
@@ -113,6 +117,7 @@ def convert(
     quant: str | Sequence[str] | None = None,
     out: Path | str | None = None,
     options: Mapping[str, Any] | None = None,
+    tune: Collection[str] = (),
     strict: bool = False,
     overwrite: bool = False,
     skip_existing: bool = False,
@@ -133,7 +138,8 @@ def convert(
     """Writes the artifacts of one target, then runs each and compares it with the checkpoint.
 
     `max_memory` and `range_bytes` are bytes, the first what each process may hold beside the files it maps; `jobs`
-    defaults to the number of cores; `options` are the target's own, such as `{"refine": True}`. A plan that is over one
+    defaults to the number of cores; `options` are the target's own, such as `{"refine": True}`; `tune` is as for `plan`,
+    and what errors cost is measured if it is not known yet. A plan that is over one
     of the `budgets` is refused before any weight is read.
     `comparison` is what `validate` takes; without anything else said, its suite is `smoke`. Artifacts that were there
     and have passed are compared again with `validate_all` only.
@@ -146,9 +152,10 @@ def convert(
     jobs = jobs or os.cpu_count() or 1
     comparison = {"suite": "smoke", "max_memory": max_memory, **(comparison or {})}
     chosen = get_target(target).with_options(options or {})
-    quants = _quants(chosen, quant)
+    quants = _quants(chosen, quant, tune, max_bytes=budgets.max_size if budgets else None)
     graph = model if isinstance(model, WeightGraph) else open_model(model, progress=progress)
     folder = Path(out if out is not None else default_folder(graph, chosen))
+    measure_costs(graph, chosen, quants, jobs=jobs, progress=progress)
     plans = tuple(planned(chosen, graph, name) for name in quants)
     budget = _budget(max_memory, plans)
     for each in plans:
@@ -197,6 +204,17 @@ def convert(
             )
             record(report, progress=progress)
     return Converted(folder, plans, artifacts, report, run.profile)
+
+
+def measure_costs(
+    graph: WeightGraph, target: Target, quants: Iterable[str], *, jobs: int | None = None, progress: Progress = SILENT
+) -> None:
+    """Measures what errors cost, and keeps it with the statistics, of quants whose encodings are allotted.
+
+    Raises: as `allotting.measure_costs`.
+    """
+    for wanted in filter(None, map(read_wanted, quants)):
+        allotting.measure_costs(target, graph, wanted, jobs=jobs or os.cpu_count() or 1, progress=progress)
 
 
 def default_folder(graph: WeightGraph, target: Target) -> str:
@@ -419,16 +437,21 @@ def check_comparison(graph: WeightGraph, comparison: Mapping[str, Any]) -> int:
     return sum(len(prompt.token_ids) for prompt in encoded)
 
 
-def _quants(target: Target, quant: str | Sequence[str] | None) -> list[str]:
-    """The policies' own names, once each; `all` is every quant of the target, and None its default.
+def _quants(
+    target: Target, quant: str | Sequence[str] | None, tune: Collection[str] = (), *, max_bytes: int | None = None
+) -> list[str]:
+    """The policies' own names, once each; `all` is every quant of the target, and None its default. Those whose bits are
+    tuned are named so, and `auto` by the size that there is for it.
 
     Raises: UsageError for no name, or one that is none of them, such as one left empty.
     """
+    check_tuned(tune)
     given = [target.default_quant] if quant is None else [quant] if isinstance(quant, str) else list(quant)
     if not given:
         raise UsageError(f"no quant is named in an empty list: leave it out for {target.default_quant}")
     names = [name.strip() for text in given for name in text.split(",")]
-    found = [target.policy(name).name for name in names if name != "all"]
+    bits = BITS in tune
+    found = [target.named(named(name, max_bytes=max_bytes, bits=bits)) for name in names if bits or name != "all"]
     if "all" in names:
         return [policy.name for policy in target.policies]
     return list(dict.fromkeys(found))

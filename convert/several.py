@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,6 +11,8 @@ from typing import Any
 
 from ..graph.errors import UsageError
 from ..graph.graph import WeightGraph
+from ..graph.progress import SILENT
+from ..quantize.allotment.wanted import BITS, check_tuned, named
 from ..targets.options import flag, options_of
 from ..targets.stream import Profile
 from ..targets.target import get_target, target_names
@@ -34,19 +36,27 @@ class Share:
 
 
 def shares(
-    targets: Sequence[str], quant: Sequence[str] | None = None, options: Mapping[str, Any] | None = None
+    targets: Sequence[str],
+    quant: Sequence[str] | None = None,
+    options: Mapping[str, Any] | None = None,
+    *,
+    max_bytes: int | None = None,
+    tune: Collection[str] = (),
 ) -> tuple[Share, ...]:
     """Hands quants and options to the targets: a quant to every target that has it, an option likewise.
 
-    `targets` and `quant` are names or lists of them with commas; `all` is every one.
+    `targets` and `quant` are names or lists of them with commas; `all` is every one, `auto` fills `max_bytes`, and all are
+    named as tuned whose bits are to be.
     Raises: UsageError for a target, quant or option that there is not, and for a target that quants are named for, but
     none of its own.
     """
-    named = tuple(get_target(name).name for name in _listed(targets) if name != "all")
-    chosen = target_names() if "all" in _listed(targets) else named
-    quants = None if quant is None else _listed(quant)
+    own = tuple(get_target(name).name for name in _listed(targets) if name != "all")
+    chosen = target_names() if "all" in _listed(targets) else own
+    check_tuned(tune)
+    bits = BITS in tune
+    quants = None if quant is None else [named(name, max_bytes=max_bytes, bits=bits) for name in _listed(quant)]
     if len(chosen) == 1:  # which says by itself what it does not have
-        return (Share(target=chosen[0], quants=_named(quants), options=dict(options or {})),)
+        return (Share(target=chosen[0], quants=_named(quants, chosen[0], bits=bits), options=dict(options or {})),)
     owners = {name: [target for target in chosen if _has(target, name)] for name in quants or ()}
     if (nobodys := next((name for name, found in owners.items() if not found), None)) is not None:
         raise UsageError(f"quant '{nobodys}' is none of {', '.join(chosen)}; 'lfm-convert targets' lists them")
@@ -57,7 +67,9 @@ def shares(
     return tuple(
         Share(
             target=target,
-            quants=_named([name for name in quants if target in owners[name]] if quants is not None else None, target),
+            quants=_named(
+                None if quants is None else [name for name in quants if target in owners[name]], target, bits=bits
+            ),
             options={name: value for name, value in (options or {}).items() if name in known[target]},
         )
         for target in chosen
@@ -69,8 +81,10 @@ def _listed(values: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(name.strip() for value in values for name in value.split(",")))
 
 
-def _named(quants: Sequence[str] | None, target: str | None = None) -> tuple[str, ...] | None:
-    if quants is not None and not quants and target is not None:
+def _named(quants: Sequence[str] | None, target: str, *, bits: bool) -> tuple[str, ...] | None:
+    if quants is None and bits:
+        return (named(get_target(target).default_quant, bits=True),)
+    if quants is not None and not quants:
         own = ", ".join(policy.name for policy in get_target(target).policies)
         raise UsageError(
             f"none of the quants is one of {target}'s, which has {own}; without --quant each target writes its default"
@@ -82,7 +96,7 @@ def _has(target: str, quant: str) -> bool:
     if quant == "all":
         return True
     try:
-        get_target(target).policy(quant)
+        get_target(target).named(quant)
     except UsageError:
         return False
     return True
@@ -143,8 +157,11 @@ def _refuse(
     settings: Mapping[str, Any],
 ) -> None:
     """Raises what can be said before anything is written: plans that cannot be, artifacts that are there."""
+    progress = settings.get("progress", SILENT)
     may_stay = any(settings.get(name) for name in ("overwrite", "skip_existing", "resume"))
     for share, place in zip(wanted, places, strict=True):
+        target = get_target(share.target).with_options(share.options)
+        pipeline.measure_costs(graph, target, share.quants or (), jobs=settings.get("jobs"), progress=progress)
         plans = pipeline.plan(graph, target=share.target, quant=share.quants, options=share.options)
         share.budgets(budgets).refuse(graph.config, plans)
         for plan in plans:

@@ -39,6 +39,15 @@ def _fault(match: re.Match[str] | None) -> str:
     return "has no unit" if match and not match[2] else "is not understood"
 
 
+def exact_size(n_bytes: int) -> str:
+    """`4.6GB`, as short as `parse_size` gives back the very number: decimal units, or bytes."""
+    for unit in ("GB", "MB", "KB"):
+        text = f"{n_bytes / _FACTORS[unit]:g}{unit}"
+        if n_bytes >= _FACTORS[unit] and "e" not in text and parse_size(text) == n_bytes:
+            return text
+    return f"{n_bytes}B"
+
+
 def format_size(n_bytes: int) -> str:
     """`4.71 GB`: decimal units, three significant digits."""
     value = float(n_bytes)

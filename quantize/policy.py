@@ -13,7 +13,21 @@ from dataclasses import dataclass, field
 from ..graph.errors import UsageError
 from ..graph.graph import Weight
 from ..graph.roles import Role
-from .encoding import Encoding, get_encoding
+from ..graph.tensor import Shape
+from .encoding import Encoding, get_encoding, matrix_height
+
+# Matrices of one input, which runtimes multiply by at once where they are stored alike. Source: llm-compressor
+# `observers/helpers.py`, `FUSED_LAYER_NAMES`; vLLM `packed_modules_mapping` of its models.
+PRODUCTS: tuple[frozenset[Role], ...] = (
+    frozenset({Role.ATTN_Q, Role.ATTN_K, Role.ATTN_V}),
+    frozenset({Role.FFN_GATE, Role.FFN_UP}),
+    frozenset({Role.EXPERT_GATE, Role.EXPERT_UP}),
+)
+
+
+def product_of(role: Role) -> frozenset[Role]:
+    """The roles of what is multiplied by at once with a weight of this one, itself among them."""
+    return next((roles for roles in PRODUCTS if role in roles), frozenset({role}))
 
 
 @dataclass(frozen=True)
@@ -48,7 +62,7 @@ class Policy:
         if wanted is None:
             raise UsageError(f"policy '{self.name}' has no rule for {weight.role.value}")
         used, reason = wanted, None
-        while (refusal := _refusal(get_encoding(used), weight)) is not None:
+        while (refusal := refusal_of(get_encoding(used), weight.shape)) is not None:
             reason = reason or refusal
             if used not in self.fallbacks:
                 raise UsageError(f"tensor '{weight.view.name}' cannot be stored as {wanted}: {refusal}")
@@ -56,12 +70,12 @@ class Policy:
         return Choice(wanted, get_encoding(used), reason)
 
 
-def _refusal(encoding: Encoding, weight: Weight) -> str | None:
-    """Why a weight cannot be stored so, or None."""
-    n_rows = weight.shape[-2] if len(weight.shape) > 1 else 1
+def refusal_of(encoding: Encoding, shape: Shape) -> str | None:
+    """Why a tensor of this shape cannot be stored so, or None."""
+    n_rows = matrix_height(shape)
     if n_rows % encoding.tile_rows and not encoding.may_be_short:
         return f"{n_rows} rows are not a multiple of the {encoding.tile_rows} that are stored together"
-    return encoding.refusal(weight.view.n_cols)
+    return encoding.refusal(shape[-1])
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ..graph.graph import WeightGraph
+from ..quantize.allotment.wanted import read_wanted
+from .allotting import allotted
 from .plans import Plan, TensorPlan
 from .target import Target
 
@@ -14,8 +16,11 @@ _EXACT = "F32"
 
 
 def planned(target: Target, graph: WeightGraph, quant: str) -> Plan:
-    """The plan of a quant; of a quantised source with what that means for it."""
-    plan = target.plan(graph, quant)
+    """The plan of a quant, whose encodings are allotted if its name says so; of a quantised source with what that means
+    for it.
+    """
+    wanted = read_wanted(quant)
+    plan = target.plan(graph, quant) if wanted is None else allotted(target, graph, wanted)
     if graph.quantised_as is None:
         return plan
     notes = (

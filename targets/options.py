@@ -13,6 +13,7 @@ from typing import Any
 
 from ..graph.errors import UsageError
 from ..graph.units import parse_size
+from ..quantize.statistics.layout import STATISTICS_FILE
 
 _KEY = "option"
 _SIZE = "a size like 4.8GB, or bytes"
@@ -29,8 +30,8 @@ class Option:
     """What is known of one option beside its name and default.
 
     `choices` are all its values; `least` is the smallest number allowed; `is_size` says that it is bytes, which texts
-    give with a unit; of a file (`is_file`) manifests keep the name only; what is not `is_asked` no command line asks
-    for under this name.
+    give with a unit; of a file (`is_file`) manifests keep the name only, and of a folder `main_file` is the one in it
+    that says what it is; what is not `is_asked` no command line asks for under this name.
     """
 
     help: str
@@ -39,6 +40,7 @@ class Option:
     least: int | None = None
     is_size: bool = False
     is_file: bool = False
+    main_file: str = ""
     is_asked: bool = True
 
 
@@ -49,12 +51,24 @@ def option(default: Any, **about: Any) -> Any:
 
 def imatrix_option() -> Any:
     """The importance of columns, for every target that weighs by it."""
-    return option(None, help="importance matrix, .gguf or .dat", metavar="FILE", is_file=True)
+    return option(None, help="importance matrix, or statistics", metavar="FILE", is_file=True)
 
 
 def refine_option() -> Any:
     """The longer search, for every target that has one."""
     return option(False, help="search for a lower error in the same format and size; takes longer")
+
+
+def statistics_option() -> Any:
+    """What a calibration measured, for every target that can be tuned by it."""
+    return option(
+        None,
+        help="statistics of lfm-convert calibrate, to tune by",
+        metavar="FOLDER",
+        is_file=True,
+        main_file=STATISTICS_FILE,
+        is_asked=False,
+    )
 
 
 def options_of(target: Any) -> dict[str, tuple[Field[Any], Option]]:

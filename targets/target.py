@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -18,11 +18,14 @@ from ..graph.config import CONFIG_FILE
 from ..graph.dtypes import Float32
 from ..graph.errors import ExitCode, LfmConvertError, UsageError
 from ..graph.graph import WeightGraph
-from ..graph.roles import Role
+from ..graph.roles import Role, find_role
 from ..graph.tensor import TensorView
+from ..quantize.allotment.allotment import Allotment
+from ..quantize.allotment.wanted import base_of, read_wanted
+from ..quantize.encoding import Encoding
 from ..quantize.policy import Policy, find_policy
-from .options import changed, checked
-from .plans import Plan
+from .options import changed, checked, statistics_option
+from .plans import Plan, TensorPlan
 from .running import RunMemory
 from .stream import Execution
 
@@ -174,6 +177,9 @@ class Target(ABC):
     `arithmetic` is the type of the activations that runners multiply by weights of any class, as `Arithmetic` of
     validate/execution.py names it; None of those whose kernels round activations as each class asks. A target whose
     quants say it, each for itself, has its own `arithmetic_of`.
+    `auto_base` is the quant that one whose encodings are allotted to fill a size has all else from.
+    `size_error` is the share by which a file may turn out larger than it is planned.
+    One that `weighs_refined_only` has no use for an importance of columns without `refine`.
     `file_suffix` is that of a format whose artifact is a file that the user may name: its targets have the option
     `outfile`. One that `is_package` is a folder to the file system.
     """
@@ -184,10 +190,16 @@ class Target(ABC):
     packages: ClassVar[Sequence[str]] = ()
     policies: ClassVar[Sequence[Policy]]
     default_quant: ClassVar[str]
+    auto_base: ClassVar[str] = ""
     grammar: ClassVar[str | None] = None
     arithmetic: ClassVar[str | None] = None
     file_suffix: ClassVar[str | None] = None
     is_package: ClassVar[bool] = False
+    weighs_refined_only: ClassVar[bool] = False
+    size_error: ClassVar[float] = 0.0
+
+    statistics: str | None = statistics_option()
+    allotment: Allotment | None = field(default=None, repr=False)
 
     def run_memory(self, quant: str, tensors: Sequence[ListedTensor], size_bytes: int) -> RunMemory:
         """What the runtime holds in memory of an artifact of these tensors and files, on the CPU."""
@@ -200,6 +212,64 @@ class Target(ABC):
     def policy(self, quant: str) -> Policy:
         """Raises UsageError listing the valid quants."""
         return find_policy(self.policies, quant, target=self.name)
+
+    def named(self, quant: str) -> str:
+        """The own name of a quant, also of one whose encodings are allotted.
+
+        Raises: UsageError listing the valid quants.
+        """
+        wanted = read_wanted(quant)
+        if wanted is None:
+            return self.policy(quant).name
+        if wanted.base is not None:
+            wanted = replace(wanted, base=self.policy(wanted.base).name)
+        return wanted.name
+
+    def base_of(self, quant: str) -> str:
+        """The named quant that an allotted one is made from; a named one itself."""
+        return base_of(quant, self.auto_base)
+
+    def mixes(self, graph: WeightGraph, tensor: TensorPlan) -> Sequence[str]:
+        """The encodings that a planned tensor could have in place of its own; none of one that has to stay."""
+        return ()
+
+    def stored_alike(self, role: Role, layer: int | None) -> Hashable:
+        """Weights of which this is the same have one encoding: what a runtime multiplies by at once."""
+        return role, layer
+
+    def covers(self, tensor: TensorPlan) -> Sequence[Address]:
+        """The weights that a planned tensor with a role holds."""
+        return () if tensor.role is None else ((tensor.role, tensor.layer),)
+
+    def stored_bytes(self, encoding: Encoding, tensor: TensorPlan) -> int:
+        """Bytes that a tensor takes in an encoding, padding included."""
+        return encoding.nbytes(tensor.view.shape)
+
+    def with_encodings(self, allotment: Allotment) -> Self:
+        """The same target with encodings that were allotted, for plans of the quant they are allotted over."""
+        return replace(self, allotment=allotment)
+
+    def as_written(self, artifact: Artifact) -> Self:
+        """The target as it was when it wrote an artifact: with its options, and what its manifest says was allotted."""
+        written = self.with_options(artifact.options)
+        wanted = read_wanted(artifact.quant)
+        if wanted is None:
+            return written
+        entries = (entry for entry in artifact.entry["tensors"] if entry["role"] is not None)
+        encodings = {(find_role(entry["role"]), entry["layer"]): str(entry["encoding"]) for entry in entries}
+        return written.with_encodings(Allotment(wanted.name, wanted.word, encodings))
+
+    def labelled(self, quant: str) -> str:
+        """What artifacts of a quant are called: with an allotment by its name."""
+        return quant if self.allotment is None else self.allotment.name
+
+    def ending(self, quant: str) -> str:
+        """How names of files end that a quant is told from, which is the word after the last hyphen."""
+        return f"-{quant}" if self.allotment is None else f"-tuned-{self.allotment.word}"
+
+    def mixed(self, policy: Policy) -> Policy:
+        """A policy with what was allotted in place of its own encodings."""
+        return policy if self.allotment is None else self.allotment.over(policy)
 
     def with_options(self, options: Mapping[str, Any]) -> Self:
         """The same target, configured.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -188,7 +188,8 @@ def planned_encodings(target: Target, artifact: Artifact, graph: WeightGraph) ->
         return {}
     options = {key: value for key, value in artifact.options.items() if key not in _UNPLANNED}
     try:
-        plan = target.with_options(options).plan(graph, artifact.quant)
+        written = target.as_written(replace(artifact, entry={**artifact.entry, "options": options}))
+        plan = written.plan(graph, written.base_of(artifact.quant))
     except LfmConvertError:
         return {}
     return {(tensor.role, tensor.layer): tensor.encoding for tensor in plan.tensors if tensor.role is not None}

@@ -81,7 +81,7 @@ def is_quant(name: str) -> bool:
         return True
     for target in target_names():
         try:
-            get_target(target).policy(name)
+            get_target(target).named(name)
         except UsageError:
             continue
         return True

@@ -25,10 +25,13 @@ from .console import Model, Offline, Quant, Revision, Targets, output, watched
 from .option_groups import grouped
 from .report_options import Reports, report_options
 from .target_options import target_options
+from .trade_off import print_trade_off
+from .tuning_options import Tuning, tuning_options
 
 
 @grouped(
     options=target_options,
+    tuning=tuning_options,
     adapters=adapter_options,
     budgets=budget_options,
     comparison=comparison_options,
@@ -51,6 +54,7 @@ def convert(
         ),
     ] = None,
     options: dict[str, Any],
+    tuning: Tuning,
     adapters: Adapting,
     strict: Annotated[bool, typer.Option("--strict", help="Refuse encodings other than the quant names.")] = False,
     outfile: Annotated[
@@ -89,7 +93,7 @@ def convert(
             "--no-validate compares nothing that could be reported or held to a line: leave one of them out"
         )
     out, options = _placed([share.target for share in shares(target)], out, outfile, options)
-    wanted = shares(target, quant, options)
+    wanted = shares(target, quant, {**options, **tuning.options}, max_bytes=budgets.max_size, tune=tuning.what)
     texts = [value for value in comparison.values() if isinstance(value, Path)]
     reports.check(read=texts)
     if reports.baseline is not None:  # which was made with the suite that releases are judged on
@@ -123,6 +127,8 @@ def convert(
         return done.report.exit_code if done.report else 0
     if profile:
         _print_profile(done.profile.seconds)
+    for plan in done.plans:
+        print_trade_off(plan, output)
     for artifact in done.artifacts:
         output.print(f"{artifact.path}  {format_size(artifact.size_bytes)}", soft_wrap=True)
     if done.report is None:

@@ -15,6 +15,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from ...graph.errors import UsageError
 from .help_text import HELP_ALL, write_options
+from .tuning_options import with_value
 
 _DEFAULT_COMMAND = "convert"
 _WORDS = "lfm_convert.words"
@@ -35,6 +36,7 @@ class Command(TyperCommand):
     """A command each of whose words counts."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        args = with_value(args)
         _refuse_repeated(self.make_parser(ctx).parse_args(args=[word for word in args if word != HELP_ALL])[2])
         _refuse_empty(args)
         ctx.meta[_WORDS] = args

@@ -12,6 +12,7 @@ OF_TARGET, _TARGET = "target", ("--target", "-t")
 # The groups of options, by the name of a command's parameter that has them.
 TITLES: Mapping[str, str] = {
     "options": OF_TARGET,
+    "tuning": "Tuning",
     "adapters": "Adapters",
     "budgets": "Budgets",
     "comparison": "Running and comparing",
@@ -70,8 +71,8 @@ EXAMPLES: Mapping[str, Sequence[str]] = {
         "lfm-convert compare old.gguf new.gguf -r ./model --json",
     ),
     "calibrate": (
-        "lfm-convert calibrate ./model --text wiki.txt --out imatrix.gguf",
-        "lfm-convert calibrate ./model --text chats.jsonl --max-chunks 100 -o c.gguf",
+        "lfm-convert calibrate ./model --out ./statistics",
+        "lfm-convert calibrate ./model --text chats.jsonl -o imatrix.gguf",
         "lfm-convert ./model --target gguf --quant Q4_K_M --imatrix imatrix.gguf",
     ),
     "lora": (

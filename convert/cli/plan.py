@@ -20,19 +20,22 @@ from .budget_options import budget_options
 from .console import Json, Model, Offline, Quant, Revision, Targets, output, print_json, watched
 from .option_groups import grouped
 from .target_options import target_options
+from .trade_off import print_trade_off
+from .tuning_options import Tuning, tuning_options
 
 _HEADINGS = (
     "quant", "file", "size", "bytes", "tensor bytes", "tensors", "fallbacks", "memory to write", "memory to run",
 )  # fmt: skip
 
 
-@grouped(options=target_options, adapters=adapter_options, budgets=budget_options)
+@grouped(options=target_options, tuning=tuning_options, adapters=adapter_options, budgets=budget_options)
 def plan(
     *,
     target: Targets,
     model: Model = None,
     quant: Quant = None,
     options: dict[str, Any],
+    tuning: Tuning,
     adapters: Adapting,
     budgets: Budgets,
     strict: Annotated[bool, typer.Option("--strict", help="Fail if a tensor would fall back.")] = False,
@@ -41,7 +44,7 @@ def plan(
     as_json: Json = False,
 ) -> int:
     """Say what would be written, to the byte, without reading a weight; config.json is enough."""
-    wanted = shares(target, quant, options)
+    wanted = shares(target, quant, {**options, **tuning.options}, max_bytes=budgets.max_size, tune=tuning.what)
     with watched() as progress:
         graph = pipeline.open_model(
             model, revision=revision, offline=offline, weights=False, adapters=adapters, progress=progress
@@ -75,6 +78,8 @@ def plan(
             )
     for note in dict.fromkeys(note for each in plans for note in each.notes):
         output.print(note)
+    for each in plans:
+        print_trade_off(each, output)
     for each, found in zip(plans, checks, strict=True):
         _print_checks(each, found)
     return code

@@ -107,7 +107,12 @@ CALIBRATION = Table(
     name="calibration",
     help="measures once for each model how much each column is used; artifacts that are `calibrated` are weighed by it",
     keys=(
-        Key(name="text", kind=FILES, help='texts, or .jsonl with one {"messages": […]} a line', is_needed=True),
+        Key(
+            name="text",
+            kind=FILES,
+            help='texts, or .jsonl with one {"messages": […]} a line',
+            default="the text that comes with the tool",
+        ),
         Key(
             name="chunk_size",
             kind=at_least(LEAST_CHUNK_TOKENS),

@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 from ...graph.adapters.adapter import Adapting, adapting
 from ...graph.errors import InputError, LfmConvertError, UsageError
+from ...quantize.allotment.wanted import named
 from ...targets.options import options_of
 from ...targets.target import get_target, target_names
 from ...validate.budgets import DeviceClass
@@ -281,7 +282,7 @@ def _check_target(text: Text, key: KeyPath, table: Mapping[str, Any]) -> None:
         place = "quants"
         for name in table.get(place, ()):
             if name != "all":
-                target.policy(name)
+                target.named(named(name, max_bytes=table.get("max_size")))
         place = "options"
         target.with_options(table.get(place, {}))
     except LfmConvertError as error:

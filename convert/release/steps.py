@@ -181,7 +181,9 @@ class Convert(Step):
     def key(self) -> str:
         wanted, plan = self.artifact.wanted, self.artifact.plan
         known = options_of(wanted.target)
-        files = {name: Path(self.options[name]) for name in self.options if known[name][1].is_file}
+        files = {
+            name: Path(self.options[name], known[name][1].main_file) for name in self.options if known[name][1].is_file
+        }
         hashes = self.site.state.hashes(_readable(list(files.values())))
         options = {**self.options, **dict(zip(files, hashes, strict=True))}
         source = self.site.source_hashes(wanted.model.label)

@@ -136,4 +136,5 @@ ENCODINGS: tuple[Encoding, ...] = (
     IntBlock32(4, "<f4", "f32"),
     IntBlock32(4, "<f2", "f16"),
     IntBlock32(8, "<f4", "f32"),
+    IntBlock32(8, "<f2", "f16"),
 )

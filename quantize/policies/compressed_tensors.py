@@ -24,8 +24,8 @@ from functools import cache
 
 from ...graph.dtypes import DType
 from ...graph.errors import UsageError
-from ...graph.roles import EXPERTS, Role, Trait, of_trait
-from ..policy import Policy, Rule
+from ...graph.roles import EXPERTS, Trait, of_trait
+from ..policy import PRODUCTS, Policy, Rule
 
 GRAMMAR = (
     "W4A16 or W8A16, each also with -g32, -g64 or -g128 for the size of a group, W4A16 then also with -asym; W8A8, FP8, "
@@ -45,13 +45,6 @@ _FIXED = {
 }
 _CALIBRATED = "NVFP4"
 _QUANTISED = of_trait(Trait.MATRIX, Trait.EXPERTS)
-# What servers run as one product. Source: llm-compressor `observers/helpers.py`, `FUSED_LAYER_NAMES`; vLLM
-# `packed_modules_mapping` of its models.
-PRODUCTS: tuple[frozenset[Role], ...] = (
-    frozenset({Role.ATTN_Q, Role.ATTN_K, Role.ATTN_V}),
-    frozenset({Role.FFN_GATE, Role.FFN_UP}),
-    frozenset({Role.EXPERT_GATE, Role.EXPERT_UP}),
-)
 # What they take to be stored alike: such a product, and all that experts are made of.
 ALIKE = (*PRODUCTS[:2], EXPERTS)
 
@@ -116,6 +109,12 @@ def _narrower(weights: str) -> list[str]:
         return [weights, *(["ct_fp8"] if weights == "ct_fp8_block" else [])]
     groups = [group for group in (128, 64, 32) if group <= int(found[2])]
     return [f"{found[1]}{group}{found[3]}" for group in groups]
+
+
+def mixable(dtype: DType) -> tuple[str, ...]:
+    """What a matrix of integers may be allotted: either width in groups of any size, or the type it comes in."""
+    ending = f"_{dtype.value.lower()}"
+    return (*(f"ct_int{bits}_g{group}{ending}" for bits in (4, 8) for group in (128, 64, 32)), dtype.value)
 
 
 # Those that `lfm-convert targets` lists, the default first.

@@ -20,6 +20,18 @@ def _integers(name: str, class_name: str, matrices: str) -> Policy:
     return Policy(name=name, class_name=class_name, rules=rules, fallbacks=_FALLBACKS)
 
 
+# What a matrix may be allotted that a quant stores in codes; tables of values only where the quant has them.
+MIXABLE = ("coreml_int4", "coreml_int8", "F16")
+_PALETTE = "coreml_pal4"
+
+
+def mixable(encoding: str) -> tuple[str, ...]:
+    """What a matrix may be allotted in place of an encoding; nothing of floats."""
+    if encoding not in (*MIXABLE[:2], _PALETTE):
+        return ()
+    return (_PALETTE, *MIXABLE) if encoding == _PALETTE else MIXABLE
+
+
 POLICIES: tuple[Policy, ...] = (
     _integers("int4", "q4", "coreml_int4"),
     _integers("int4-pal", "q4", "coreml_pal4"),

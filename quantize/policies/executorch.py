@@ -30,6 +30,12 @@ _FALLBACKS = {
 }  # fmt: skip
 
 
+def mixable(encoding: str) -> tuple[str, ...]:
+    """What a matrix, or the token table, may be allotted in place of an encoding; nothing of floats."""
+    kinds = ("et_int4_g128", "et_int4_g64", "et_int4_g32", "et_int8"), tuple(_TABLES.values())
+    return next((names for names in kinds if encoding in names), ())
+
+
 def executorch_policy(quant: str) -> Policy:
     """The policy of a name of the grammar, whatever its case; its own name leaves out what goes without saying.
 

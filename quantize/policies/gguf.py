@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from ...graph.blocks import Attention
 from ...graph.config import ModelConfig
 from ...graph.roles import EXPERTS, Role, Trait, of_trait
+from ..encoding import get_encoding
 from ..policy import Policy, Rule
 
 FLOATS = ("F32", "F16", "BF16")
@@ -24,6 +25,11 @@ _FALLBACKS = {
     "Q2_K": "Q4_0", "Q3_K": "Q4_0", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0", "IQ4_XS": "IQ4_NL",
     **dict.fromkeys(("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL", "MXFP4"), "F16"),
 }  # fmt: skip
+
+# What a tensor may be stored as where encodings are allotted: rows of whole super-blocks, and others. Of types of one
+# size those with the lower error.
+_MIXED = ("Q2_K", "Q3_K", "IQ4_XS", "Q4_K", "Q5_K", "Q6_K", "Q8_0", "F16")
+_MIXED_NARROW = ("IQ4_NL", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "F16")
 
 _HEAD = of_trait(Trait.HEAD)
 _K, _V, _OUT = frozenset({Role.ATTN_K}), frozenset({Role.ATTN_V}), frozenset({Role.ATTN_OUT})
@@ -135,6 +141,11 @@ FILE_TYPES = {name: quant.file_type for name, quant in _QUANTS.items()}
 # quants the attention's output in five.
 _MIXTRAL_EXPERTS = 8
 _MIXTRAL_OUT = {"Q2_K", "Q3_K_S", "Q3_K_M", "Q4_K_S", "Q4_K_M", "IQ4_NL", "IQ4_XS"}
+
+
+def mixable(n_cols: int) -> tuple[str, ...]:
+    """The types that rows of a matrix may be allotted."""
+    return _MIXED if get_encoding("Q4_K").refusal(n_cols) is None else _MIXED_NARROW
 
 
 def gguf_policy(quant: str, config: ModelConfig, *, has_importance: bool = False, pure: bool = False) -> Policy:

@@ -38,7 +38,7 @@ _GROUP = 64
 _BITS = {"mixed_4_8": 4, "mxfp4": 4, "mxfp8": 5, "nvfp4": 4}
 _LEAST_CLASS = 3  # no gates are stated below three bits
 
-_ROUTERS = of_trait(Trait.ROUTER)
+ROUTERS = of_trait(Trait.ROUTER)
 _TABLES = of_trait(Trait.TABLE, Trait.HEAD)
 _MATRICES = of_trait(Trait.MATRIX, Trait.EXPERTS)
 # The roles whose widening lowers the divergence most a byte (docs/mlx.md), beside the embedding, which is also the head.
@@ -93,13 +93,20 @@ def mlx_policy(quant: MlxQuant, dtype: DType, *, refined: bool = False, packs_ro
         return Policy(name=quant.name, class_name=quant.class_name, rules=(Rule(floats),))
     ending = f"_{floats.lower()}" + ("_refined" if refined else "")
     packed = (
-        *([Rule(f"affine8_g{_GROUP}" + ending, _ROUTERS)] if packs_routers else []),
+        *([Rule(f"affine8_g{_GROUP}" + ending, ROUTERS)] if packs_routers else []),
         Rule(quant.table + ending, _TABLES),
         Rule(quant.sensitive + ending, _SENSITIVE),
         Rule(quant.matrices + ending, _MATRICES),
     )
     fallbacks = {rule.encoding: floats for rule in packed}
     return Policy(name=quant.name, class_name=quant.class_name, rules=(*packed, Rule(floats)), fallbacks=fallbacks)
+
+
+def mixable(dtype: DType) -> tuple[str, ...]:
+    """What a module may be allotted of weights that come in `dtype`: mlx-lm reads bits and group of each by itself."""
+    ending = dtype.value.lower()
+    packed = (f"affine{bits}_g{group}_{ending}" for bits in (2, 3, 4, 5, 6, 8) for group in (128, 64, 32))
+    return (*packed, dtype.value)
 
 
 # Those that `lfm-convert targets` lists, the default first.

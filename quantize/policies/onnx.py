@@ -16,6 +16,13 @@ _FFN = EXPERTS | {Role.FFN_GATE, Role.FFN_UP, Role.FFN_DOWN}
 _SENSITIVE = _MATRICES - _FFN
 
 FLOATS = ("fp32", "fp16")
+# The quant that one which fills a size has all else from.
+AUTO_BASE = "q4f16"
+# What matrices may be allotted: blocks whose scales are in the type of the activations, or that type itself.
+MIXABLE = (
+    ("int4_block32_f32", "int8_block32_f32", "F32"),
+    ("int4_block32_f16", "int8_block32_f16", "F16"),
+)
 
 POLICIES: tuple[Policy, ...] = (
     Policy(name="fp32", class_name="f32", rules=(Rule("F32"),)),

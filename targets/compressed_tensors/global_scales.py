@@ -13,11 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
-from ...graph.roles import Address, Role
+from ...graph.roles import Address
 from ...graph.tensor import TensorView, WindowTensor
 from ...quantize.encoding import matrix_height
 from ...quantize.encodings.ct_fp4 import NvFp4
-from ...quantize.policies.compressed_tensors import PRODUCTS
+from ...quantize.policy import product_of
 from ..plans import Placement, TensorPlan
 from ..stream import DEFAULT_RANGE_BYTES, Execution, write_tensors
 
@@ -68,7 +68,7 @@ def _size(view: TensorView, start: int, stop: int) -> float:
 def _shared(tensor: TensorPlan, sizes: Mapping[Address, list[float]]) -> list[float]:
     """The largest magnitude of each matrix and of those that it is run with."""
     role, layer = _address(tensor)
-    roles: frozenset[Role] = next((roles for roles in PRODUCTS if role in roles), frozenset({role}))
+    roles = product_of(role)
     together = [sizes[other, layer] for other in roles if (other, layer) in sizes]
     return [max(each) for each in zip(*together, strict=True)]
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
+from ...graph.dtypes import DType
 from ...graph.families.places import without_number
 from ...graph.graph import Weight, WeightGraph
 from ...graph.roles import EXPERTS
 from ...quantize.encoding import get_encoding
-from ...quantize.policies.compressed_tensors import ALIKE, CtQuant, ct_policy
-from ...quantize.policy import Choice
+from ...quantize.policies.compressed_tensors import ALIKE
+from ...quantize.policy import Choice, Policy
 from .layout import Run, module_path, stored_runs
+
+# The policy for weights that come in a type.
+PolicyOf = Callable[[DType], Policy]
 
 
 @dataclass(frozen=True)
@@ -33,9 +37,9 @@ class Stored:
         return module_path(self.parameter)
 
 
-def stored_weights(graph: WeightGraph, quant: CtQuant) -> list[Stored]:
-    """Every weight of a graph, in model order."""
-    choices = _alike({w: ct_policy(quant, w.view.dtype).choose(w) for w in graph.weights()}, quant)
+def stored_weights(graph: WeightGraph, policy_of: PolicyOf) -> list[Stored]:
+    """Every weight of a graph, in model order, by the policy for the type that it comes in."""
+    choices = _alike({w: policy_of(w.view.dtype).choose(w) for w in graph.weights()}, policy_of)
     found = []
     for weight, choice in choices.items():
         parameter = graph.config.family.tensor_name(weight.role, weight.layer)
@@ -44,7 +48,7 @@ def stored_weights(graph: WeightGraph, quant: CtQuant) -> list[Stored]:
     return found
 
 
-def _alike(choices: Mapping[Weight, Choice], quant: CtQuant) -> dict[Weight, Choice]:
+def _alike(choices: Mapping[Weight, Choice], policy_of: PolicyOf) -> dict[Weight, Choice]:
     """The same, where the weights that servers run as one have what all of them can have.
 
     Readers take all experts of a model to be stored alike, other weights those of a layer.
@@ -55,19 +59,19 @@ def _alike(choices: Mapping[Weight, Choice], quant: CtQuant) -> dict[Weight, Cho
         for weight in (weight for weight in choices if weight.role in roles):
             together.setdefault(None if roles is EXPERTS else weight.layer, []).append(weight)
         for weights in together.values():
-            depths = {weight: _steps(weight, quant).index(choices[weight].encoding.name) for weight in weights}
+            depths = {weight: _steps(weight, policy_of).index(choices[weight].encoding.name) for weight in weights}
             last = max(depths, key=lambda weight: depths[weight])
             reason = f"it is run as one with '{last.view.name}': {choices[last].reason}"
             for weight in (weight for weight in weights if depths[weight] < depths[last]):
-                encoding = get_encoding(_steps(weight, quant)[depths[last]])
+                encoding = get_encoding(_steps(weight, policy_of)[depths[last]])
                 found[weight] = replace(choices[weight], encoding=encoding, reason=reason)
     return found
 
 
-def _steps(weight: Weight, quant: CtQuant) -> list[str]:
+def _steps(weight: Weight, policy_of: PolicyOf) -> list[str]:
     """The encoding that a policy wants for a weight, and those that take its place one after the other."""
-    policy = ct_policy(quant, weight.view.dtype)
-    steps = [policy.rules[0].encoding]
+    policy = policy_of(weight.view.dtype)
+    steps = [policy.choose(weight).wanted]
     while steps[-1] in policy.fallbacks:
         steps.append(policy.fallbacks[steps[-1]])
     return steps

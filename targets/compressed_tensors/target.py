@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,11 +10,20 @@ from ...graph.config import CONFIG_FILE
 from ...graph.dtypes import DType
 from ...graph.errors import needs_extra
 from ...graph.graph import WeightGraph
-from ...graph.roles import Address
+from ...graph.roles import EXPERTS, Address, Role
 from ...graph.source.checkpoint import INDEX_FILE
 from ...graph.tensor import TensorView
 from ...quantize.encodings.ct_fp4 import NvFp4
-from ...quantize.policies.compressed_tensors import GRAMMAR, POLICIES, ct_policy, parse_quant, writable_quant
+from ...quantize.encodings.ct_int import GroupInt
+from ...quantize.policies.compressed_tensors import (
+    ALIKE,
+    GRAMMAR,
+    POLICIES,
+    ct_policy,
+    mixable,
+    parse_quant,
+    writable_quant,
+)
 from ...quantize.policy import Policy
 from ..naming import fit_name
 from ..options import option
@@ -57,6 +66,7 @@ class CompressedTensorsTarget(Target):
     policies = POLICIES
     grammar = GRAMMAR
     default_quant = "W4A16"
+    auto_base = "W4A16-g32"
 
     max_shard_size: int = option(
         _SHARD_BYTES, help="start a new file beyond this, like 2GB; default: 5GB", metavar="SIZE", least=1, is_size=True
@@ -67,15 +77,15 @@ class CompressedTensorsTarget(Target):
         return run_memory(tensors)
 
     def arithmetic_of(self, quant: str) -> str | None:
-        return parse_quant(quant).arithmetic
+        return parse_quant(self.base_of(quant)).arithmetic
 
     def policy(self, quant: str) -> Policy:
         return ct_policy(writable_quant(quant), DType.BF16)
 
     def plan(self, graph: WeightGraph, quant: str) -> Plan:
         chosen = writable_quant(quant)
-        folder = fit_name(graph.name, f"-{chosen.name}")
-        stored = stored_weights(graph, chosen)
+        folder = fit_name(graph.name, self.ending(chosen.name))
+        stored = stored_weights(graph, lambda dtype: self.mixed(ct_policy(chosen, dtype)))
         shards = split([each.runs for each in stored], max_bytes=self.max_shard_size)
         n_bytes = sum(run.nbytes for each in stored for run in each.runs)
         small = package_files(graph, title=folder, quant=chosen, stored=stored)
@@ -85,7 +95,7 @@ class CompressedTensorsTarget(Target):
         sizes = {shard.name: shard.nbytes for shard in shards} | {name: len(data) for name, data in small.items()}
         return Plan(
             target=self.name,
-            quant=chosen.name,
+            quant=self.labelled(chosen.name),
             class_name=chosen.class_name,
             main_file=f"{folder}/{CONFIG_FILE}",
             files=tuple(FilePlan(f"{folder}/{name}", n_bytes) for name, n_bytes in sizes.items()),
@@ -99,6 +109,15 @@ class CompressedTensorsTarget(Target):
             notes=() if graph.config.family.servers else (_NOT_SERVED.format(model_type=graph.config.model_type),),
             details=_Details({shard.name: shard.header for shard in shards} | small, _global_scales(stored, places)),
         )
+
+    def mixes(self, graph: WeightGraph, tensor: TensorPlan) -> Sequence[str]:
+        """Integers of either width and any group, which one config names module by module."""
+        return mixable(tensor.view.dtype) if isinstance(tensor.encoding, GroupInt) else ()
+
+    def stored_alike(self, role: Role, layer: int | None) -> Hashable:
+        """What servers run as one product, and all experts."""
+        roles = next((roles for roles in ALIKE if role in roles), role)
+        return roles, None if roles is EXPERTS else layer
 
     def write(self, plan: Plan, graph: WeightGraph, folder: Path, run: Execution) -> None:
         for file in plan.files:

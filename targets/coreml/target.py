@@ -13,12 +13,12 @@ from ...graph.graph import WeightGraph
 from ...graph.roles import Address
 from ...graph.tensor import TensorView
 from ...graph.units import format_size
-from ...quantize.policies.coreml import POLICIES
+from ...quantize.policies.coreml import POLICIES, mixable
 from ...quantize.policy import Policy
 from ..hub_folder import base_config, common_files, json_bytes
 from ..naming import fit_name, part_name
 from ..options import option
-from ..plans import FilePlan, Plan
+from ..plans import FilePlan, Plan, TensorPlan
 from ..stream import Execution, prepare_file, write_tensors
 from ..target import Artifact, ListedTensor, Runner, Target, named_stem
 from .caches import lay_out
@@ -63,6 +63,7 @@ class CoremlTarget(Target):
     packages = ("coremltools",)
     policies = POLICIES
     default_quant = "int4"
+    auto_base = "int4"
     file_suffix = SUFFIX
     is_package = True
     arithmetic = "float16"
@@ -80,20 +81,21 @@ class CoremlTarget(Target):
     outfile: str | None = option(None, help="name of the file", is_asked=False)
 
     def plan(self, graph: WeightGraph, quant: str) -> Plan:
-        policy = self.policy(quant)
+        policy = self.mixed(self.policy(quant))
+        label = self.labelled(policy.name)
         refuse_blocks(graph.config)
         pieces = self._pieces(graph, policy)
-        stem = named_stem(self.outfile, SUFFIX, policy.name, fit_name(graph.name, f"-{policy.name}"))
+        stem = named_stem(self.outfile, SUFFIX, label, fit_name(graph.name, self.ending(policy.name)))
         packages = {part_name(stem, piece.number, piece.count, SUFFIX): piece for piece in pieces}
         stores = {name: WeightStore(policy, f"{name}/{WEIGHTS}") for name in packages}
         small: dict[str, bytes] = {}
         for name, piece in packages.items():
             small[f"{name}/{MANIFEST}"] = manifest()
-            small[f"{name}/{MODEL}"] = build(piece, stores[name], metadata(piece, policy.name))
+            small[f"{name}/{MODEL}"] = build(piece, stores[name], metadata(piece, label))
         weights = [store.file() for store in stores.values()]
         return Plan(
             target=self.name,
-            quant=policy.name,
+            quant=label,
             class_name=policy.class_name,
             main_file=next(iter(small)),
             files=(*(FilePlan(path, len(data)) for path, data in small.items()), *weights),
@@ -103,6 +105,9 @@ class CoremlTarget(Target):
             notes=_notes(pieces, max(file.nbytes for file in weights)),
             details=_Details(packages, small, {store.path: tuple(store.records()) for store in stores.values()}),
         )
+
+    def mixes(self, graph: WeightGraph, tensor: TensorPlan) -> Sequence[str]:
+        return mixable(tensor.encoding.name)
 
     def _pieces(self, graph: WeightGraph, policy: Policy) -> Sequence[Piece]:
         """What each package holds.
@@ -155,7 +160,8 @@ class CoremlTarget(Target):
         if isinstance(artifact, Plan):
             details: _Details = artifact.details
             return details.packages
-        pieces = CoremlTarget().with_options(artifact.options)._pieces(graph, self.policy(artifact.quant))
+        written = CoremlTarget().as_written(artifact)
+        pieces = written._pieces(graph, written.mixed(written.policy(written.base_of(artifact.quant))))
         return {package.name: piece for package, piece in zip(packages_of(artifact), pieces, strict=True)}
 
     def recognise(self, path: Path) -> Sequence[Artifact]:

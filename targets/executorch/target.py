@@ -14,12 +14,12 @@ from ...graph.graph import WeightGraph
 from ...graph.opening import open_graph
 from ...graph.roles import Address
 from ...graph.tensor import TensorView
-from ...quantize.policies.executorch import GRAMMAR, POLICIES, executorch_policy
+from ...quantize.policies.executorch import GRAMMAR, POLICIES, executorch_policy, mixable
 from ...quantize.policy import Policy
 from ..hub_folder import base_config, common_files, json_bytes
 from ..naming import fit_name
 from ..options import option
-from ..plans import FilePlan, Plan
+from ..plans import FilePlan, Plan, TensorPlan
 from ..running import RunMemory
 from ..stream import Execution, prepare_file, write_tensors
 from ..target import Artifact, ListedTensor, NotJudged, Runner, Target, named_stem
@@ -58,6 +58,8 @@ class ExecutorchTarget(Target):
     policies = POLICIES
     grammar = GRAMMAR
     default_quant = "8da4w"
+    auto_base = "8da4w"
+    size_error = 0.005
     file_suffix = ".pte"
 
     context: int | None = option(None, help="positions that the caches hold; default: 4096")
@@ -82,17 +84,19 @@ class ExecutorchTarget(Target):
         if self.external_weights and self.et_backend != XNNPACK:
             raise UsageError(f"--external-weights: {backend.title} keeps its weights inside the program")
         refuse_blocks(graph.config)
-        policy = moe_policy(self.policy(quant), self.et_moe, graph)
+        policy = moe_policy(self.mixed(self.policy(quant)), self.et_moe, graph)
+        label = self.labelled(policy.name)
         context = _context(graph.config, self.context)
         suffix = "" if self.et_backend == XNNPACK else f"-{self.et_backend}"
-        stem = named_stem(self.outfile, self.file_suffix, policy.name, fit_name(graph.name, f"-{policy.name}{suffix}"))
+        own = fit_name(graph.name, f"{self.ending(policy.name)}{suffix}")
+        stem = named_stem(self.outfile, self.file_suffix, label, own)
         path, *_ = paths = stem + self.file_suffix, stem + DATA_SUFFIX
         scratch = path + ".weights"
         tensors, fallbacks, scratch_bytes = place(graph, policy, scratch)
         sizes = file_bytes(graph.config, tensors, context=context, is_split=self.external_weights)
         return Plan(
             target=self.name,
-            quant=policy.name,
+            quant=label,
             class_name=policy.class_name,
             main_file=path,
             files=tuple(FilePlan(file, n_bytes) for file, n_bytes in zip(paths, sizes, strict=False)),
@@ -106,6 +110,10 @@ class ExecutorchTarget(Target):
             details=_Details(context, scratch, scratch_bytes),
             base_memory_bytes=base_memory_bytes(tensors, policy.class_name),
         )
+
+    def mixes(self, graph: WeightGraph, tensor: TensorPlan) -> Sequence[str]:
+        """Groups of any size or 8 bits by row; experts that one operator takes stay as it takes them."""
+        return mixable(tensor.encoding.name)
 
     def write(self, plan: Plan, graph: WeightGraph, folder: Path, run: Execution) -> None:
         refuse_missing(self.et_backend)
@@ -141,7 +149,8 @@ class ExecutorchTarget(Target):
         with needs_extra(self.extra, "reading a .pte"):
             from .reader import read_weights
         graph = open_graph(artifact.folder, weights=False)
-        tensors = self.with_options(artifact.options).plan(graph, artifact.quant).tensors
+        written = self.as_written(artifact)
+        tensors = written.plan(graph, written.base_of(artifact.quant)).tensors
         return read_weights(artifact.path, tensors, data=_data_file(artifact))
 
     def run(self, artifact: Artifact, *, threads: int) -> Runner:

@@ -14,13 +14,13 @@ Source: llama.cpp `src/llama-quant.cpp`, `llama_tensor_get_type`.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 
 from ...graph.dtypes import Float32
 from ...graph.errors import UsageError
 from ...graph.graph import Weight
-from ...graph.roles import Role
+from ...graph.roles import Address, Role
 from ...graph.tensor import TensorView
 from ...quantize.encoding import Encoding, get_encoding, ggml_types
 from ...quantize.policies.gguf import FLOATS
@@ -38,7 +38,7 @@ class TypeRule:
     pattern: re.Pattern[str]
     encoding: str
 
-    def matches(self, tensor: Stored) -> bool:
+    def matches(self, tensor: Stored | TensorPlan) -> bool:
         is_role = tensor.role is not None and self.pattern.pattern == tensor.role.value
         return is_role or bool(self.pattern.search(tensor.name))
 
@@ -111,7 +111,9 @@ class Chosen:
 
 @dataclass(frozen=True, kw_only=True)
 class Choices:
-    """Chooses the type of each tensor; `mixture` is the quant's policy."""
+    """Chooses the type of each tensor; `mixture` is the quant's policy, `allotted` are types by address that take the
+    place of the mixture's.
+    """
 
     mixture: Policy
     is_tied: bool
@@ -119,6 +121,14 @@ class Choices:
     rules: tuple[TypeRule, ...] = ()
     token_embedding_type: str | None = None
     output_tensor_type: str | None = None
+    allotted: Mapping[Address, str] = field(default_factory=dict)
+
+    def is_asked(self, tensor: Stored | TensorPlan) -> bool:
+        """Whether the caller named the type of a tensor."""
+        table = self.output_tensor_type if self.is_tied else None
+        exact = {Role.EMBED: self.token_embedding_type or table, Role.LM_HEAD: self.output_tensor_type}
+        is_named = tensor.role is not None and exact.get(tensor.role) is not None
+        return is_named or any(rule.matches(tensor) for rule in self.rules)
 
     def of(self, tensor: Stored) -> Choice:
         """Raises UsageError for a type that the rows do not fit and that has no fallback."""
@@ -135,6 +145,8 @@ class Choices:
             return self._as(exact, fallbacks=False).choose(weight)
         if self.mixture.name in FLOATS:
             return usual
+        if (given := self.allotted.get(weight.address)) is not None:
+            return self._as(given, fallbacks=False).choose(weight)
         for rule in self.rules:
             if rule.matches(tensor):
                 return self._as(rule.encoding).choose(weight)

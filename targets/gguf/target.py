@@ -9,12 +9,14 @@ from pathlib import Path
 from ...graph.graph import WeightGraph
 from ...graph.roles import Address
 from ...graph.tensor import TensorView
-from ...quantize.gguf_file.header import KeyValue, boolean, string
+from ...quantize.encoding import Encoding
+from ...quantize.gguf_file.header import KeyValue, aligned, boolean, string
 from ...quantize.gguf_file.reader import read_gguf
 from ...quantize.imatrix import ImportanceMatrix, read_importance
-from ...quantize.policies.gguf import FLOATS, POLICIES, gguf_policy
+from ...quantize.policies.gguf import FLOATS, POLICIES, gguf_policy, mixable
+from ...quantize.policy import Policy
 from ..options import imatrix_option, option, refine_option
-from ..plans import Fallback, FilePlan, Plan
+from ..plans import Fallback, FilePlan, Plan, TensorPlan
 from ..running import RunMemory
 from ..stream import Execution, prepare_file, write_tensors
 from ..target import Artifact, ListedTensor, Runner, Target, named_stem
@@ -49,6 +51,7 @@ class GgufTarget(Target):
     extra = "gguf"
     policies = POLICIES
     default_quant = "Q4_0"
+    auto_base = "Q4_K_M"
     file_suffix = ".gguf"
 
     imatrix: str | None = imatrix_option()
@@ -79,12 +82,14 @@ class GgufTarget(Target):
         is_refined = any(tensor.encoding.is_refined for tensor in tensors)
         ours = [*(importance.metadata() if importance else ()), *_told(graph, is_refined=is_refined)]
         pairs = overridden([*pairs, *ours], self.metadata)
-        stem = named_stem(self.outfile, self.file_suffix, name, file_stem(pairs, name, refined=is_refined))
+        label = self.labelled(name)
+        stem = file_stem(pairs, self.ending(name), refined=is_refined)
+        stem = named_stem(self.outfile, self.file_suffix, label, stem)
         shards = lay_out(stem, pairs, tensors, max_bytes=self.split_max_size)
         places = {name: (shard.path, offset) for shard in shards for name, offset in shard.offsets.items()}
         return Plan(
             target=self.name,
-            quant=name,
+            quant=label,
             class_name=self.policy(name).class_name,
             main_file=shards[0].path,
             files=tuple(FilePlan(shard.path, shard.nbytes) for shard in shards),
@@ -117,19 +122,34 @@ class GgufTarget(Target):
         self, graph: WeightGraph, quant: str, stored: Sequence[Stored], *, is_weighed: bool
     ) -> Iterable[Chosen]:
         """The type of each tensor, in the order of the file."""
-        chooser = Choices(
-            mixture=gguf_policy(quant, graph.config, has_importance=is_weighed, pure=self.pure),
-            is_tied=graph.is_tied,
-            is_pure=self.pure,
-            rules=type_rules(self.tensor_type, stored),
-            token_embedding_type=self.token_embedding_type and type_name(self.token_embedding_type),
-            output_tensor_type=self.output_tensor_type and type_name(self.output_tensor_type),
-        )
+        mixture = gguf_policy(quant, graph.config, has_importance=is_weighed, pure=self.pure)
+        chooser = self._chooser(graph, mixture, stored)
         order, family = converter_order if quant in FLOATS else quantizer_order, graph.config.family
         for tensor in sorted(stored, key=lambda each: order(each, family)):
             choice = chooser.of(tensor)
             encoding = choice.encoding.refined() if self.refine else choice.encoding
             yield Chosen(tensor, replace(choice, encoding=encoding))
+
+    def _chooser(self, graph: WeightGraph, mixture: Policy, stored: Iterable[Stored]) -> Choices:
+        return Choices(
+            mixture=mixture,
+            is_tied=graph.is_tied,
+            is_pure=self.pure,
+            rules=type_rules(self.tensor_type, stored),
+            token_embedding_type=self.token_embedding_type and type_name(self.token_embedding_type),
+            output_tensor_type=self.output_tensor_type and type_name(self.output_tensor_type),
+            allotted=self.allotment.encodings if self.allotment else {},
+        )
+
+    def mixes(self, graph: WeightGraph, tensor: TensorPlan) -> Sequence[str]:
+        """Any type, unless the quant keeps it in float32 or an option says which."""
+        chooser = self._chooser(graph, self.policy(self.auto_base), stored_tensors(graph))
+        if self.pure or tensor.encoding.name == "F32" or chooser.is_asked(tensor):
+            return ()
+        return mixable(tensor.view.n_cols)
+
+    def stored_bytes(self, encoding: Encoding, tensor: TensorPlan) -> int:
+        return aligned(encoding.nbytes(tensor.view.shape))
 
     def _option_notes(self, *, is_float: bool) -> tuple[str, ...]:
         if is_float and (self.imatrix is not None or self.tensor_type):

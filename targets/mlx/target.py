@@ -19,7 +19,7 @@ from ...graph.tensor import TensorView
 from ...quantize.encoding import get_encoding
 from ...quantize.encodings.mlx_pack import GroupEncoding
 from ...quantize.imatrix import ImportanceMatrix, read_importance
-from ...quantize.policies.mlx import GRAMMAR, POLICIES, MlxQuant, mlx_policy, parse_quant
+from ...quantize.policies.mlx import GRAMMAR, POLICIES, ROUTERS, MlxQuant, mixable, mlx_policy, parse_quant
 from ...quantize.policy import Choice, Policy
 from ..naming import fit_name
 from ..options import imatrix_option, option, refine_option
@@ -64,7 +64,9 @@ class MlxTarget(Target):
     policies = POLICIES
     grammar = GRAMMAR
     default_quant = "8bit"
+    auto_base = "4bit"
     arithmetic = "float32"
+    weighs_refined_only = True
 
     refine: bool = refine_option()
     imatrix: str | None = imatrix_option()
@@ -78,7 +80,7 @@ class MlxTarget(Target):
         importance = self._importance()
         is_released = mlx_names(graph.config.family).is_released
         refuse_inexpressible(graph, is_released=is_released)
-        folder = fit_name(graph.name, f"-{chosen.name}" + ("-refined" if self.refine else ""))
+        folder = fit_name(graph.name, self.ending(chosen.name) + ("-refined" if self.refine else ""))
         weights = cast_weights(graph, to_bfloat16=chosen.matrices is None)
         stored = [self._store(graph, weight, chosen) for weight in weights]
         if importance is not None:
@@ -91,7 +93,7 @@ class MlxTarget(Target):
         sizes = {shard.name: shard.nbytes for shard in shards} | {name: len(data) for name, data in small.items()}
         return Plan(
             target=self.name,
-            quant=chosen.name,
+            quant=self.labelled(chosen.name),
             class_name=chosen.class_name,
             main_file=f"{folder}/{CONFIG_FILE}",
             files=tuple(FilePlan(f"{folder}/{name}", n_bytes) for name, n_bytes in sizes.items()),
@@ -124,9 +126,15 @@ class MlxTarget(Target):
 
     def _store(self, graph: WeightGraph, weight: Weight, quant: MlxQuant) -> _Stored:
         packs = graph.quantised_as is None or weight.view.stored_as is not None
-        choice = mlx_policy(quant, weight.view.dtype, refined=self.refine, packs_routers=packs).choose(weight)
+        policy = mlx_policy(quant, weight.view.dtype, refined=self.refine, packs_routers=packs)
+        choice = self.mixed(policy).choose(weight)
         name = parameter_name(graph.config.family, weight.role, weight.layer)
         return _Stored(name, weight, choice, stored_arrays(name, weight.role, weight.shape, choice.encoding))
+
+    def mixes(self, graph: WeightGraph, tensor: TensorPlan) -> Sequence[str]:
+        """Any bits and groups, of what mlx-lm packs as the quant says."""
+        is_packed = isinstance(tensor.encoding, GroupEncoding) and tensor.role is not None
+        return mixable(tensor.view.dtype) if is_packed and tensor.role not in ROUTERS else ()
 
     def write(self, plan: Plan, graph: WeightGraph, folder: Path, run: Execution) -> None:
         for file in plan.files:

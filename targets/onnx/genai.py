@@ -13,6 +13,8 @@ from typing import Any
 from ...graph.blocks import Attention, ShortConv
 from ...graph.graph import WeightGraph
 from ...graph.source.stops import as_ids
+from ...quantize.allotment.wanted import base_of
+from ...quantize.policies.onnx import AUTO_BASE
 from .names import known_names
 
 GENAI_CONFIG = "genai_config.json"
@@ -33,7 +35,7 @@ _SEARCH = {
 
 def preferred(quants: Iterable[str]) -> str:
     """The quant of a folder that genai is pointed at."""
-    return min(quants, key=_PREFERENCE.index)
+    return min(quants, key=lambda quant: _PREFERENCE.index(base_of(quant, AUTO_BASE)))
 
 
 def genai_config(graph: WeightGraph, main_file: str) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,11 +10,11 @@ from pathlib import Path
 from ...graph.errors import InputError, UsageError, needs_extra
 from ...graph.graph import WeightGraph
 from ...graph.opening import open_graph
-from ...graph.roles import Address
+from ...graph.roles import EXPERTS, Address, Role
 from ...graph.source.config_file import OWN_NAMES
 from ...graph.tensor import TensorView
-from ...quantize.policies.onnx import FLOATS, POLICIES
-from ...quantize.policy import Policy
+from ...quantize.policies.onnx import AUTO_BASE, FLOATS, MIXABLE, POLICIES
+from ...quantize.policy import Policy, product_of
 from ..options import imatrix_option, option
 from ..plans import FilePlan, Plan, TensorPlan
 from ..running import RunMemory
@@ -48,9 +48,9 @@ MOE_FORMS = ("unrolled", "qmoe")
 CACHES = ("window", "whole")
 
 
-def main_file(quant: str) -> str:
-    """Where the folder keeps the graph of a quant."""
-    return f"{_FOLDER}/{_STEMS[quant]}.onnx"
+def main_file(quant: str, told: str = "") -> str:
+    """Where the folder keeps the graph of a quant; what else is `told` of it stands before what a client adds itself."""
+    return f"{_FOLDER}/{_STEMS[quant].replace('model', f'model{told}', 1)}.onnx"
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,7 @@ class OnnxTarget(Target):
     packages = ("onnx", "onnxruntime")
     policies = POLICIES
     default_quant = "q4f16"
+    auto_base = AUTO_BASE
 
     onnx_moe: str = option(
         MOE_FORMS[0], help="experts, for any runtime or for ONNX Runtime 1.31 on the CPU", choices=MOE_FORMS
@@ -85,14 +86,14 @@ class OnnxTarget(Target):
     imatrix: str | None = imatrix_option()
 
     def run_memory(self, quant: str, tensors: Sequence[ListedTensor], size_bytes: int) -> RunMemory:
-        return run_memory(tensors, is_half=quant in HALF_CACHES)
+        return run_memory(tensors, is_half=self.base_of(quant) in HALF_CACHES)
 
     def plan(self, graph: WeightGraph, quant: str) -> Plan:
-        policy = self.policy(quant)
+        policy = self.mixed(self.policy(quant))
         is_fused = self.onnx_moe == "qmoe"
         if is_fused and not graph.config.is_mixture:
             raise UsageError("--onnx-moe qmoe: a dense model has no experts")
-        path = main_file(policy.name)
+        path = main_file(policy.name, self._told(policy.name))
         with needs_extra(self.extra, "the onnx target"):
             built = build_graph(
                 graph, policy, path + "_data", fused_experts=is_fused, whole_caches=self.onnx_caches == "whole"
@@ -102,7 +103,7 @@ class OnnxTarget(Target):
         tensors, notes = self._weigh(store.tensors, graph, policy)
         return Plan(
             target=self.name,
-            quant=policy.name,
+            quant=self.labelled(policy.name),
             class_name=policy.class_name,
             main_file=path,
             files=(FilePlan(path, len(serialised)), *store.files()),
@@ -112,6 +113,27 @@ class OnnxTarget(Target):
             notes=(*self._notes(graph), *notes),
             details=_Details(serialised, tuple(store.initializers)),
         )
+
+    def _told(self, quant: str) -> str:
+        if self.allotment is None:
+            return ""
+        return "_tuned" if self.allotment.word == quant else f"_tuned_{self.allotment.word}"
+
+    def mixes(self, graph: WeightGraph, tensor: TensorPlan) -> Sequence[str]:
+        """Either width, or floats, of what is in blocks; QMoE has experts of one width."""
+        names = next((names for names in MIXABLE if tensor.encoding.name in names[:2]), ())
+        return names[:2] if tensor.role in EXPERTS and self.onnx_moe == "qmoe" else names
+
+    def stored_alike(self, role: Role, layer: int | None) -> Hashable:
+        """Matrices of one input are stored as one, and multiplied by at once."""
+        is_fused = role in EXPERTS and self.onnx_moe == "qmoe"
+        return (EXPERTS if is_fused else product_of(role)), layer
+
+    def covers(self, tensor: TensorPlan) -> Sequence[Address]:
+        """QMoE has the rows of gate and up by turns in one tensor."""
+        own = super().covers(tensor)
+        is_woven = tensor.role is Role.EXPERT_GATE and self.onnx_moe == "qmoe"
+        return (*own, (Role.EXPERT_UP, tensor.layer)) if is_woven else own
 
     def _weigh(
         self, tensors: Sequence[TensorPlan], graph: WeightGraph, policy: Policy
@@ -189,7 +211,8 @@ class OnnxTarget(Target):
         found = read_listed(artifact)
         if found is None:
             graph = open_graph(artifact.folder, weights=False)
-            found = read_planned(artifact, configured_as(artifact).plan(graph, artifact.quant))
+            written = configured_as(artifact)
+            found = read_planned(artifact, written.plan(graph, written.base_of(artifact.quant)))
         return found
 
     def run(self, artifact: Artifact, *, threads: int) -> Runner:
@@ -225,7 +248,7 @@ def _main_file(artifact: Plan | Artifact) -> str:
 
 def configured_as(artifact: Artifact) -> OnnxTarget:
     """The target as it was when it wrote an artifact, apart from the file of importance, which may be gone."""
-    return replace(OnnxTarget().with_options(artifact.options), imatrix=None)
+    return replace(OnnxTarget().as_written(artifact), imatrix=None)
 
 
 TARGET = OnnxTarget()

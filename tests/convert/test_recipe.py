@@ -57,7 +57,6 @@ GGUF = '[[artifacts]]\ntarget = "gguf"\n'
         (GGUF + "[artifacts.options]\nrefine = 1", 3, 2, "artifacts.options: --refine is 1: expected true or false"),
         (GGUF + GGUF + "max_size = '4.8'", 5, 5, "artifacts.max_size: size '4.8' has no unit"),
         (GGUF + "[calibration]\ntext = ['a']", 3, 5, "[calibration] measures what no artifact uses"),
-        ("[calibration]\nchunk_size = 32", 1, 5, "[calibration] has no 'text'"),
         ("[calibration]\ntext = 'a'", 2, 5, "calibration.text is 'a': expected a list of paths"),
         ("[validation]\nsuite = 'big'", 2, 5, "validation.suite is 'big': expected smoke or standard"),
         ("[validation]\ntime_limit = 0.5", 2, 5, "validation.time_limit is 0.5: expected a number of seconds"),
@@ -89,6 +88,14 @@ def test_what_is_no_toml_is_refused(tmp_path: Path, text: str, part: str) -> Non
     with pytest.raises(LfmConvertError, match=part) as caught:
         load_recipe(path)
     assert str(path) in str(caught.value) and caught.value.exit_code == 5
+
+
+def test_calibration_without_a_text(tmp_path: Path) -> None:
+    """Then it is that which comes with the tool."""
+    path = tmp_path / "r.toml"
+    path.write_text('[calibration]\nmax_chunks = 3\n[[artifacts]]\ntarget = "gguf"\ncalibrated = true\n')
+    found = load_recipe(path)
+    assert found.artifacts[0].calibrated and found.calibration == {"max_chunks": 3}
 
 
 @pytest.mark.parametrize("target", target_names())

@@ -45,7 +45,6 @@ BAD = [
     GGUF + "max_size = 4.8",
     GGUF + "options = { context = 3 }",
     GGUF + "options = { refine = 1 }",
-    "[calibration]\nchunk_size = 32",
     "[calibration]\ntext = ['a']\nchunk_size = 3",
     "[validation]\nsuite = 'big'",
     "[validation]\ntime_limit = 0.5",
