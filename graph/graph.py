@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from .adapters.adapter import Merge
 from .blocks import Branches, FeedForward, Mixer
@@ -81,6 +82,7 @@ class WeightGraph:
     adapters: Merge | None = field(default=None, repr=False)
     notes: tuple[str, ...] = ()
     quantised_as: str | None = None
+    tuned: Mapping[str, Any] | None = field(default=None, repr=False)
 
     def __getitem__(self, role: Role) -> TensorView:
         return self.top[role].view

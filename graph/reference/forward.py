@@ -95,7 +95,7 @@ class Forward(AttentionWeights, RoutedWeights):
         Raises: UsageError for an id outside the vocabulary or an empty sequence.
         """
         batch = self._batch(state, tokens)
-        hidden = self._embed(tokens)
+        hidden = self.embed(tokens)
         for layer in self.graph.layers:
             hidden = self.run_layer(layer, hidden, batch)
         for sequence, n in zip(state.sequences, batch.lengths, strict=True):
@@ -109,7 +109,7 @@ class Forward(AttentionWeights, RoutedWeights):
     def trace(self, prompts: Sequence[Sequence[int]]) -> Iterator[Float32]:
         """The residual stream [tokens, H] of prompts laid end to end: embedded, then after each layer."""
         batch = self._batch(State(len(prompts)), prompts)
-        hidden = self._embed(prompts)
+        hidden = self.embed(prompts)
         yield hidden
         for layer in self.graph.layers:
             hidden = self.run_layer(layer, hidden, batch)
@@ -118,10 +118,11 @@ class Forward(AttentionWeights, RoutedWeights):
     def run_layer(self, layer: Layer, hidden: Float32, batch: Batch) -> Float32:
         """One layer on the residual stream [tokens, H] of a batch's sequences."""
         for branch in layer.branches:
-            hidden = hidden + self._branch(branch, layer, hidden, batch)
+            hidden = hidden + self.branch(branch, layer, hidden, batch)
         return hidden
 
-    def _branch(self, branch: Branch, layer: Layer, hidden: Float32, batch: Batch) -> Float32:
+    def branch(self, branch: Branch, layer: Layer, hidden: Float32, batch: Batch) -> Float32:
+        """What a branch of a layer adds to the residual stream [tokens, H]."""
         normed = self.norm(hidden, layer.weights[branch.norm_role], branch.norm) if branch.norm else hidden
         out: Float32 = _BLOCKS[type(branch.block)](self, branch.block, layer, normed, batch)
         if branch.post_norm:
@@ -149,7 +150,8 @@ class Forward(AttentionWeights, RoutedWeights):
         scale = self.graph.config.logit_scale
         return logits if scale == 1 else logits * np.float32(scale)
 
-    def _embed(self, tokens: Sequence[Sequence[int]]) -> Float32:
+    def embed(self, tokens: Sequence[Sequence[int]]) -> Float32:
+        """The residual stream [tokens, H] before the first layer."""
         ids = np.concatenate([np.asarray(t, np.int64) for t in tokens])
         rows, scale = self.lookup(self.graph.top[Role.EMBED], ids), self.graph.config.embedding_scale
         return rows if scale == 1 else rows * np.float32(scale)
