@@ -43,7 +43,7 @@ def measure(
     from ..quantize.gguf_file.tensor_names import tensor_name
     from ..quantize.imatrix import importance_bytes
 
-    chunks = [chunk for path in texts for chunk in _chunks(graph, path, chunk_size, progress.note)][:max_chunks]
+    chunks = [chunk for path in texts for chunk in chunks_of(graph, path, chunk_size, progress.note)][:max_chunks]
     n_tokens = sum(map(len, chunks))
     progress.start("calibrating", n_tokens, "tokens")
     measured = calibrate(graph, chunks, advance=progress.advance)
@@ -54,7 +54,7 @@ def measure(
     return Measured(content, len(uses), len(chunks), n_tokens, never_hit)
 
 
-def _chunks(graph: WeightGraph, path: Path, chunk_size: int, note: Callable[[str], None]) -> Iterable[list[int]]:
+def chunks_of(graph: WeightGraph, path: Path, chunk_size: int, note: Callable[[str], None]) -> Iterable[list[int]]:
     """Token ids of a file, at most chunk_size together: cut anywhere, of conversations only the start.
 
     Raises: UsageError for a model without tokenizer or template; InputError for a file that cannot be read.

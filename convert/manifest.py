@@ -257,6 +257,7 @@ def describe_artifact(
         "tensors": describe_tensors(plan),
         "fallbacks": planned["fallbacks"],
         "notes": planned["notes"],
+        **({"tuned": planned["tuned"]} if plan.tuned else {}),
         "validation": None,
     }
 

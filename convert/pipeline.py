@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -29,6 +29,7 @@ from .destination import owned
 from .manifest import hash_source, load_manifest, material_hashes
 from .provenance import find_source, foreign, listed_hashes
 from .source import Source, find_model
+from .tuning import CodeTuning, check_tune, read_text
 from .writing import Writing
 
 if TYPE_CHECKING:
@@ -113,6 +114,8 @@ def convert(
     quant: str | Sequence[str] | None = None,
     out: Path | str | None = None,
     options: Mapping[str, Any] | None = None,
+    tune: Collection[str] = (),
+    statistics: Path | None = None,
     strict: bool = False,
     overwrite: bool = False,
     skip_existing: bool = False,
@@ -133,7 +136,8 @@ def convert(
     """Writes the artifacts of one target, then runs each and compares it with the checkpoint.
 
     `max_memory` and `range_bytes` are bytes, the first what each process may hold beside the files it maps; `jobs`
-    defaults to the number of cores; `options` are the target's own, such as `{"refine": True}`. A plan that is over one
+    defaults to the number of cores; `options` are the target's own, such as `{"refine": True}`. `tune` names what is
+    fitted to the text `statistics` before it is written, see `TUNABLE`: "codes" of each format. A plan that is over one
     of the `budgets` is refused before any weight is read.
     `comparison` is what `validate` takes; without anything else said, its suite is `smoke`. Artifacts that were there
     and have passed are compared again with `validate_all` only.
@@ -143,6 +147,7 @@ def convert(
     Raises: any LfmConvertError, with a note of what was published; whatever happens, existing artifacts stay whole.
     """
     _refuse_none_at_all(jobs=jobs, range_bytes=range_bytes)
+    check_tune(tune, statistics)
     jobs = jobs or os.cpu_count() or 1
     comparison = {"suite": "smoke", "max_memory": max_memory, **(comparison or {})}
     chosen = get_target(target).with_options(options or {})
@@ -150,6 +155,11 @@ def convert(
     graph = model if isinstance(model, WeightGraph) else open_model(model, progress=progress)
     folder = Path(out if out is not None else default_folder(graph, chosen))
     plans = tuple(planned(chosen, graph, name) for name in quants)
+    tuning = None
+    if statistics is not None:
+        text = read_text(graph, statistics, progress)
+        tuning = CodeTuning(chosen, graph, text, Path(os.path.realpath(folder)), jobs, progress)
+        plans = tuple(map(tuning.announce, plans))
     budget = _budget(max_memory, plans)
     for each in plans:
         if strict:
@@ -180,6 +190,7 @@ def convert(
                 afresh=afresh,
                 source_hashes=source_hashes,
                 written=written,
+                tunes=nullcontext if tuning is None else tuning.carry_out,
                 published=published,
             ).carry_out()
         artifacts = tuple(find_artifacts(folder, only={p.main_file for p in plans}))

@@ -14,8 +14,10 @@ _EXACT = "F32"
 
 
 def planned(target: Target, graph: WeightGraph, quant: str) -> Plan:
-    """The plan of a quant; of a quantised source with what that means for it."""
+    """The plan of a quant; of a quantised source with what that means for it, of tuned codes with what they are tuned by."""
     plan = target.plan(graph, quant)
+    if graph.tuned:
+        plan = replace(plan, tuned={**plan.tuned, **graph.tuned})
     if graph.quantised_as is None:
         return plan
     notes = (

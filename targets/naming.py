@@ -7,6 +7,8 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ..graph.graph import WeightGraph
+
 # What a file system, a shell's pattern (MLX looks for its shards by one) or UTF-8 does not take in a name.
 _UNFIT = re.compile(r'[\s/\\:*?"<>|\[\]\x00-\x1f\x7f-\x9f\ud800-\udfff]')
 _PART = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})")
@@ -18,6 +20,16 @@ def fit_name(name: str, ending: str) -> str:
     coding = sys.getfilesystemencoding()  # ASCII in the C locale: what it lacks becomes a question mark, and so unfit
     fit = _UNFIT.sub("-", name.strip().encode(coding, "replace").decode(coding)).lstrip(".-") or "model"
     return fit.encode()[: _MAX_BYTES - len(ending)].decode(errors="ignore") + ending
+
+
+def artifact_name(graph: WeightGraph, ending: str) -> str:
+    """The name of a model's artifact: the model's, whether its codes are tuned, then the ending as it is."""
+    return fit_name(graph.name, tuned_mark(graph) + ending)
+
+
+def tuned_mark(graph: WeightGraph) -> str:
+    """What names say of a model whose codes are tuned."""
+    return "-tuned" if graph.tuned else ""
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -84,6 +84,7 @@ class Plan:
 
     `tensor_bytes` counts tensor data with the padding the format puts between tensors;
     `quantised_as` is that of the graph: what the source's weights are stored as, if not as floats.
+    `tuned` says what was fitted to a text and how, as the manifest keeps it; empty of a plan as the quant alone has it.
     `details` is the target's own (a file header, a graph) for its `write`; `base_memory_bytes` is what its writer holds
     beside the byte budget.
     """
@@ -100,6 +101,7 @@ class Plan:
     details: Any = field(default=None, repr=False)
     base_memory_bytes: int = BASE_MEMORY_BYTES
     quantised_as: str | None = None
+    tuned: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     @property
     def total_bytes(self) -> int:
@@ -124,6 +126,7 @@ class Plan:
             "target": self.target,
             "quant": self.quant,
             **({} if self.quantised_as is None else {"quantised_as": self.quantised_as}),
+            **({"tuned": dict(self.tuned)} if self.tuned else {}),
             "files": [{"path": f.path, "bytes": f.nbytes} for f in self.files],
             "tensor_bytes": self.tensor_bytes,
             "total_bytes": self.total_bytes,

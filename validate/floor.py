@@ -25,8 +25,8 @@ from ..quantize.encoding import Encoding
 from ..quantize.encodings._elements import E2M1, E4M3
 from ..quantize.encodings.ct_fp4 import mx_exponents
 from ..quantize.rounded import rounding_of
-from ..targets.encoded import as_stored, encoding_of
 from ..quantize.stored import Encoded
+from ..targets.encoded import as_stored, encoding_of
 from .execution import ROOM, Arithmetic
 from .experts import Ranked, Routed, agreement, routed
 from .metrics import LogitRows, Metrics, PromptScore, score_prompt, summarize

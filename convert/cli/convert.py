@@ -51,6 +51,14 @@ def convert(
         ),
     ] = None,
     options: dict[str, Any],
+    tune: Annotated[
+        list[str] | None,
+        typer.Option("--tune", metavar="WHAT", help="Fit to a text before writing: codes.", show_default=False),
+    ] = None,
+    statistics: Annotated[
+        Path | None,
+        typer.Option("--statistics", metavar="FILE", help="The text, or .jsonl, to tune by.", show_default=False),
+    ] = None,
     adapters: Adapting,
     strict: Annotated[bool, typer.Option("--strict", help="Refuse encodings other than the quant names.")] = False,
     outfile: Annotated[
@@ -102,6 +110,8 @@ def convert(
             graph,
             wanted,
             out=out,
+            tune=tune or (),
+            statistics=statistics,
             strict=strict,
             overwrite=overwrite,
             skip_existing=skip_existing,

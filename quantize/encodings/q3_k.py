@@ -37,7 +37,7 @@ class Q3_K(BlockEncoding):
     zero = 4
 
     def _levels(self, records: Records) -> Levels:
-        return unpack_pairs(records["qs"]) | (unpack_high_bits(records["hmask"]) << 2)
+        return unpack_pairs(records["qs"]) | (unpack_high_bits(records["hmask"]) << np.uint8(2))
 
     def _set_levels(self, records: Records, levels: Levels) -> None:
         records["qs"], records["hmask"] = pack_pairs(levels), pack_high_bits(levels >> np.uint8(2))

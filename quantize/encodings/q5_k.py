@@ -45,7 +45,7 @@ class Q5_K(BlockEncoding):
     level_bits = 5
 
     def _levels(self, records: Records) -> Levels:
-        return unpack_halves(records["qs"]) | (unpack_high_bits(records["qh"]) << 4)
+        return unpack_halves(records["qs"]) | (unpack_high_bits(records["qh"]) << np.uint8(4))
 
     def _set_levels(self, records: Records, levels: Levels) -> None:
         records["qs"], records["qh"] = pack_halves(levels), pack_high_bits(levels >> np.uint8(4))

@@ -26,7 +26,7 @@ from .store import Store, Writing, digest_of
 from .streams import Stage, Streams, quantised_layer
 
 # What the codes depend on beside the text and the encodings: another method is another number.
-_METHOD = 1
+METHOD = 1
 # Rows that are tuned together: a multiple of every encoding's tiles.
 _ROWS = 128
 # Fewer tokens say too little of any matrix.
@@ -64,14 +64,12 @@ def tune(
     Raises: UsageError for too little text; InputError for inputs that are no numbers; DiskError; BackendError without
     the compiler.
     """
-    n_tokens = sum(map(len, statistics.chunks))
-    if n_tokens < LEAST_TOKENS:
-        raise UsageError(f"tuning codes needs at least {LEAST_TOKENS} tokens of text: the statistics are of {n_tokens}")
+    refuse_too_little(statistics.chunks)
     with needs_extra(_NEEDS, "tuning codes"):
         from . import _kernels  # noqa: F401  # brings the compiler
     tunable = {address: each for address, each in chosen.items() if isinstance(each, Tunable)}
     names = {(role.value, layer): each.name for (role, layer), each in chosen.items()}
-    key = digest_of((_METHOD, statistics.sha256, sorted(names.items(), key=str)))
+    key = digest_of((METHOD, statistics.sha256, sorted(names.items(), key=str)))
     store = Store(folder, key)
     work = [(layer, _weights(layer, tunable)) for layer in graph.layers]
     progress.start("tuning codes", sum(w.view.n_rows * w.view.n_cols for _, some in work for w in some), "weights")
@@ -82,6 +80,13 @@ def tune(
     finally:
         streams.close()
     return store
+
+
+def refuse_too_little(chunks: Sequence[Sequence[int]]) -> None:
+    """Raises: UsageError for a text that says too little of any matrix."""
+    n_tokens = sum(map(len, chunks))
+    if n_tokens < LEAST_TOKENS:
+        raise UsageError(f"tuning codes needs a text of at least {LEAST_TOKENS} tokens: this one has {n_tokens}")
 
 
 def can_tune(weight: Weight, encoding: Encoding) -> bool:

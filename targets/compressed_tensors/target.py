@@ -16,7 +16,7 @@ from ...graph.tensor import TensorView
 from ...quantize.encodings.ct_fp4 import NvFp4
 from ...quantize.policies.compressed_tensors import GRAMMAR, POLICIES, ct_policy, parse_quant, writable_quant
 from ...quantize.policy import Policy
-from ..naming import fit_name
+from ..naming import artifact_name
 from ..options import option
 from ..plans import Fallback, FilePlan, Placement, Plan, TensorPlan
 from ..running import RunMemory
@@ -74,7 +74,7 @@ class CompressedTensorsTarget(Target):
 
     def plan(self, graph: WeightGraph, quant: str) -> Plan:
         chosen = writable_quant(quant)
-        folder = fit_name(graph.name, f"-{chosen.name}")
+        folder = artifact_name(graph, f"-{chosen.name}")
         stored = stored_weights(graph, chosen)
         shards = split([each.runs for each in stored], max_bytes=self.max_shard_size)
         n_bytes = sum(run.nbytes for each in stored for run in each.runs)

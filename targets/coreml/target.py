@@ -16,7 +16,7 @@ from ...graph.units import format_size
 from ...quantize.policies.coreml import POLICIES
 from ...quantize.policy import Policy
 from ..hub_folder import base_config, common_files, json_bytes
-from ..naming import fit_name, part_name
+from ..naming import artifact_name, part_name
 from ..options import option
 from ..plans import FilePlan, Plan
 from ..stream import Execution, prepare_file, write_tensors
@@ -83,7 +83,7 @@ class CoremlTarget(Target):
         policy = self.policy(quant)
         refuse_blocks(graph.config)
         pieces = self._pieces(graph, policy)
-        stem = named_stem(self.outfile, SUFFIX, policy.name, fit_name(graph.name, f"-{policy.name}"))
+        stem = named_stem(self.outfile, SUFFIX, policy.name, artifact_name(graph, f"-{policy.name}"))
         packages = {part_name(stem, piece.number, piece.count, SUFFIX): piece for piece in pieces}
         stores = {name: WeightStore(policy, f"{name}/{WEIGHTS}") for name in packages}
         small: dict[str, bytes] = {}

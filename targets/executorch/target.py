@@ -17,7 +17,7 @@ from ...graph.tensor import TensorView
 from ...quantize.policies.executorch import GRAMMAR, POLICIES, executorch_policy
 from ...quantize.policy import Policy
 from ..hub_folder import base_config, common_files, json_bytes
-from ..naming import fit_name
+from ..naming import artifact_name
 from ..options import option
 from ..plans import FilePlan, Plan
 from ..running import RunMemory
@@ -85,7 +85,8 @@ class ExecutorchTarget(Target):
         policy = moe_policy(self.policy(quant), self.et_moe, graph)
         context = _context(graph.config, self.context)
         suffix = "" if self.et_backend == XNNPACK else f"-{self.et_backend}"
-        stem = named_stem(self.outfile, self.file_suffix, policy.name, fit_name(graph.name, f"-{policy.name}{suffix}"))
+        name = artifact_name(graph, f"-{policy.name}{suffix}")
+        stem = named_stem(self.outfile, self.file_suffix, policy.name, name)
         path, *_ = paths = stem + self.file_suffix, stem + DATA_SUFFIX
         scratch = path + ".weights"
         tensors, fallbacks, scratch_bytes = place(graph, policy, scratch)

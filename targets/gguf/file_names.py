@@ -72,15 +72,15 @@ def title(name: str) -> str:
     return " ".join(word.title() if word.islower() and not _LOWER_KEPT.fullmatch(word) else word for word in words)
 
 
-def file_stem(pairs: Iterable[KeyValue], quant: str, *, refined: bool) -> str:
+def file_stem(pairs: Iterable[KeyValue], quant: str, *, refined: bool, tuned: str = "") -> str:
     """The file's name without shard and ending, as the converter names a file from its metadata.
 
-    That scales are refined is said where the convention has room for it, with the fine-tune.
+    That scales are refined, or codes tuned, is said where the convention has room for it, with the fine-tune.
     """
     general = {p.key.removeprefix("general."): p.value for p in pairs if p.key.startswith("general.")}
     parts = [str(general.get("basename") or general.get("name") or "model")]
     parts += [str(general[key]) for key in _STEM_KEYS if general.get(key)]
-    ending = ("-refined" if refined else "") + f"-{quant}"
+    ending = ("-refined" if refined else "") + f"{tuned}-{quant}"
     return fit_name("-".join(part.strip() for part in parts), ending)
 
 

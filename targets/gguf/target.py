@@ -13,6 +13,7 @@ from ...quantize.gguf_file.header import KeyValue, boolean, string
 from ...quantize.gguf_file.reader import read_gguf
 from ...quantize.imatrix import ImportanceMatrix, read_importance
 from ...quantize.policies.gguf import FLOATS, POLICIES, gguf_policy
+from ..naming import tuned_mark
 from ..options import imatrix_option, option, refine_option
 from ..plans import Fallback, FilePlan, Plan
 from ..running import RunMemory
@@ -79,7 +80,9 @@ class GgufTarget(Target):
         is_refined = any(tensor.encoding.is_refined for tensor in tensors)
         ours = [*(importance.metadata() if importance else ()), *_told(graph, is_refined=is_refined)]
         pairs = overridden([*pairs, *ours], self.metadata)
-        stem = named_stem(self.outfile, self.file_suffix, name, file_stem(pairs, name, refined=is_refined))
+        stem = named_stem(
+            self.outfile, self.file_suffix, name, file_stem(pairs, name, refined=is_refined, tuned=tuned_mark(graph))
+        )
         shards = lay_out(stem, pairs, tensors, max_bytes=self.split_max_size)
         places = {name: (shard.path, offset) for shard in shards for name, offset in shard.offsets.items()}
         return Plan(

@@ -21,7 +21,7 @@ from ...quantize.encodings.mlx_pack import GroupEncoding
 from ...quantize.imatrix import ImportanceMatrix, read_importance
 from ...quantize.policies.mlx import GRAMMAR, POLICIES, MlxQuant, mlx_policy, parse_quant
 from ...quantize.policy import Choice, Policy
-from ..naming import fit_name
+from ..naming import artifact_name
 from ..options import imatrix_option, option, refine_option
 from ..plans import Fallback, FilePlan, Placement, Plan, TensorPlan
 from ..stream import Execution, prepare_file, write_tensors
@@ -78,7 +78,7 @@ class MlxTarget(Target):
         importance = self._importance()
         is_released = mlx_names(graph.config.family).is_released
         refuse_inexpressible(graph, is_released=is_released)
-        folder = fit_name(graph.name, f"-{chosen.name}" + ("-refined" if self.refine else ""))
+        folder = artifact_name(graph, f"-{chosen.name}" + ("-refined" if self.refine else ""))
         weights = cast_weights(graph, to_bfloat16=chosen.matrices is None)
         stored = [self._store(graph, weight, chosen) for weight in weights]
         if importance is not None:
