@@ -37,25 +37,25 @@ class Tuned:
 
 @dataclass(frozen=True)
 class Tuner:
-    """Tunes rows of matrices that have the same inputs. `importance` [n_cols] are their mean squares."""
+    """Tunes rows of matrices that have the same inputs."""
 
     settled: Settled
     solver: Solver
-    importance: Float32
 
     @classmethod
-    def of(cls, settled: Settled, importance: Float32) -> Tuner:
-        """Raises: as `solver`."""
-        return cls(settled, solver(settled.squares), importance)
+    def of(cls, settled: Settled) -> Tuner:
+        """For inputs with these moments."""
+        return cls(settled, solver(settled.squares))
 
     def tune(self, encoding: Tunable, rows: Float32) -> Tuned:
         """Codes for rows [n, n_cols]: a multiple of the encoding's tiles, or the last of a matrix."""
         moments = self.settled.squares
         wanted = rows + self.solver.divide(rows @ self.settled.drift)
-        parts = encoding.encode(rows, self.importance)
+        importance = np.diagonal(moments).copy()
+        parts = encoding.encode(rows, importance)
         stock = _errors(encoding.decode(*parts) - wanted, moments)
         better = encoding.refined()
-        start = parts if better is encoding else better.encode(rows, self.importance)
+        start = parts if better is encoding else better.encode(rows, importance)
         found = _owned(encoding.committed(*start))
         grid = _Grid.of(encoding, found, rows.shape[1])
         self._feed_back(grid, wanted)

@@ -151,7 +151,7 @@ class _Work:
             among = _among(moments) if len(moments) > 1 else None
             found: list[list[_Errors]] = []
             if among is None:
-                tuner = Tuner.of(moments[0].settled(), moments[0].mean_squares)
+                tuner = Tuner.of(moments[0].settled())
                 moments.clear()
                 pieces = [(address, rows) for address in stage for rows in self._pieces(address, 0)]
                 found.append(self._each(lambda piece: self._rows(tuner, *piece, open_files[piece[0]]), pieces))
@@ -178,8 +178,7 @@ class _Work:
     def _slice(
         self, stage: Stage, which: int, moments: Moments, among: Settled, open_files: Mapping[Address, Writing]
     ) -> list[_Errors]:
-        importance = moments.mean_squares if moments.n_tokens else np.diagonal(among.squares).copy()
-        tuner = Tuner.of(moments.settled(among), importance)
+        tuner = Tuner.of(moments.settled(among))
         return [
             self._rows(tuner, address, rows, open_files[address])
             for address in stage
