@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +17,7 @@ from ...graph.reference.forward import Forward
 from ...graph.reference.state import Batch, State
 from ...graph.roles import EXPERTS, Address, Role
 from ..encoding import Encoding
+from ..rounded import in_int8
 from .store import Store
 
 # Tokens that are run together.
@@ -49,8 +50,12 @@ class _Watched(Forward):
         self.wanted: frozenset[Address] = frozenset()
         self.seen: dict[Slice, Float32] = {}
         self.routing: Routing | None = None
+        # Weights whose kernels take activations in 8 bits, token by token, while the quantised stream runs.
+        self.rounded: Container[Address] = ()
 
     def linear(self, x: Float32, weight: Weight, bias: Weight | None = None, **rows: Any) -> Float32:
+        if weight.address in self.rounded:
+            x = in_int8(x)
         if weight.address in self.wanted:
             self.seen[weight.address, rows.get("expert") or 0] = x
             if weight.role not in EXPERTS and len(self.seen) == len(self.wanted):
@@ -65,10 +70,18 @@ class Streams:
     """Both streams [tokens, H] of chunks of token ids, each chunk by itself."""
 
     def __init__(
-        self, graph: WeightGraph, chunks: Sequence[Sequence[int]], *, scratch: Path, table: Encoding | None
+        self,
+        graph: WeightGraph,
+        chunks: Sequence[Sequence[int]],
+        *,
+        scratch: Path,
+        chosen: Mapping[Address, Encoding],
     ) -> None:
-        """`table` is what the embedding is stored as. Raises: as `Forward.states`; DiskError."""
+        """`chosen` is what weights will be stored as. Raises: as `Forward.states`."""
         self._forward = _Watched(graph)
+        # A whole row with one scale is part of the format; smaller blocks are what some kernels do, and others do not.
+        self._rounded = {a for a, encoding in chosen.items() if encoding.activation_block == 0}
+        table = chosen.get((Role.EMBED, None))
         self._batches = list(_batches(chunks))
         shape = sum(map(len, chunks)), graph.config.hidden_size
         is_large = 8 * shape[0] * shape[1] > _IN_MEMORY_BYTES
@@ -120,7 +133,9 @@ class Streams:
         """
         first = stage[0]
         for rows, chunks in self._batches:
+            self._forward.rounded = self._rounded
             quantised = self._watch(branch, tuned, self._quantised[rows], chunks, first, None)
+            self._forward.rounded = ()
             routing = self._forward.routings.get(layer.index) if first[0] in EXPERTS else None
             floats = self._watch(branch, layer, self._floats[rows], chunks, first, routing)
             yield {which: Inputs(x, floats[which]) for which, x in quantised.items()}
@@ -128,8 +143,10 @@ class Streams:
     def advance(self, branch: Branch, layer: Layer, tuned: Layer) -> None:
         """Both streams through a branch."""
         for rows, chunks in self._batches:
-            for stream, one in ((self._floats, layer), (self._quantised, tuned)):
+            for stream, one, rounded in ((self._floats, layer, ()), (self._quantised, tuned, self._rounded)):
+                self._forward.rounded = rounded
                 stream[rows] += self._forward.branch(branch, one, stream[rows], _fresh(chunks))
+        self._forward.rounded = ()
 
     def _watch(
         self,

@@ -16,7 +16,7 @@ from ...graph.errors import InputError, UsageError, needs_extra
 from ...graph.graph import Layer, Weight, WeightGraph
 from ...graph.progress import SILENT, Progress
 from ...graph.reference.cores import SINGLE_BLAS
-from ...graph.roles import Address, Role, Trait
+from ...graph.roles import Address, Trait
 from ...graph.tensor import Shape
 from ..committed import Tunable
 from ..encoding import Encoding, matrix_height
@@ -73,7 +73,7 @@ def tune(
     store = Store(folder, key)
     work = [(layer, _weights(layer, tunable)) for layer in graph.layers]
     progress.start("tuning codes", sum(w.view.n_rows * w.view.n_cols for _, some in work for w in some), "weights")
-    streams = Streams(graph, statistics.chunks, scratch=folder, table=chosen.get((Role.EMBED, None)))
+    streams = Streams(graph, statistics.chunks, scratch=folder, chosen=chosen)
     try:
         for layer, weights in work:
             _Work(graph, layer, {w.address: tunable[w.address] for w in weights}, streams, store, jobs, progress).do()

@@ -132,7 +132,7 @@ def test_dead_columns_and_inputs_that_are_all_zero() -> None:
             found = Tuner.of(moments.settled()).tune(encoding, rows())
             values = encoding.decode(*found.parts)
             assert np.isfinite(values).all()
-            assert np.square(values - rows()).sum() < 0.02 * np.square(rows()).sum()
+            assert np.square(values - rows()).sum() < 0.05 * np.square(rows()).sum()
 
 
 def chosen(graph: WeightGraph, name: str) -> dict[Address, Encoding]:
