@@ -26,6 +26,9 @@ from .option_groups import grouped
 from .report_options import Reports, report_options
 from .target_options import target_options
 
+# What `--help` calls the options of tuning.
+_TUNING = "Tuning"
+
 
 @grouped(
     options=target_options,
@@ -53,11 +56,23 @@ def convert(
     options: dict[str, Any],
     tune: Annotated[
         list[str] | None,
-        typer.Option("--tune", metavar="WHAT", help="Fit to a text before writing: codes.", show_default=False),
+        typer.Option(
+            "--tune",
+            metavar="WHAT",
+            help="Fit to a text before writing: codes.",
+            show_default=False,
+            rich_help_panel=_TUNING,
+        ),
     ] = None,
     statistics: Annotated[
         Path | None,
-        typer.Option("--statistics", metavar="FILE", help="The text, or .jsonl, to tune by.", show_default=False),
+        typer.Option(
+            "--statistics",
+            metavar="FILE",
+            help="The text, or .jsonl, to tune by.",
+            show_default=False,
+            rich_help_panel=_TUNING,
+        ),
     ] = None,
     adapters: Adapting,
     strict: Annotated[bool, typer.Option("--strict", help="Refuse encodings other than the quant names.")] = False,

@@ -24,6 +24,7 @@ class Moments:
 
     def __init__(self, n_cols: int) -> None:
         self.n_tokens = 0
+        # Of blocks of columns those above the diagonal: the rest is the same.
         self._squares = np.zeros((n_cols, n_cols), np.float32)
         self._drift = np.zeros((n_cols, n_cols), np.float32)
         # Sum over tokens of what the products x_i x_j, i ≠ j, have of squares: how far their mean may be off.
@@ -41,13 +42,25 @@ class Moments:
 
     def add(self, quantised: Float32, floats: Float32) -> None:
         """Inputs [n, n_cols] of both streams, token by token."""
+        for columns in self.columns():
+            self.add_columns(columns, quantised, floats)
+        self.count(quantised)
+
+    def add_columns(self, columns: slice, quantised: Float32, floats: Float32) -> None:
+        """Inputs, as far as some of the `columns` go: several workers add some each, and one of them counts."""
+        some = quantised[:, columns]
+        self._squares[columns, columns.start :] += some.T @ quantised[:, columns.start :]
+        self._drift[columns] += (floats[:, columns] - some).T @ quantised
+
+    def count(self, quantised: Float32) -> None:
+        """Counts the tokens of inputs whose columns are all added."""
         self.n_tokens += len(quantised)
-        off = floats - quantised
-        for columns in (slice(start, start + _COLUMNS) for start in range(0, self.n_cols, _COLUMNS)):
-            self._squares[columns] += quantised[:, columns].T @ quantised
-            self._drift[columns] += off[:, columns].T @ quantised
         squared = np.square(quantised, dtype=np.float64)
         self._spread += float((np.square(squared.sum(axis=1)) - np.square(squared).sum(axis=1)).sum())
+
+    def columns(self) -> list[slice]:
+        """Runs of columns that are added by themselves."""
+        return [slice(start, min(start + _COLUMNS, self.n_cols)) for start in range(0, self.n_cols, _COLUMNS)]
 
     def add_sums(self, other: Moments) -> None:
         """The sums of another: what all experts of a layer have met."""
@@ -65,6 +78,8 @@ class Moments:
         """
         n = np.float32(max(self.n_tokens, 1))
         squares = self._squares / n
+        for columns in self.columns():
+            squares[columns.start :, columns] = squares[columns, columns.start :].T
         diagonal = np.diagonal(squares).copy()
         rest = _sum_of_squares(squares) - float(np.square(diagonal, dtype=np.float64).sum())
         distance = rest if among is None else _sum_of_squares(squares - among.squares)

@@ -172,7 +172,12 @@ class _Work:
         found = {which: Moments(view.n_cols) for which in range(n_slices)}
         layer = quantised_layer(self.layer, self.store)
         for batch in self.streams.inputs(branch, self.layer, layer, stage):
-            self._each(lambda one: found[one[0][1]].add(*one[1]), list(batch.items()))
+            pieces = [
+                (found[which], columns, x) for (_, which), x in batch.items() for columns in found[which].columns()
+            ]
+            self._each(lambda piece: piece[0].add_columns(piece[1], *piece[2]), pieces)
+            for (_, which), x in batch.items():
+                found[which].count(x.quantised)
         return found
 
     def _slice(
