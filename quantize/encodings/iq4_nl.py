@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from ...graph.dtypes import Float32
-from ..encoding import Encoding
+from ...graph.dtypes import DType, Float32
+from ..committed import Committed
+from ..encoding import Bytes, Encoding
 from ._blocks import BlockEncoding, Levels, Records, column, pack_nibbles, unpack_nibbles
 from ._tables import IQ4
 
@@ -29,6 +30,15 @@ class IQ4_NL(BlockEncoding):
     module = "_kernels_iq4"
     searches = True
     table = np.array(IQ4, np.float32)
+
+    @property
+    def refits(self) -> DType | None:
+        return DType.F16
+
+    def recoded(self, parts: tuple[Bytes, ...], found: Committed) -> tuple[Bytes, ...]:
+        (stored,) = super().recoded(parts, found)
+        self._stored_records(stored)["d"] = found.scales.reshape(-1)
+        return (stored,)
 
     def _levels(self, records: Records) -> Levels:
         return unpack_nibbles(records["qs"])

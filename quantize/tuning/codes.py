@@ -1,8 +1,8 @@
 """Codes of the rows of a matrix, chosen for what the matrix gives rather than for its elements.
 
-1. The format's own search for scales gives the grid, weighed by the mean squares of the inputs.
-2. What is wanted is the matrix that gives on the inputs it will have what the float matrix gives on its own:
+1. What is wanted is the matrix that gives on the inputs it will have what the float matrix gives on its own:
    W + W D H⁻¹ (GPTAQ, arXiv 2504.02692).
+2. The format's own search for scales gives its grid, weighed by the mean squares of the inputs.
 3. Codes are chosen column by column, columns of large inputs first, and each error is fed into the columns that follow
    (GPTQ, arXiv 2210.17323, in the form of LDLQ, QuIP, arXiv 2307.13304).
 4. Sweeps of coordinate descent change single codes, and scales and offsets of a run where the format stores them for it.
@@ -54,8 +54,7 @@ class Tuner:
         importance = np.diagonal(moments).copy()
         parts = encoding.encode(rows, importance)
         stock = _errors(encoding.decode(*parts) - wanted, moments)
-        better = encoding.refined()
-        start = parts if better is encoding else better.encode(rows, importance)
+        start = encoding.refined().encode(wanted, importance)
         found = _owned(encoding.committed(*start))
         grid = _Grid.of(encoding, found, rows.shape[1])
         self._feed_back(grid, wanted)
