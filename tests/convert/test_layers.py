@@ -27,7 +27,15 @@ RANKS = {
         ("convert.pipeline", "convert.provenance", "convert.several", "convert.source", "convert.writing"), 8
     ),
     **dict.fromkeys(
-        ("convert.calibration", "convert.failures", "convert.recipe", "convert.publishing", "convert.stopping"), 8
+        (
+            "convert.calibration",
+            "convert.failures",
+            "convert.publishing",
+            "convert.recipe",
+            "convert.statistics",
+            "convert.stopping",
+        ),
+        8,
     ),
     **dict.fromkeys(("convert.release", "convert.starter"), 9),
     "convert.cli": 10,
