@@ -88,7 +88,7 @@ class Slices(Protocol):
 @contextmanager
 def written_moments(path: Path, shape: Shape) -> Iterator[Slices]:
     """A file of moments [slices, packed], of which one slice at a time is in memory."""
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as file:
         file.write(header_bytes({MOMENTS: _entry("float32", shape, 0)}))
 
