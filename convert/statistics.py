@@ -54,7 +54,7 @@ def write_statistics(
     Raises: UsageError for a folder that is there already, or of something else; InputError for too little text, and as
     `measure`; DiskError if there is no room.
     """
-    _refuse_in_the_way(out, overwrite=overwrite)
+    refuse_in_the_way(out, overwrite=overwrite)
     sources = sources_of(texts, with_default=with_default)
     found = [(chunk, source) for source in sources for chunk in chunks_of(graph, source, chunk_size, progress.note)]
     taken = found[:max_chunks]
@@ -144,7 +144,7 @@ def _sizes(graph: WeightGraph, n_tokens: int, *, moments: bool) -> dict[str, int
     return {**needed, "moments": moments_bytes(graph)} if moments else needed
 
 
-def _refuse_in_the_way(out: Path, *, overwrite: bool) -> None:
+def refuse_in_the_way(out: Path, *, overwrite: bool) -> None:
     """Raises: UsageError for a file, for statistics that may not be replaced, and for a folder of something else."""
     if not out.exists():
         return

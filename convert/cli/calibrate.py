@@ -15,6 +15,7 @@ from ...graph.progress import Progress
 from ...validate.outputs import check_reports, is_stdout, write_report
 from .. import pipeline
 from ..calibration import CHUNK_TOKENS, LEAST_CHUNK_TOKENS, measure
+from ..statistics import refuse_in_the_way, write_statistics
 from .adapter_options import adapter_options
 from .console import Json, Model, Offline, Revision, errors, output, print_json, watched
 from .option_groups import grouped
@@ -72,6 +73,7 @@ def calibrate(
     is_folder = not _is_file(out)
     chosen = {"with_default": default_text, "chunk_size": chunk_size, "max_chunks": max_chunks}
     if is_folder:
+        refuse_in_the_way(out, overwrite=overwrite)
         chosen |= {"seed": seed, "moments": moments, "overwrite": overwrite}
     else:
         _check_file(out, texts, overwrite=overwrite, as_json=as_json, is_more=moments or seed != 0)
@@ -113,8 +115,6 @@ def _write_folder(
     graph: WeightGraph, texts: Sequence[Path], out: Path, chosen: dict[str, Any], progress: Progress
 ) -> _Done:
     """As `_write_file`."""
-    from ..statistics import write_statistics
-
     done = write_statistics(graph, texts, out, **chosen, progress=progress)
     found = {
         "path": str(out),

@@ -71,7 +71,7 @@ EXAMPLES: Mapping[str, Sequence[str]] = {
     ),
     "calibrate": (
         "lfm-convert calibrate ./model --out ./statistics",
-        "lfm-convert calibrate ./model --text wiki.txt --text chats.jsonl -o imatrix.gguf",
+        "lfm-convert calibrate ./model --text chats.jsonl -o imatrix.gguf",
         "lfm-convert ./model --target gguf --quant Q4_K_M --imatrix imatrix.gguf",
     ),
     "lora": (
