@@ -3,7 +3,8 @@
 Moments of a few tokens know a few directions, and no token at all knows none, but an expert that this text left out
 is not an expert without use. One with fewer tokens than its matrix has columns borrows the missing ones: those of the
 text that ranked it next, by how far it stayed behind the last expert they chose. Each counts by a share: how high it
-scored the expert, compared with that last one, and at most one. Gradients are those it would have had in the place of the last one.
+scored the expert, compared with that last one, and at most one. Gradients are those that the expert would have had in
+the place of the last one.
 """
 
 from __future__ import annotations

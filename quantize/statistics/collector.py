@@ -92,10 +92,10 @@ class Collector(Backward):
         rows get the mean over columns, and columns the sum over rows.
         """
         table = self.graph.top[Role.EMBED]
-        by_row = np.bincount(ids, np.square(gradient, dtype=np.float64).mean(axis=1), table.shape[0])
+        by_row = np.zeros(table.shape[0])
+        np.add.at(by_row, ids, np.square(gradient, dtype=np.float64).mean(axis=1))
         if self.head_weight is table:  # as a matrix whose columns are those of the head
-            columns = self.inputs.sums[table.address][0]
-            by_row /= max(columns.mean() / max(self.inputs.tokens[table.address][0], 1), np.finfo(np.float32).tiny)
+            by_row /= max(float(self.mean_squares(table.address).mean()), _TINY)
         else:
             self.inputs.add(table.address, 1, 0, gradient)
         self._gradients_of(table)[...] += by_row

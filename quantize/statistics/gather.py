@@ -15,6 +15,7 @@ import numpy as np
 
 from ...graph.graph import Layer, Weight, WeightGraph
 from ...graph.progress import SILENT, Progress
+from ...graph.reference.cores import cut
 from ...graph.reference.forward import HEAD_ELEMENTS, State
 from ...graph.reference.state import Batch
 from .collector import Collector, n_slices
@@ -62,17 +63,19 @@ def gather(
 ) -> Collector:
     """Runs chunks of token ids, each from an empty state, and back; `moments` is the folder that these are written to.
 
-    The loss is that of one label a token, drawn by `seed` from what the model says. Raises: OSError of a disk that is full.
+    The loss is that of one label a token, drawn by `seed` from what the model says.
+    Raises: OSError of a disk that is full.
     """
     run, spool = Collector(graph, with_moments=moments is not None), Spool(scratch, graph.config.hidden_size)
     parts = _parts(chunks)
     n_tokens = parts[-1].stop
-    progress.start("calibrating", n_tokens * (1 + _BACKWARD_COST) * len(graph.layers), "token layers")
+    n_steps = (1 + _BACKWARD_COST) * len(graph.layers) + _BACKWARD_COST
+    progress.start("calibrating", n_tokens * n_steps, "token layers")
     for part in parts:
         spool.write(_before(0), part.start, run.embedded(part.chunks))
     for layer in graph.layers:
         _run_layer(run, layer, parts, spool, progress)
-    _turn_end(run, parts, spool, np.random.default_rng(seed).random(n_tokens))
+    _turn_end(run, spool, np.random.default_rng(seed).random(n_tokens), progress)
     if moments is not None:
         _write_moments(run, graph, moments)
     for layer in reversed(graph.layers):
@@ -112,15 +115,15 @@ def _run_layer(run: Collector, layer: Layer, parts: Sequence[_Part], spool: Spoo
     run.lend(layer)
 
 
-def _turn_end(run: Collector, parts: Sequence[_Part], spool: Spool, uniform: np.ndarray) -> None:
-    n_rows = max(1, HEAD_ELEMENTS // run.graph.config.vocab_size)
+def _turn_end(run: Collector, spool: Spool, uniform: np.ndarray, progress: Progress) -> None:
+    """The loss of all tokens, of as many at a time as have `HEAD_ELEMENTS` logits."""
     name = _before(len(run.graph.layers))
-    for start in range(0, parts[-1].stop, n_rows):
-        stop = min(start + n_rows, parts[-1].stop)
+    for start, stop in cut(len(uniform), max(1, HEAD_ELEMENTS // run.graph.config.vocab_size)):
         run.watch(start)
         _, gradient = run.turn_end(spool.read(name, start, stop), uniform[start:stop])
         run.rest()
         spool.write(_GRADIENT, start, gradient)
+        progress.advance(_BACKWARD_COST * (stop - start))
     spool.drop(name)
 
 

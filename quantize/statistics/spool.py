@@ -10,7 +10,7 @@ from ...graph.dtypes import Float32
 
 
 class Spool:
-    """Matrices [tokens, width] of float32 by name, each a file of its own. Plain reads, so that nothing stays mapped."""
+    """Matrices [tokens, width] of float32 by name, each a file of its own; plain reads, so that nothing stays mapped."""
 
     def __init__(self, folder: Path, width: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import re
@@ -26,6 +27,7 @@ from lfm_convert.graph.opening import open_graph
 from lfm_convert.graph.roles import Role
 from lfm_convert.quantize.imatrix import read_importance
 from lfm_convert.quantize.statistics import gather
+from lfm_convert.quantize.statistics.spool import Spool
 from lfm_convert.quantize.statistics.statistics import open_statistics
 from support.checkpoints import make_checkpoint, moe_config
 from support.refusals import refused
@@ -298,3 +300,18 @@ def test_the_default_text_is_long_enough_and_shares_nothing_with_prompts() -> No
     theirs = set().union(*map(runs, load_prompts()))
     assert len(ours) > 10_000 and len(theirs) > 2_000
     assert not ours & theirs
+
+
+def test_a_full_disk(
+    tiny_moe: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def write(spool: Spool, name: str, start: int, rows: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Spool, "write", write)
+    refused(capsys, 7, "no space left", *command(tiny_moe, text, tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+    monkeypatch.undo()
+    monkeypatch.setattr("lfm_convert.quantize.statistics.gather.scratch_bytes", lambda graph, n_tokens: 1 << 60)
+    refused(capsys, 7, "is free", *command(tiny_moe, text, tmp_path / "out"))
+    assert not (tmp_path / "out").exists()

@@ -62,10 +62,12 @@ def attention(
         if block.qk_norm is not None:
             for role, gain in HEAD_NORMS:
                 by_heads[role] = run.pull_norm(by_heads[role], raw[role], weights[gain], block.qk_norm)
-        found = sum(run.pull(by_heads[role].reshape(len(gradient), -1), weights[role]) for role, _ in PROJECTIONS)
+        found = np.zeros((len(gradient), weights[_Q].shape[1]), np.float32)
+        for role, by_head in by_heads.items():
+            found += run.pull(by_head.reshape(len(gradient), -1), weights[role])
         if gate is not None:
             by_gate = (by_gated * mixed).sum(axis=2, keepdims=True) * gate * (1 - gate)
-            found = found + run.pull(by_gate[:, :, 0], weights[Role.ATTN_GATE])
+            found += run.pull(by_gate[:, :, 0], weights[Role.ATTN_GATE])
         return found
 
     return out, pull

@@ -16,6 +16,7 @@ from lfm_convert.graph.tensor import ArrayTensor
 from lfm_convert.quantize.calibration import calibrate
 from lfm_convert.quantize.gguf_file.tensor_names import tensor_name
 from lfm_convert.quantize.statistics import gather as gathering
+from lfm_convert.quantize.statistics.borrowing import Loan
 from lfm_convert.quantize.statistics.collector import Collector
 from lfm_convert.quantize.statistics.gather import gather
 from lfm_convert.quantize.statistics.layout import MOMENTS, measured_weights
@@ -150,3 +151,26 @@ def test_the_number_of_cores_changes_no_byte(
     for address, (columns, gradients) in found[0].items():
         for other in found[1:]:
             assert np.array_equal(columns, other[address][0]) and np.array_equal(gradients, other[address][1])
+
+
+def test_borrowed_tokens_count_by_their_shares_and_move_nothing(moe_graph: WeightGraph) -> None:
+    """What an expert gives of them is never added, and its gradient is that of the layer times its weight."""
+    layer, rng = moe_graph.layers[2], np.random.default_rng(8)
+    x, gradient = rng.standard_normal((2, 30, 128), np.float32)
+    tokens, shares = np.array([13, 15, 29]), np.array([1, 0.5, 0.25], np.float32)
+    loan = Loan(tokens, shares, np.array([0.3, 0.2, 0.1], np.float32))
+    found = []
+    for loans in ({}, {3: loan}):
+        run = Collector(moe_graph, with_moments=False)
+        run.loans = {2: loans}
+        run.watch(10)  # the batch is tokens 10 … 39 of the text
+        out, pull = run.turn_layer(layer, x, Batch(State(1), [30]))
+        found.append((out, pull(gradient), run))
+    (out, by_x, alone), (out_too, by_x_too, run) = found
+    assert np.array_equal(out, out_too) and np.array_equal(by_x, by_x_too)
+    assert np.array_equal(run.inputs.sums[Role.EXPERT_DOWN, 2], alone.inputs.sums[Role.EXPERT_DOWN, 2])
+    expected = (shares[:, None] * np.square(loan.weights[:, None] * gradient[tokens - 10])).sum(axis=0)
+    borrowed_sums = run.borrowed_gradients.sums[Role.EXPERT_DOWN, 2]
+    assert same(borrowed_sums[3], expected) and not np.delete(borrowed_sums, 3, axis=0).any()
+    own, mass = run.gradients.sums[Role.EXPERT_DOWN, 2][3], run.gradients.tokens[Role.EXPERT_DOWN, 2][3]
+    assert same(run.squared_gradients((Role.EXPERT_DOWN, 2))[3], (own + expected) / (mass + 1.75) * mass)
