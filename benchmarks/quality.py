@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from lfm_convert.convert.bundled.making import corpus
 from lfm_convert.convert.bundled.making.tokenizer import render
-from lfm_convert.convert.calibration import CHUNK_TOKENS, chunks_of, measure
+from lfm_convert.convert.calibration import CHUNK_TOKENS, chunks_of, measure, sources_of
 from lfm_convert.convert.pipeline import convert, open_model
 from lfm_convert.graph.graph import WeightGraph
 from lfm_convert.graph.reference.forward import Forward
@@ -70,10 +70,10 @@ class _Bench:
         text, scored = folder / "calibration.txt", folder / "scored.txt"
         written = _mixed(train)
         text.write_text(written)
-        share = n_tokens / sum(map(len, chunks_of(graph, text, CHUNK_TOKENS, print)))
+        share = n_tokens / sum(map(len, _chunks(graph, text)))
         text.write_text(written[: int(len(written) * share)])
         scored.write_text(_mixed(held_out))
-        chunks = list(chunks_of(graph, scored, CHUNK_TOKENS, print))
+        chunks = _chunks(graph, scored)
         chunks = chunks[:: max(1, len(chunks) // _SCORED_CHUNKS)][:_SCORED_CHUNKS]
         imatrix = folder / "imatrix.gguf"
         imatrix.write_bytes(measure(graph, [text]).content)
@@ -116,6 +116,11 @@ class _Bench:
             decoded = get_target(target).read(artifact)
             logits = Forward(self.graph.with_weights(decoded)).prefill(self.scored)[0]
             return done.plans[0].tensor_bytes, [position_kld(*pair) for pair in zip(self.wanted, logits, strict=True)]
+
+
+def _chunks(graph: WeightGraph, path: Path) -> list[Sequence[int]]:
+    (source,) = sources_of([path], with_default=False)
+    return list(chunks_of(graph, source, CHUNK_TOKENS, print))
 
 
 def _mixed(texts: corpus.Texts) -> str:

@@ -7,6 +7,7 @@ everything new is whole on disk, and whoever comes next finishes the renames.
     OUT/.lfm-convert.lock        held by the run that writes, gone with it
     OUT/.lfm-publish.lock        held while files are moved in or the manifest is changed, by whoever does it
     OUT/.lfm-partial/new/…       files under construction, at the paths they will have
+    OUT/.lfm-partial/scratch/…   what is needed meanwhile only
     OUT/.lfm-partial/work.json   which plan they belong to, so that `--resume` may go on with them
     OUT/.lfm-partial/journal     which parts of it are written
     OUT/.lfm-partial/commit.json the record of the moves
@@ -32,13 +33,13 @@ _LOCK = ".lfm-convert.lock"
 _SHORT_LOCK = ".lfm-publish.lock"
 _STAGING = ".lfm-partial"
 _CARRIED = ".lfm-carried"
-_NEW, _WORK, _JOURNAL, _COMMIT = "new", "work.json", "journal", "commit.json"
+_NEW, _SCRATCH, _WORK, _JOURNAL, _COMMIT = "new", "scratch", "work.json", "journal", "commit.json"
 _SPARE_BYTES = 16 << 20  # headers, manifest and file-system overhead beside the planned bytes
 _PATIENCE_S = 10.0  # what is waited for another run's renames
 
 
 class Staging:
-    """Files under construction in `folder`; `publish` moves them into the destination.
+    """Files under construction in `folder`; `publish` moves them into the destination, and leaves those in `scratch`.
 
     Once `is_committed` they will be there, whatever happens.
     """
@@ -49,6 +50,7 @@ class Staging:
         self._destination = destination
         self._private = destination / _STAGING
         self.folder = self._private / _NEW
+        self.scratch = self._private / _SCRATCH
         self.journal = self._private / _JOURNAL
 
     def publish(self, *, remove: Iterable[str] = ()) -> None:

@@ -137,7 +137,7 @@ def convert(
 
     `max_memory` and `range_bytes` are bytes, the first what each process may hold beside the files it maps; `jobs`
     defaults to the number of cores; `options` are the target's own, such as `{"refine": True}`. `tune` names what is
-    fitted to the text `statistics` before it is written, see `TUNABLE`: "codes" of each format. A plan that is over one
+    fitted to `statistics`, or to a text, before it is written, see `TUNABLE`: "codes" of each format. A plan that is over one
     of the `budgets` is refused before any weight is read.
     `comparison` is what `validate` takes; without anything else said, its suite is `smoke`. Artifacts that were there
     and have passed are compared again with `validate_all` only.

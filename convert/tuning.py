@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from ..graph.errors import UsageError
-from ..graph.files import hash_files
 from ..graph.graph import WeightGraph
 from ..graph.progress import Progress
 from ..graph.roles import Address
@@ -31,15 +30,13 @@ _FOLDER = ".lfm-tuning"
 
 @dataclass(frozen=True)
 class CalibrationText:
-    """The chunks of token ids of a text, as codes are tuned by them. `texts` are names and sha256."""
+    """The chunks of token ids of a text, as codes are tuned by them. `texts` are names and sha256; `sha256` is that of
+    the statistics, or of the tokens where there are none.
+    """
 
     chunks: tuple[tuple[int, ...], ...]
     texts: tuple[Mapping[str, str], ...]
-
-    @property
-    def sha256(self) -> str:
-        """Of the tokens."""
-        return hashlib.sha256(repr(self.chunks).encode()).hexdigest()
+    sha256: str
 
 
 def check_tune(tune: Collection[str], text: Path | None) -> None:
@@ -48,19 +45,32 @@ def check_tune(tune: Collection[str], text: Path | None) -> None:
     if unknown:
         raise UsageError(f"--tune {unknown[0]}: expected {' or '.join(TUNABLE)}")
     if tune and text is None:
-        raise UsageError("--tune needs --statistics, a text that the model is run on")
+        raise UsageError(
+            "--tune needs --statistics: a folder of 'lfm-convert calibrate', or a text that the model is run on"
+        )
     if text is not None and not tune:
         raise UsageError(f"--statistics {text}: is used by --tune only")
 
 
 def read_text(graph: WeightGraph, path: Path, progress: Progress) -> CalibrationText:
-    """Raises: as `calibration.chunks_of`; UsageError for too little text."""
-    from .calibration import CHUNK_TOKENS, chunks_of
+    """The text of statistics in a folder, or of a file: of either codes need the tokens alone.
 
-    chunks = tuple(tuple(chunk) for chunk in chunks_of(graph, path, CHUNK_TOKENS, progress.note))
-    refuse_too_little(chunks)
-    (sha256,) = hash_files([path], jobs=1)
-    return CalibrationText(chunks, ({"name": path.name, "sha256": sha256},))
+    Raises: as `open_statistics` and `chunks_of`; UsageError for too little text.
+    """
+    from ..quantize.statistics.statistics import open_statistics
+    from .calibration import CHUNK_TOKENS, chunks_of, sources_of
+
+    if path.is_dir():
+        statistics = open_statistics(path, graph)
+        texts = tuple({"name": text.name, "sha256": text.sha256} for text in statistics.texts)
+        found = CalibrationText(statistics.chunks, texts, statistics.sha256)
+    else:
+        (source,) = sources_of([path], with_default=False)
+        chunks = tuple(tuple(chunk) for chunk in chunks_of(graph, source, CHUNK_TOKENS, progress.note))
+        sha256 = hashlib.sha256(repr(chunks).encode()).hexdigest()
+        found = CalibrationText(chunks, ({"name": source.name, "sha256": source.sha256},), sha256)
+    refuse_too_little(found.chunks)
+    return found
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,8 @@ from .gguf_file.tensor_names import tensor_name
 if TYPE_CHECKING:
     from .calibration import Use
 
+# What it is called in a folder of statistics.
+IMATRIX_FILE = "imatrix.gguf"
 _SUMS, _COUNTS = ".in_sum2", ".counts"
 _LISTED = 8  # names a sentence holds
 _TEXT_BYTES = 127  # llama-quantize cuts what it notes of a matrix
@@ -113,10 +115,11 @@ class ImportanceMatrix:
 
 
 def read_importance(path: Path, family: Family | None = None) -> ImportanceMatrix:
-    """Reads either format; `family` names tensors that are not called by their role.
+    """Reads either format, or that of a folder of statistics; `family` names tensors that are not called by their role.
 
     Raises: InputError for a file that is neither, is damaged, or holds values that are not finite or are negative.
     """
+    path = path / IMATRIX_FILE if path.is_dir() else path
     try:
         with path.open("rb") as file:
             is_gguf = file.read(4) == MAGIC

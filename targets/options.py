@@ -49,7 +49,7 @@ def option(default: Any, **about: Any) -> Any:
 
 def imatrix_option() -> Any:
     """The importance of columns, for every target that weighs by it."""
-    return option(None, help="importance matrix, .gguf or .dat", metavar="FILE", is_file=True)
+    return option(None, help="importance matrix, or statistics", metavar="FILE", is_file=True)
 
 
 def refine_option() -> Any:

@@ -68,8 +68,8 @@ def convert(
         Path | None,
         typer.Option(
             "--statistics",
-            metavar="FILE",
-            help="The text, or .jsonl, to tune by.",
+            metavar="STATS",
+            help="What to tune by: a folder of 'calibrate', or a text.",
             show_default=False,
             rich_help_panel=_TUNING,
         ),

@@ -70,8 +70,8 @@ EXAMPLES: Mapping[str, Sequence[str]] = {
         "lfm-convert compare old.gguf new.gguf -r ./model --json",
     ),
     "calibrate": (
-        "lfm-convert calibrate ./model --text wiki.txt --out imatrix.gguf",
-        "lfm-convert calibrate ./model --text chats.jsonl --max-chunks 100 -o c.gguf",
+        "lfm-convert calibrate ./model --out ./statistics",
+        "lfm-convert calibrate ./model --text chats.jsonl -o imatrix.gguf",
         "lfm-convert ./model --target gguf --quant Q4_K_M --imatrix imatrix.gguf",
     ),
     "lora": (

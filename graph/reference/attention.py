@@ -18,10 +18,10 @@ from .state import AttentionCache, Batch, Conversation
 from .weights import Weights
 
 _SCORE_ELEMENTS = 1 << 22
-_PROJECTIONS = ((Role.ATTN_Q, Role.ATTN_Q_BIAS), (Role.ATTN_K, Role.ATTN_K_BIAS), (Role.ATTN_V, Role.ATTN_V_BIAS))
-_HEAD_NORMS = ((Role.ATTN_Q, Role.Q_NORM), (Role.ATTN_K, Role.K_NORM))
+PROJECTIONS = ((Role.ATTN_Q, Role.ATTN_Q_BIAS), (Role.ATTN_K, Role.ATTN_K_BIAS), (Role.ATTN_V, Role.ATTN_V_BIAS))
+HEAD_NORMS = ((Role.ATTN_Q, Role.Q_NORM), (Role.ATTN_K, Role.K_NORM))
 # Queries scored at a time: keys after the block's last are not even multiplied, which saves up to half.
-_QUERY_ROWS = 128
+QUERY_ROWS = 128
 
 
 class AttentionWeights(Weights):
@@ -43,20 +43,20 @@ class AttentionWeights(Weights):
 def attention(run: AttentionWeights, block: Attention, layer: Layer, x: Float32, batch: Batch) -> Float32:
     """The attention of tokens [n, H] over what their sequences remember."""
     weights, heads = layer.weights, {}
-    for role, bias in _PROJECTIONS:
+    for role, bias in PROJECTIONS:
         heads[role] = run.linear(x, weights[role], weights.get(bias)).reshape(len(x), -1, block.head_dim)
     if block.qk_norm is not None:
-        for role, gain in _HEAD_NORMS:
+        for role, gain in HEAD_NORMS:
             heads[role] = run.head_norm(heads[role], weights[gain], block.qk_norm)
     out = np.empty((x.shape[0], block.q_size), np.float32)
     for sequence, rows in batch.pieces():
         q, k, v = (heads[role][rows] for role in (Role.ATTN_Q, Role.ATTN_K, Role.ATTN_V))
         n = len(q)
         if block.rope is not None:
-            cos, sin = _rotary(block.rope, sequence.length, n)
+            cos, sin = rotary_waves(block.rope, sequence.length, n)
             q, k = run.rotate(q, cos, sin, block.rope), run.rotate(k, cos, sin, block.rope)
         keys, values = _cache(sequence, layer.index, block).append(k.transpose(1, 0, 2), v.transpose(1, 0, 2))
-        out[rows] = _attend(q.transpose(1, 0, 2), keys, values, block).transpose(1, 0, 2).reshape(n, -1)
+        out[rows] = attend(q.transpose(1, 0, 2), keys, values, block).transpose(1, 0, 2).reshape(n, -1)
     if block.is_gated:
         gate = sigmoid(run.linear(x, weights[Role.ATTN_GATE]))
         out = (out.reshape(-1, block.n_heads, block.head_dim) * gate[:, :, None]).reshape(out.shape)
@@ -70,14 +70,14 @@ def _cache(sequence: Conversation, layer: int, block: Attention) -> AttentionCac
     return sequence.attention[layer]
 
 
-def _rotary(rope: Rope, start: int, n: int) -> tuple[Float32, Float32]:
+def rotary_waves(rope: Rope, start: int, n: int) -> tuple[Float32, Float32]:
     """cos and sin [n, 1, head_dim / 2] of positions start … start + n - 1."""
     angles = rotary_angles(rope, start, start + n)[:, None]
     cos, sin = cosine(angles), sine(angles)
     return (cos, sin) if rope.factor == 1 else (cos * np.float32(rope.factor), sin * np.float32(rope.factor))
 
 
-def _attend(q: Float32, keys: Float32, values: Float32, block: Attention) -> Float32:
+def attend(q: Float32, keys: Float32, values: Float32, block: Attention) -> Float32:
     """Attention of the last queries over all keys that their block lets them see.
 
     Shapes: q [n_heads, n, d]; keys, values [n_kv_heads, total, d]; returns [n_heads, n, d].
@@ -86,23 +86,37 @@ def _attend(q: Float32, keys: Float32, values: Float32, block: Attention) -> Flo
     n_kv, total, _ = keys.shape
     grouped = q.reshape(n_kv, n_heads // n_kv, n, d) * np.float32(block.scale)
     out = np.empty_like(grouped)
-    step = max(1, min(_QUERY_ROWS, _SCORE_ELEMENTS * n_kv // (n_heads * total)))
+    step = max(1, min(QUERY_ROWS, _SCORE_ELEMENTS * n_kv // (n_heads * total)))
     before = total - n
 
-    def attend(first: int, last: int) -> None:
+    def attend_some(first: int, last: int) -> None:
         for kv, (low, high) in ((kv, rows) for kv in range(first, last) for rows in cut(n, step)):
-            # keys that no query of these rows sees are not even multiplied
-            start = 0 if block.window is None else max(0, before + low - block.window + 1)
-            stop = before + high if block.is_causal else total
-            scores = grouped[kv, :, low:high] @ keys[kv, start:stop].T
-            np.copyto(scores, np.float32(-np.inf), where=_hidden(block, before, low, high, start, stop))
-            scores -= scores.max(axis=-1, keepdims=True)
-            np.exp(scores, out=scores)
-            scores /= scores.sum(axis=-1, keepdims=True)
-            out[kv, :, low:high] = scores @ values[kv, start:stop]
+            start, stop = visible(block, before, low, high, total)
+            weights = weigh(grouped[kv, :, low:high], keys[kv, start:stop], block, before, low, start)
+            out[kv, :, low:high] = weights @ values[kv, start:stop]
 
-    each(attend, cut(n_kv, 1))
+    each(attend_some, cut(n_kv, 1))
     return out.reshape(n_heads, n, d)
+
+
+def visible(block: Attention, before: int, low: int, high: int, total: int) -> tuple[int, int]:
+    """The range of keys outside of which the queries low … high - 1 see none: those are not even multiplied."""
+    start = 0 if block.window is None else max(0, before + low - block.window + 1)
+    return start, before + high if block.is_causal else total
+
+
+def weigh(q: Float32, keys: Float32, block: Attention, before: int, low: int, start: int) -> Float32:
+    """How each query weighs each key: softmax of q [heads, n, d] times keys [m, d], transposed: [heads, n, m].
+
+    The first query is `low` after `before` others, the first key is `start`.
+    """
+    scores = q @ keys.T
+    n, m = scores.shape[1:]
+    np.copyto(scores, np.float32(-np.inf), where=_hidden(block, before, low, low + n, start, start + m))
+    scores -= scores.max(axis=-1, keepdims=True)
+    np.exp(scores, out=scores)
+    scores /= scores.sum(axis=-1, keepdims=True)
+    return scores
 
 
 def _hidden(block: Attention, before: int, low: int, high: int, start: int, stop: int) -> np.ndarray:

@@ -95,7 +95,7 @@ class Forward(AttentionWeights, RoutedWeights):
         Raises: UsageError for an id outside the vocabulary or an empty sequence.
         """
         batch = self._batch(state, tokens)
-        hidden = self.embed(tokens)
+        hidden = self.embedded(tokens)
         for layer in self.graph.layers:
             hidden = self.run_layer(layer, hidden, batch)
         for sequence, n in zip(state.sequences, batch.lengths, strict=True):
@@ -109,7 +109,7 @@ class Forward(AttentionWeights, RoutedWeights):
     def trace(self, prompts: Sequence[Sequence[int]]) -> Iterator[Float32]:
         """The residual stream [tokens, H] of prompts laid end to end: embedded, then after each layer."""
         batch = self._batch(State(len(prompts)), prompts)
-        hidden = self.embed(prompts)
+        hidden = self.embedded(prompts)
         yield hidden
         for layer in self.graph.layers:
             hidden = self.run_layer(layer, hidden, batch)
@@ -150,8 +150,8 @@ class Forward(AttentionWeights, RoutedWeights):
         scale = self.graph.config.logit_scale
         return logits if scale == 1 else logits * np.float32(scale)
 
-    def embed(self, tokens: Sequence[Sequence[int]]) -> Float32:
-        """The residual stream [tokens, H] before the first layer."""
+    def embedded(self, tokens: Sequence[Sequence[int]]) -> Float32:
+        """The residual stream [tokens, H] before the first layer, of prompts laid end to end."""
         ids = np.concatenate([np.asarray(t, np.int64) for t in tokens])
         rows, scale = self.lookup(self.graph.top[Role.EMBED], ids), self.graph.config.embedding_scale
         return rows if scale == 1 else rows * np.float32(scale)

@@ -8,8 +8,10 @@ Layout (source: the safetensors format specification):
 
 from __future__ import annotations
 
+import json
 import math
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,6 +55,13 @@ class SafetensorsFile(OpenFile):
         except OSError as error:
             raise InputError(f"{path}: cannot be read: {error.strerror}") from None
         self.tensors = {name: StoredTensor(self, name, entry, data_start) for name, entry in entries.items()}
+
+
+def header_bytes(entries: Mapping[str, object]) -> bytes:
+    """A file up to its tensors' bytes, which begin at a multiple of eight."""
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
 
 
 def is_pointer(path: Path) -> bool:

@@ -92,7 +92,7 @@ class Streams:
         )
         self._files = [scratch / name for name in names if is_large]
         for rows, some in self._batches:
-            self._floats[rows] = embedded = self._forward.embed(some)
+            self._floats[rows] = embedded = self._forward.embedded(some)
             self._quantised[rows] = embedded if table is None else _rounded(embedded, some, table)
 
     def close(self) -> None:

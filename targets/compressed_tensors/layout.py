@@ -12,7 +12,6 @@ Source: safetensors' format; huggingface_hub `serialization/_base.py`; compresse
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from ...graph.dtypes import DType
 from ...graph.families.places import EXPERT
 from ...graph.roles import Trait
 from ...graph.source.checkpoint import SINGLE_FILE
+from ...graph.source.safetensors import header_bytes
 from ...graph.tensor import Shape
 from ...quantize.encoding import Encoding, Part, matrix_height
 from ...quantize.encodings.ct_base import CtEncoding
@@ -137,12 +137,10 @@ def _shard(name: str, runs: Sequence[Run]) -> Shard:
         offsets = [position, position + array.nbytes]
         entries[array.name] = {"dtype": array.dtype.value, "shape": array.shape, "data_offsets": offsets}
         position += array.nbytes
-    text = json.dumps(entries, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    start = 8 + len(text)
+    header = header_bytes(entries)
+    start = len(header)
     constants = b"".join(array.constant for array in arrays if array.constant is not None)
-    header = len(text).to_bytes(8, "little") + text + constants
-    return Shard(name, header, {n: start + b for n, b in begins.items()}, start + position)
+    return Shard(name, header + constants, {n: start + b for n, b in begins.items()}, start + position)
 
 
 def index_json(shards: Sequence[Shard], *, n_parameters: int, n_bytes: int) -> bytes:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from ...graph.dtypes import DType
 from ...graph.roles import Role, Trait
 from ...graph.source.checkpoint import SINGLE_FILE
+from ...graph.source.safetensors import header_bytes
 from ...graph.tensor import Shape
 from ...quantize.encoding import Encoding
 from ..naming import filled, part_name
@@ -83,9 +84,7 @@ def _shard(name: str, arrays: Sequence[Array]) -> Shard:
         begin = begins[array.name]
         offsets = [begin, begin + array.nbytes]
         entries[array.name] = {"dtype": array.dtype.value, "shape": array.shape, "data_offsets": offsets}
-    text = json.dumps(entries, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    header = len(text).to_bytes(8, "little") + text
+    header = header_bytes(entries)
     return Shard(name, header, {n: len(header) + b for n, b in begins.items()}, len(header) + position)
 
 

@@ -30,8 +30,9 @@ RANKS = {
         (
             "convert.calibration",
             "convert.failures",
-            "convert.recipe",
             "convert.publishing",
+            "convert.recipe",
+            "convert.statistics",
             "convert.stopping",
             "convert.tuning",
         ),

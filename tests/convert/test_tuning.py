@@ -9,9 +9,12 @@ import pytest
 from lfm_convert.convert.artifacts import find_artifacts
 from lfm_convert.convert.manifest import load_manifest
 from lfm_convert.convert.pipeline import convert, open_model, plan
-from lfm_convert.graph.errors import UsageError
+from lfm_convert.convert.statistics import write_statistics
+from lfm_convert.convert.tuning import read_text
+from lfm_convert.graph.errors import InputError, UsageError
 from lfm_convert.graph.files import hash_files
 from lfm_convert.graph.graph import WeightGraph
+from lfm_convert.graph.progress import SILENT
 from lfm_convert.quantize.tuning.store import Store
 from lfm_convert.targets.target import get_target
 
@@ -119,4 +122,14 @@ def test_what_cannot_be_is_refused_first(
     given = {key: files.get(str(value), value) for key, value in settings.items()}
     with pytest.raises(UsageError, match=said):
         convert(graph, out=tmp_path / "out", **{"target": "gguf", "quant": "Q4_0", **given})
+    assert not (tmp_path / "out").exists()
+
+
+def test_statistics_are_those_of_the_checkpoint(graph: WeightGraph, text: Path, tmp_path: Path) -> None:
+    write_statistics(graph, [text], tmp_path / "stats")
+    found, alone = (read_text(graph, path, SILENT) for path in (tmp_path / "stats", text))
+    assert found.texts == alone.texts and found.sha256 != alone.sha256
+    assert [tuple(chunk) for chunk in found.chunks] == list(alone.chunks)
+    with pytest.raises(InputError, match=r"another checkpoint|other checkpoint"):
+        convert("bundled:moe", target="gguf", out=tmp_path / "out", tune=("codes",), statistics=tmp_path / "stats")
     assert not (tmp_path / "out").exists()

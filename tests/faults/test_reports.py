@@ -164,7 +164,8 @@ def test_calibrate_replaces_nothing_unasked(
     assert f"{out}: already exists; --overwrite replaces it" in capsys.readouterr().err
     assert out.read_bytes() == b"mine"
     assert main(["calibrate", str(tiny_dense), "--text", str(text), "-o", str(text / "x.gguf")]) == 7
-    assert main(["calibrate", str(tiny_dense), "--text", str(text), "-o", str(tmp_path)]) == 7
+    assert main(["calibrate", str(tiny_dense), "--text", str(text), "-o", str(tmp_path)]) == 2
+    assert "holds imatrix.gguf and no statistics.json" in capsys.readouterr().err
     assert main(["calibrate", str(tiny_dense), "--text", str(text), "-o", "-", "--json"]) == 2
 
 
