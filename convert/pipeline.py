@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,7 +19,7 @@ from ..graph.opening import open_graph
 from ..graph.progress import SILENT, Progress
 from ..graph.source.checkpoint import has_weights
 from ..graph.units import format_size
-from ..quantize.allotment.wanted import BITS, check_tuned, named, read_wanted
+from ..quantize.allotment.wanted import BITS, CODES, check_tuned, named, read_wanted
 from ..targets import allotting
 from ..targets.lossy import planned
 from ..targets.naming import fit_name
@@ -31,6 +31,7 @@ from .destination import owned
 from .manifest import hash_source, load_manifest, material_hashes
 from .provenance import find_source, foreign, listed_hashes
 from .source import Source, find_model
+from .tuning import CodeTuning
 from .writing import Writing
 
 if TYPE_CHECKING:
@@ -102,12 +103,14 @@ def plan(
     """What `convert` would write, one plan a quant. Works from a folder that holds only config.json.
 
     `quant` is a name, several, or `all`; without it the target's default. Of quants whose encodings are allotted, such as
-    `auto-4.6GB`, and all others if `tune` has "bits", the option `statistics` is the folder that says what errors cost.
+    `auto-4.6GB`, and all others if `tune` has "bits", the option `statistics` is the folder that says what errors cost; it
+    has the text that codes are tuned by, if `tune` has "codes".
     Raises: UsageError for an unknown target or quant, or a model the format cannot express.
     """
     graph = model if isinstance(model, WeightGraph) else open_model(model, weights=False)
     chosen = get_target(target).with_options(options or {})
-    return tuple(planned(chosen, graph, name) for name in _quants(chosen, quant, tune))
+    plans = tuple(planned(chosen, graph, name) for name in _quants(chosen, quant, tune))
+    return tuple(map(CodeTuning.of(chosen, graph).announce, plans)) if CODES in tune else plans
 
 
 def convert(
@@ -138,8 +141,8 @@ def convert(
     """Writes the artifacts of one target, then runs each and compares it with the checkpoint.
 
     `max_memory` and `range_bytes` are bytes, the first what each process may hold beside the files it maps; `jobs`
-    defaults to the number of cores; `options` are the target's own, such as `{"refine": True}`; `tune` is as for `plan`,
-    and what errors cost is measured if it is not known yet. A plan that is over one
+    defaults to the number of cores; `options` are the target's own, such as `{"refine": True}`; `tune` is as for `plan`:
+    what errors cost is measured if it is not known yet, and codes are chosen. A plan that is over one
     of the `budgets` is refused before any weight is read.
     `comparison` is what `validate` takes; without anything else said, its suite is `smoke`. Artifacts that were there
     and have passed are compared again with `validate_all` only.
@@ -157,6 +160,10 @@ def convert(
     folder = Path(out if out is not None else default_folder(graph, chosen))
     measure_costs(graph, chosen, quants, jobs=jobs, progress=progress)
     plans = tuple(planned(chosen, graph, name) for name in quants)
+    tuning = None
+    if CODES in tune:
+        tuning = CodeTuning.of(chosen, graph, folder=Path(os.path.realpath(folder)), jobs=jobs, progress=progress)
+        plans = tuple(map(tuning.announce, plans))
     budget = _budget(max_memory, plans)
     for each in plans:
         if strict:
@@ -187,6 +194,7 @@ def convert(
                 afresh=afresh,
                 source_hashes=source_hashes,
                 written=written,
+                tunes=nullcontext if tuning is None else tuning.carry_out,
                 published=published,
             ).carry_out()
         artifacts = tuple(find_artifacts(folder, only={p.main_file for p in plans}))

@@ -6,7 +6,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -56,7 +56,8 @@ class Writing:
     one that was interrupted. `renews` are the main files of a release here: those that earlier runs wrote are replaced,
     now or when their turn comes, and with `afresh` even if they are as this run would write them. `source_hashes` are the
     sha256 of the source's files by path, where they are known. `written` is the folder of an artifact that was converted
-    elsewhere, from which its files are moved. `published` collects the main files of the new artifacts
+    elsewhere, from which its files are moved. `tunes` gives a plan whose turn has come the codes that it
+    was announced with. `published` collects the main files of the new artifacts
     as they appear.
     """
 
@@ -73,6 +74,7 @@ class Writing:
     afresh: bool = False
     source_hashes: Mapping[str, str] | None = None
     written: Path | None = None
+    tunes: Callable[[Plan], AbstractContextManager[Plan]] = nullcontext
     published: list[Path] = field(default_factory=list)
 
     def carry_out(self) -> None:
@@ -171,7 +173,7 @@ class Writing:
             work = _work(self.target, plan, self.graph)
             staging = stack.enter_context(self.destination.stage(work=work, resume=self.resume))
             stack.callback(self._note_if_published, plan, staging)
-            written, digests = self._write(plan, staging)
+            written, digests = self._write(stack.enter_context(self.tunes(plan)), staging)
             source = describe_source(self.graph, hashes())
             entry = describe_artifact(
                 written, staging.folder, digests, options=self.target.options, inputs=inputs_digest(plan, self.graph)
@@ -308,11 +310,14 @@ def inputs_digest(plan: Plan, graph: WeightGraph) -> str:
     for each in fields(graph.assets):
         value = getattr(graph.assets, each.name)
         digest.update(value if isinstance(value, bytes) else repr(value).encode())
-    _add_importance(digest, plan)
+    _add_fitted(digest, plan)
     return digest.hexdigest()
 
 
-def _add_importance(digest: hashlib._Hash, plan: Plan) -> None:
+def _add_fitted(digest: hashlib._Hash, plan: Plan) -> None:
+    """What of a plan was fitted to a text."""
+    if plan.tuned:
+        digest.update(json.dumps(plan.tuned, sort_keys=True).encode())
     for tensor in plan.tensors:
         if tensor.importance is not None:
             digest.update(repr((tensor.name, tensor.importance.shape)).encode())
@@ -332,5 +337,5 @@ def _work(target: Target, plan: Plan, graph: WeightGraph) -> str:
         digest.update(repr(fact).encode())
     for tensor in plan.tensors:
         digest.update(repr((tensor.name, tensor.encoding.name, tensor.shape, tensor.placements)).encode())
-    _add_importance(digest, plan)
+    _add_fitted(digest, plan)
     return digest.hexdigest()

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from .adapters.adapter import Merge
 from .blocks import Branches, FeedForward, Mixer
@@ -67,7 +68,8 @@ class WeightGraph:
     those that were merged into its weights, if any were.
 
     `quantised_as` is what the source's weights are stored as, such as Q4_0: then they are what it decodes to, and so is
-    the reference of every comparison. None for plain floats.
+    the reference of every comparison. None for plain floats. `tuned` is what there is to say of codes that are chosen for its weights
+    beforehand, which artifacts take as they are; empty of most.
     """
 
     name: str
@@ -81,6 +83,7 @@ class WeightGraph:
     adapters: Merge | None = field(default=None, repr=False)
     notes: tuple[str, ...] = ()
     quantised_as: str | None = None
+    tuned: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     def __getitem__(self, role: Role) -> TensorView:
         return self.top[role].view

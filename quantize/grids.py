@@ -14,6 +14,7 @@ What it then stands for is the same float32 in every element, but for the sign o
 from __future__ import annotations
 
 from abc import abstractmethod
+from typing import ClassVar
 
 import numpy as np
 
@@ -21,13 +22,16 @@ from ..graph.dtypes import DType, Float32
 from ..graph.errors import InputError
 from ..graph.grid import Grid, GridRows
 from ..graph.tensor import TensorView
+from .committed import Committed, Tunable, integer_levels
 from .encoding import Bytes, Encoding
 
 _LARGEST = {DType.F16: 65504.0}
 
 
-class OnGrid(Encoding):
-    """An encoding with codes, scales, and zero points or offsets."""
+class OnGrid(Tunable):
+    """An encoding with codes, scales, and zero points or offsets. Codes below `lowest_code` are not stored."""
+
+    lowest_code: ClassVar[int] = 0
 
     @property
     @abstractmethod
@@ -41,6 +45,26 @@ class OnGrid(Encoding):
     @abstractmethod
     def _from_grid(self, rows: GridRows) -> tuple[Bytes, ...]:
         """Parts of rows that lie on its own grid."""
+
+    @property
+    def levels(self) -> Float32:
+        return integer_levels(self.grid.bits, zero=self.grid.zero or 0, lowest=self.lowest_code)
+
+    @property
+    def refits(self) -> DType | None:
+        return self.grid.scales
+
+    def committed(self, *parts: Bytes) -> Committed:
+        codes, scales, shifts = self.to_grid(*parts)
+        if self.grid.has_offsets:
+            return Committed(codes, scales, offsets=shifts)
+        return Committed(codes, scales, zeros=shifts if self.grid.zero is None else None)
+
+    def recoded(self, parts: tuple[Bytes, ...], found: Committed) -> tuple[Bytes, ...]:
+        shifts = found.offsets if self.grid.has_offsets else found.zeros
+        if shifts is None:
+            shifts = repeated(self.grid.zero or 0, found.scales)
+        return self._from_grid(GridRows(found.codes, found.scales, shifts))
 
     def holds(self, grid: Grid) -> bool:
         """Whether rows on that grid can be stored without any of them changing."""

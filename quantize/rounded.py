@@ -56,6 +56,22 @@ class Rounded(Encoding):
         return parts[0]
 
 
+def largest_of(blocks: Float32) -> Float32:
+    """The largest magnitude [n, 1] of each block [n, width]."""
+    found: Float32 = np.maximum(blocks.max(axis=1, keepdims=True), -blocks.min(axis=1, keepdims=True))
+    return found
+
+
+def in_int8(blocks: Float32) -> Float32:
+    """Activations [n, width] rounded to 8 bits with a scale for each block."""
+    scale = largest_of(blocks) / np.float32(127)
+    scale[scale == 0] = 1
+    found: Float32 = blocks / scale
+    np.rint(found, out=found)
+    found *= scale
+    return found
+
+
 def rounding_of(class_name: str) -> Rounded | None:
     """What a quality class does to weights and activations at its coarsest; None for a class of floats.
 

@@ -23,7 +23,7 @@ from ..quantize.allotment.allotment import Allotment
 from ..quantize.allotment.costs import Asked, losses
 from ..quantize.allotment.kept import KeptCosts, read_costs
 from ..quantize.allotment.solve import Group, least_bytes, solve, total
-from ..quantize.allotment.wanted import Wanted
+from ..quantize.allotment.wanted import BITS, Wanted
 from ..quantize.imatrix import read_importance
 from ..quantize.statistics.statistics import Statistics, open_statistics
 from .candidates import Alike, candidates
@@ -231,9 +231,7 @@ def _told(
         f"nats a token is predicted in {format_size(plan.total_bytes)}, of {base} {named:.2g} in "
         f"{format_size(allotting.plan.total_bytes)}"
     )
-    texts = [{"name": text.name, "sha256": text.sha256} for text in statistics.texts]
-    tuned = {"statistics_sha256": statistics.sha256, "texts": texts, "bits": bits}
-    return {"tuned": tuned, "notes": (note, *plan.notes)}
+    return {"tuned": {**statistics.about, BITS: bits}, "notes": (note, *plan.notes)}
 
 
 def _trade_off(groups: Sequence[Group], fixed: int, n_bytes: int, loss: float) -> list[dict[str, Any]]:

@@ -1,9 +1,6 @@
-"""A tensor of an artifact, decoded row by row from the files it is stored in."""
+"""The tensors of an artifact or of a source, as its files have them."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 
@@ -11,30 +8,11 @@ from ..graph.dtypes import DType, Float32
 from ..graph.errors import InputError, UsageError
 from ..graph.grid import Grid, GridRows
 from ..graph.roles import Address, find_role
-from ..graph.source.open_file import OpenFile
 from ..graph.tensor import ScaledTensor, Shape, TensorView
-from ..quantize.encoding import Bytes, Encoding, get_encoding, matrix_height
+from ..quantize.encoding import Bytes, Encoding, get_encoding
 from ..quantize.grids import OnGrid
+from ..quantize.stored import Encoded, EncodedTensor, StoredPart
 from .target import Artifact
-
-
-@dataclass(frozen=True)
-class StoredPart:
-    """Where one part of an encoded tensor lies, in a `file` that is open if it is a source's. Units: bytes."""
-
-    path: Path
-    offset: int
-    file: OpenFile | None = field(default=None, repr=False, compare=False)
-
-    def read(self, start: int, n_bytes: int) -> bytes | bytearray:
-        """So many bytes from a place in the part, or fewer if the file ends before."""
-        if self.file is not None:
-            data = bytearray(n_bytes)
-            self.file.read_into(memoryview(data), self.offset + start)
-            return data
-        with self.path.open("rb") as file:
-            file.seek(self.offset + start)
-            return file.read(n_bytes)
 
 
 def stored_tensors(artifact: Artifact) -> list[tuple[Address, EncodedTensor]] | None:
@@ -84,48 +62,6 @@ def as_stored(view: TensorView, rows: Float32, encoding: Encoding | None = None)
     return stock.decode(*stock.encode(padded))[:n]
 
 
-class Encoded(TensorView):
-    """A tensor whose rows are stored in an encoding."""
-
-    encoding: Encoding
-
-
-class EncodedTensor(Encoded):
-    """Decodes rows of a stored tensor on demand; checks that each read is whole."""
-
-    def __init__(self, name: str, shape: Shape, encoding: Encoding, parts: tuple[StoredPart, ...]) -> None:
-        super().__init__(name, DType.F32, shape)
-        self.encoding = encoding
-        self._parts = parts
-
-    def _rows(self, start: int, stop: int) -> Float32:
-        tile, height = self.encoding.tile_rows, matrix_height(self.shape)
-        if height % tile == 0:
-            height = self.n_rows  # tiles lie end to end; else the last one of each matrix is short
-        pieces = [np.empty((0, self.n_cols), np.float32)]
-        for first in range(start // height * height, stop, height):
-            low, high = max(start, first) - first, min(stop, first + height) - first
-            begin, end = low // tile * tile, min(-(-high // tile) * tile, height)
-            pieces.append(self._tiles(first + begin, first + end)[low - begin : high - begin])
-        return pieces[1] if len(pieces) == 2 else np.concatenate(pieces)
-
-    def _tiles(self, start: int, stop: int) -> Float32:
-        return self.encoding.decode(*self._arrays(start, stop))
-
-    def _arrays(self, start: int, stop: int) -> tuple[Bytes, ...]:
-        arrays, height = list[Bytes](), matrix_height(self.shape)
-        for part, stored in zip(self.encoding.parts(self.n_cols), self._parts, strict=True):
-            low, high = (part.offset(row, height) for row in (start, stop))
-            wanted = high - low
-            data = stored.read(low, wanted)
-            if len(data) != wanted:
-                raise InputError(
-                    f"{stored.path}: tensor '{self.name}' is truncated: expected {wanted} bytes, found {len(data)}"
-                )
-            arrays.append(np.frombuffer(data, part.dtype).reshape(-1, *part.row_shape))
-        return tuple(arrays)
-
-
 class SourceTensor(EncodedTensor):
     """A tensor of a source: its values are finite, and codes go on as they are where another format can hold them.
 
@@ -147,14 +83,14 @@ class SourceTensor(EncodedTensor):
         return self.encoding.grid if isinstance(self.encoding, OnGrid) else None
 
     def stored_rows(self, start: int, stop: int) -> tuple[Bytes, ...]:
-        arrays = self._arrays(start, stop)
+        arrays = self.arrays(start, stop)
         self._refuse_not_finite(self._values(arrays), start)
         return arrays
 
     def grid_rows(self, start: int, stop: int) -> GridRows:
         if not isinstance(self.encoding, OnGrid):
             return super().grid_rows(start, stop)
-        found = self.encoding.to_grid(*self._arrays(start, stop))
+        found = self.encoding.to_grid(*self.arrays(start, stop))
         for values in (found.scales, found.shifts):
             self._refuse_not_finite(values, start)
         return found
@@ -164,7 +100,7 @@ class SourceTensor(EncodedTensor):
         return str(first.path), first.offset + row * self.encoding.parts(self.n_cols)[0].row_nbytes
 
     def _rows(self, start: int, stop: int) -> Float32:
-        values = self._values(self._arrays(start, stop))
+        values = self._values(self.arrays(start, stop))
         self._refuse_not_finite(values, start)
         return values
 

@@ -17,10 +17,12 @@ _EXACT = "F32"
 
 def planned(target: Target, graph: WeightGraph, quant: str) -> Plan:
     """The plan of a quant, whose encodings are allotted if its name says so; of a quantised source with what that means
-    for it.
+    for it, of tuned codes with what they are tuned by.
     """
     wanted = read_wanted(quant)
     plan = target.plan(graph, quant) if wanted is None else allotted(target, graph, wanted)
+    if graph.tuned:
+        plan = replace(plan, tuned={**plan.tuned, **graph.tuned})
     if graph.quantised_as is None:
         return plan
     notes = (

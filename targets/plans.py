@@ -83,8 +83,8 @@ class Plan:
     """Everything about an artifact but its bytes.
 
     `tensor_bytes` counts tensor data with the padding the format puts between tensors;
-    `tuned` says what was fitted to a text and how, as the manifest keeps it; empty of a plan as the quant alone has it.
     `quantised_as` is that of the graph: what the source's weights are stored as, if not as floats.
+    `tuned` says what was fitted to a text and how, as the manifest keeps it; empty of a plan as the quant alone has it.
     `details` is the target's own (a file header, a graph) for its `write`; `base_memory_bytes` is what its writer holds
     beside the byte budget.
     """

@@ -263,9 +263,10 @@ class Target(ABC):
         """What artifacts of a quant are called: with an allotment by its name."""
         return quant if self.allotment is None else self.allotment.name
 
-    def ending(self, quant: str) -> str:
+    def ending(self, graph: WeightGraph, quant: str) -> str:
         """How names of files end that a quant is told from, which is the word after the last hyphen."""
-        return f"-{quant}" if self.allotment is None else f"-tuned-{self.allotment.word}"
+        word = quant if self.allotment is None else self.allotment.word
+        return f"-tuned-{word}" if self.allotment or graph.tuned else f"-{word}"
 
     def mixed(self, policy: Policy) -> Policy:
         """A policy with what was allotted in place of its own encodings."""

@@ -24,8 +24,9 @@ from ..graph.tensor import TensorView
 from ..quantize.encoding import Encoding
 from ..quantize.encodings._elements import E2M1, E4M3
 from ..quantize.encodings.ct_fp4 import mx_exponents
-from ..quantize.rounded import rounding_of
-from ..targets.encoded import Encoded, as_stored, encoding_of
+from ..quantize.rounded import in_int8, largest_of, rounding_of
+from ..quantize.stored import Encoded
+from ..targets.encoded import as_stored, encoding_of
 from .execution import ROOM, Arithmetic
 from .experts import Ranked, Routed, agreement, routed
 from .metrics import LogitRows, Metrics, PromptScore, score_prompt, summarize
@@ -184,25 +185,9 @@ def _to_float16(x: Float32) -> Float32:
     return x.astype(np.float16).astype(np.float32)
 
 
-def _largest(blocks: Float32) -> Float32:
-    """The largest magnitude [n, 1] of each block."""
-    found: Float32 = np.maximum(blocks.max(axis=1, keepdims=True), -blocks.min(axis=1, keepdims=True))
-    return found
-
-
-def _in_int8(blocks: Float32) -> Float32:
-    """Blocks [n, in] rounded to 8 bits with a scale for each."""
-    scale = _largest(blocks) / np.float32(127)
-    scale[scale == 0] = 1
-    found: Float32 = blocks / scale
-    np.rint(found, out=found)
-    found *= scale
-    return found
-
-
 def _in_float8(blocks: Float32) -> Float32:
     """Blocks [n, in] rounded to E4M3 with a scale for each."""
-    scale = _largest(blocks) / np.float32(E4M3.largest)
+    scale = largest_of(blocks) / np.float32(E4M3.largest)
     scale[scale == 0] = 1
     found: Float32 = E4M3.nearest(blocks / scale) * scale
     return found
@@ -210,13 +195,13 @@ def _in_float8(blocks: Float32) -> Float32:
 
 def _in_float4(blocks: Float32) -> Float32:
     """Blocks [n, in] rounded to E2M1 with a power of two for each."""
-    scale = np.ldexp(np.float32(1), mx_exponents(_largest(blocks)) - 127)
+    scale = np.ldexp(np.float32(1), mx_exponents(largest_of(blocks)) - 127)
     found: Float32 = E2M1.nearest(blocks / scale) * scale
     return found
 
 
 class _Int8(_Rounded):
-    _to_few_bits = staticmethod(_in_int8)
+    _to_few_bits = staticmethod(in_int8)
 
 
 class _Float8(_Rounded):

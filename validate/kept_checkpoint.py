@@ -17,7 +17,7 @@ from ..graph.reference.cores import cut
 from ..graph.roles import Role
 from ..graph.source.assets import NAMED_TEMPLATES
 from ..quantize.encoding import get_encoding
-from ..targets.encoded import EncodedTensor, StoredPart
+from ..quantize.stored import EncodedTensor, StoredPart
 from ..targets.hub_folder import common_files
 
 _HEAD, _KEPT = "head.bin", "kept.json"

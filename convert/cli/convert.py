@@ -106,6 +106,7 @@ def convert(
             graph,
             wanted,
             out=out,
+            tune=tuning.what,
             strict=strict,
             overwrite=overwrite,
             skip_existing=skip_existing,

@@ -118,10 +118,11 @@ class Forward(AttentionWeights, RoutedWeights):
     def run_layer(self, layer: Layer, hidden: Float32, batch: Batch) -> Float32:
         """One layer on the residual stream [tokens, H] of a batch's sequences."""
         for branch in layer.branches:
-            hidden = hidden + self._branch(branch, layer, hidden, batch)
+            hidden = hidden + self.branch(branch, layer, hidden, batch)
         return hidden
 
-    def _branch(self, branch: Branch, layer: Layer, hidden: Float32, batch: Batch) -> Float32:
+    def branch(self, branch: Branch, layer: Layer, hidden: Float32, batch: Batch) -> Float32:
+        """What a branch of a layer adds to the residual stream [tokens, H]."""
         normed = self.norm(hidden, layer.weights[branch.norm_role], branch.norm) if branch.norm else hidden
         out: Float32 = _BLOCKS[type(branch.block)](self, branch.block, layer, normed, batch)
         if branch.post_norm:

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from ...graph.errors import UsageError
 from ...graph.units import exact_size, parse_size
 
-AUTO, BITS = "auto", "bits"
+AUTO, BITS, CODES = "auto", "bits", "codes"
 # What of a quant can be tuned.
-TUNED = (BITS,)
+TUNED = (BITS, CODES)
 _TUNED = "-tuned"
 
 

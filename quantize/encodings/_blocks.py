@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from ...graph.dtypes import DType, Float32
 from ...graph.errors import InputError
 from ...graph.grid import Grid, GridRows
+from ..committed import Committed, Tunable, integer_levels
 from ..compiling import find_kernel
-from ..encoding import Bytes, Encoding, Part
+from ..encoding import Bytes, Part
 from ..grids import OnGrid
 
 Levels = NDArray[np.uint8]
@@ -29,11 +30,12 @@ _LARGEST_SEARCHED = 1e9
 _LOST = 0.75
 
 
-class BlockEncoding(Encoding):
+class BlockEncoding(Tunable):
     """Blocks of `block` elements, each stored as one `layout` record.
 
     `module` holds the compiled encoder; `searches` if it looks for scales by their error; `halves` are the
-    layout's float16 fields; `run` elements share a scale.
+    layout's float16 fields; `run` elements share a scale. Levels have `level_bits` and `zero` is subtracted from them,
+    unless a `table` says what they stand for.
 
     Refined, it keeps ggml's bytes of a block only where a longer search does not lower its squared error.
     """
@@ -45,6 +47,27 @@ class BlockEncoding(Encoding):
     searches: ClassVar[bool] = False
     halves: ClassVar[tuple[str, ...]] = ("d",)
     run: ClassVar[int] = 32
+    level_bits: ClassVar[int] = 4
+    zero: ClassVar[int | None] = None
+    table: ClassVar[Float32 | None] = None
+
+    @property
+    def levels(self) -> Float32:
+        return integer_levels(self.level_bits, zero=self.zero or 0) if self.table is None else self.table
+
+    def committed(self, *parts: Bytes) -> Committed:
+        n, records = len(parts[0]), self._stored_records(parts[0])
+        scales, offsets = self._runs(records)
+        return Committed(
+            self._levels(records).reshape(n, -1),
+            scales.reshape(n, -1),
+            offsets=None if offsets is None else offsets.reshape(n, -1),
+        )
+
+    def recoded(self, parts: tuple[Bytes, ...], found: Committed) -> tuple[Bytes, ...]:
+        records = self._stored_records(parts[0]).copy()
+        self._set_levels(records, found.codes.reshape(-1, self.block))
+        return (records.view(np.uint8).reshape(parts[0].shape),)
 
     @property
     def activation_block(self) -> int:
@@ -149,12 +172,31 @@ class BlockEncoding(Encoding):
     def decode(self, *parts: Bytes) -> Float32:
         (stored,) = parts
         n_cols = stored.shape[1] // self.layout.itemsize * self.block
-        records = np.ascontiguousarray(stored).reshape(-1).view(self.layout)
-        return self._decode(records).reshape(len(stored), n_cols)
+        return self._decode(self._stored_records(stored)).reshape(len(stored), n_cols)
+
+    def _decode(self, records: Records) -> Float32:
+        """Values [n, runs, run] of records [n]."""
+        scales, offsets = self._runs(records)
+        levels = self._levels(records).reshape(*scales.shape, self.run)
+        offset = None if offsets is None else offsets[..., None]
+        if self.table is not None:
+            return to_values(self.table[levels], scales[..., None], offset)
+        return to_values(levels, scales[..., None], offset, zero=self.zero)
 
     @abstractmethod
-    def _decode(self, records: Records) -> Float32:
-        """Values [n, …] of records [n], the elements of a block in order."""
+    def _levels(self, records: Records) -> Levels:
+        """Levels [n, block] of records [n] as unsigned numbers."""
+
+    @abstractmethod
+    def _set_levels(self, records: Records, levels: Levels) -> None:
+        """Inverse of `_levels`."""
+
+    @abstractmethod
+    def _runs(self, records: Records) -> tuple[Float32, Float32 | None]:
+        """What levels of each run are multiplied by, and what is added then: [n, runs]."""
+
+    def _stored_records(self, stored: Bytes) -> Records:
+        return np.ascontiguousarray(stored).reshape(-1).view(self.layout)
 
     def _blocks(self, rows: Float32) -> Float32:
         # numba compiles anew for arrays that are read-only or laid out otherwise
@@ -165,11 +207,8 @@ class BlockEncoding(Encoding):
             raise InputError(f"a block's scale is beyond what {self.name} holds: choose a wider encoding")
 
 
-class GridBlock(BlockEncoding, OnGrid):
+class GridBlock(OnGrid, BlockEncoding):
     """Blocks of levels with a float16 scale `d`, and a zero point in common or, without one, a float16 minimum `m`."""
-
-    level_bits: ClassVar[int]
-    zero: ClassVar[int | None] = None
 
     @property
     def grid(self) -> Grid:
@@ -178,7 +217,7 @@ class GridBlock(BlockEncoding, OnGrid):
 
     def to_grid(self, *parts: Bytes) -> GridRows:
         (stored,) = parts
-        n, records = len(stored), np.ascontiguousarray(stored).reshape(-1).view(self.layout)
+        n, records = len(stored), self._stored_records(stored)
         scales = records["d"].astype(np.float32).reshape(n, -1)
         shifts = records["m"].astype(np.float32) if self.zero is None else np.full_like(scales, self.zero)
         return GridRows(self._levels(records).reshape(n, -1), scales, shifts.reshape(n, -1))
@@ -191,17 +230,8 @@ class GridBlock(BlockEncoding, OnGrid):
         self._set_levels(records, rows.codes.reshape(-1, self.block))
         return (records.view(np.uint8).reshape(len(rows.codes), -1),)
 
-    def _decode(self, records: Records) -> Float32:
-        offset = column(records["m"]) if self.zero is None else None
-        return to_values(self._levels(records), column(records["d"]), offset, zero=self.zero)
-
-    @abstractmethod
-    def _levels(self, records: Records) -> Levels:
-        """Levels [n, 32] as unsigned numbers."""
-
-    @abstractmethod
-    def _set_levels(self, records: Records, levels: Levels) -> None:
-        """Inverse of `_levels`."""
+    def _runs(self, records: Records) -> tuple[Float32, Float32 | None]:
+        return column(records["d"]), column(records["m"]) if self.zero is None else None
 
 
 def column(values: NDArray[Any]) -> Float32:
@@ -252,9 +282,32 @@ def unpack_pairs(packed: Levels) -> Levels:
     return (parts & np.uint8(3)).reshape(-1, 256)
 
 
+def pack_pairs(levels: Levels) -> Levels:
+    """Inverse of `unpack_pairs`; bits above the second are left out."""
+    parts = (levels.reshape(-1, 2, 4, 32) & np.uint8(3)) << np.arange(0, 8, 2, dtype=np.uint8)[:, None]
+    packed: Levels = np.bitwise_or.reduce(parts, axis=2)
+    return packed.reshape(-1, 64)
+
+
+def unpack_halves(packed: Levels) -> Levels:
+    """Four-bit levels [n, 256] of bytes [n, 4, 32]: of 64 elements, the first 32 in the low halves."""
+    return np.stack([packed & np.uint8(15), packed >> np.uint8(4)], axis=2).reshape(-1, 256)
+
+
+def pack_halves(levels: Levels) -> Levels:
+    """Inverse of `unpack_halves`; bits above the fourth are left out."""
+    halves = levels.reshape(-1, 4, 2, 32) & np.uint8(15)
+    return halves[:, :, 0] | (halves[:, :, 1] << np.uint8(4))
+
+
 def unpack_high_bits(packed: Levels) -> Levels:
     """Bits [n, 256], 0 or 1 each, of bytes [n, 32]: element j + 32 k is bit k of byte j."""
     return np.unpackbits(packed[:, None], axis=1, bitorder="little").reshape(-1, 256)
+
+
+def pack_high_bits(bits: Levels) -> Levels:
+    """Inverse of `unpack_high_bits`: of each level the lowest bit."""
+    return np.packbits(bits.reshape(-1, 8, 32) & np.uint8(1), axis=1, bitorder="little")[:, 0]
 
 
 def unpack_sixes(packed: Levels) -> tuple[Float32, Float32]:

@@ -17,6 +17,7 @@ import numpy as np
 from ...graph.dtypes import Float32
 from ...graph.errors import needs_extra
 from ...graph.grid import GridRows
+from ..committed import Committed, Tunable, integer_levels
 from ..encoding import Bytes, Encoding, Part
 from .int_block import IntBlock32
 
@@ -29,7 +30,7 @@ _TOP = np.float32(255)
 _AT_ONCE = 16
 
 
-class RowInt8(Encoding):
+class RowInt8(Tunable):
     """8-bit codes with one scale and one offset a row, searched as those of `int_block` are."""
 
     name = "coreml_int8"
@@ -52,9 +53,22 @@ class RowInt8(Encoding):
         data = codes(rows, scales.astype(np.float32), offsets, _TOP)
         return data, scales[:, None], offsets[:, None]
 
-    def decode(self, *parts: Bytes) -> Float32:
+    @property
+    def levels(self) -> Float32:
+        return integer_levels(8)
+
+    def committed(self, *parts: Bytes) -> Committed:
         data, scale, offset = parts
-        return _as_float16((data.astype(np.float32) - offset) * scale.astype(np.float32))
+        return Committed(data, scale.astype(np.float32), zeros=offset.astype(np.float32))
+
+    def recoded(self, parts: tuple[Bytes, ...], found: Committed) -> tuple[Bytes, ...]:
+        return found.codes, *parts[1:]
+
+    def values(self, found: Committed) -> Float32:
+        return _as_float16(super().values(found))
+
+    def decode(self, *parts: Bytes) -> Float32:
+        return self.values(self.committed(*parts))
 
 
 class BlockInt4(IntBlock32):
@@ -89,6 +103,9 @@ class BlockInt4(IntBlock32):
     def _from_grid(self, rows: GridRows) -> tuple[Bytes, ...]:
         data, scale, offset = super()._from_grid(rows)
         return data.reshape(len(data), -1), scale, offset
+
+    def values(self, found: Committed) -> Float32:
+        return _as_float16(super().values(found))
 
     def decode(self, *parts: Bytes) -> Float32:
         data, scale, offset = parts

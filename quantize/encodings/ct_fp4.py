@@ -20,6 +20,7 @@ from typing import Self
 import numpy as np
 
 from ...graph.dtypes import DType, Float32
+from ..committed import Committed, Tunable
 from ..encoding import Bytes, Encoding, Part
 from ._elements import E2M1, E4M3
 from .ct_base import PACKED, SCALE, Codes, Grouped, largest
@@ -30,7 +31,7 @@ GLOBAL_SCALE = "weight_global_scale"
 _LEAST_SCALE = 0x20
 
 
-class _Float4(Grouped):
+class _Float4(Grouped, Tunable):
     class_name = "q4"
 
     def parts(self, n_cols: int) -> tuple[Part, ...]:
@@ -38,9 +39,19 @@ class _Float4(Grouped):
         return Part(PACKED, np.dtype("u1"), (n_cols // 2,)), scales
 
     def decode(self, *parts: Bytes) -> Float32:
+        return self.values(self.committed(*parts))
+
+    @property
+    def levels(self) -> Float32:
+        return E2M1.table
+
+    def committed(self, *parts: Bytes) -> Committed:
         packed, scales = parts
-        codes = np.stack([packed & 15, packed >> 4], axis=-1).reshape(len(packed), -1, self.block)
-        return (E2M1.table[codes] * self._factors(scales)[..., None]).reshape(len(packed), -1)
+        codes = np.stack([packed & 15, packed >> 4], axis=-1).reshape(len(packed), -1)
+        return Committed(codes, self._factors(scales))
+
+    def recoded(self, parts: tuple[Bytes, ...], found: Committed) -> tuple[Bytes, ...]:
+        return pack(np.ascontiguousarray(found.codes), 4).view(np.uint8), parts[1]
 
     def _stored(self, codes: Codes, *parameters: Float32) -> tuple[Bytes, ...]:
         return pack(codes, 4).view(np.uint8), parameters[0].astype(np.uint8)

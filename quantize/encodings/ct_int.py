@@ -20,6 +20,7 @@ import numpy as np
 
 from ...graph.dtypes import DType, Float32
 from ...graph.grid import Grid, GridRows
+from ..committed import Committed, Tunable, integer_levels
 from ..compiling import find_kernel
 from ..encoding import Bytes, Encoding, Part
 from ..grids import OnGrid, repeated
@@ -156,7 +157,7 @@ def _words(codes: Codes, bits: int) -> Bytes:
     return pack(padded, bits)[:, : n_cols * bits // 32]
 
 
-class ChannelInt8(Symmetric):
+class ChannelInt8(Symmetric, Tunable):
     """Bytes with a scale a row, which kernels multiply by activations of 8 bits."""
 
     class_name = "q8"
@@ -171,8 +172,18 @@ class ChannelInt8(Symmetric):
         return Part(WEIGHT, np.dtype("i1"), (n_cols,)), Part(SCALE, self.float_dtype, (1,))
 
     def decode(self, *parts: Bytes) -> Float32:
+        return self.values(self.committed(*parts))
+
+    @property
+    def levels(self) -> Float32:
+        return integer_levels(8, zero=128)
+
+    def committed(self, *parts: Bytes) -> Committed:
         codes, scales = parts
-        return codes.astype(np.float32) * self.floats.decode(scales)
+        return Committed(codes.view(np.uint8) ^ np.uint8(128), self.floats.decode(scales))
+
+    def recoded(self, parts: tuple[Bytes, ...], found: Committed) -> tuple[Bytes, ...]:
+        return (found.codes ^ np.uint8(128)).view(np.int8), parts[1]
 
     def _packed(self, codes: Codes) -> Bytes:
         return (codes ^ np.uint8(128)).view(np.int8)

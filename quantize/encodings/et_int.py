@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from ...graph.dtypes import DType, Float32, to_bfloat16
 from ...graph.errors import InputError
 from ...graph.grid import Grid, GridRows
+from ..committed import Committed, Tunable, integer_levels
 from ..encoding import Bytes, Encoding, Part
 from ..grids import OnGrid, repeated
 
@@ -67,8 +68,8 @@ _FLOAT16 = _ScaleType(np.dtype("<f2"))
 FLOAT32 = _ScaleType(np.dtype("<f4"))
 
 
-class Integers(Encoding):
-    """Codes of `n_bits` and scales."""
+class Integers(Tunable):
+    """Codes of `n_bits` and scales. Bytes reach from -127, so that they can be negated."""
 
     n_bits: int
 
@@ -79,6 +80,21 @@ class Integers(Encoding):
     @abstractmethod
     def integers(self, values: Bytes, scales: Bytes) -> tuple[NDArray[np.int8], Float32]:
         """Codes [n, n_cols] and scales [n, groups] of stored parts."""
+
+    @abstractmethod
+    def _pack(self, codes: NDArray[np.int8]) -> Bytes:
+        """Codes [n, n_cols] as they are stored."""
+
+    @property
+    def levels(self) -> Float32:
+        return integer_levels(self.n_bits, zero=1 << (self.n_bits - 1), lowest=self.n_bits // 8)
+
+    def committed(self, *parts: Bytes) -> Committed:
+        codes, scales = self.integers(*parts)
+        return Committed(codes.view(np.uint8) + np.uint8(1 << (self.n_bits - 1)), scales)
+
+    def recoded(self, parts: tuple[Bytes, ...], found: Committed) -> tuple[Bytes, ...]:
+        return self._pack((found.codes - np.uint8(1 << (self.n_bits - 1))).view(np.int8)), parts[1]
 
     def decode(self, *parts: Bytes) -> Float32:
         codes, scales = self.integers(*parts)
@@ -125,6 +141,13 @@ class GroupInt4(Integers):
         pairs = np.stack([(values >> shift) & 15 for shift in self._shifts], axis=-1)
         return (pairs.astype(np.int8) - np.int8(8)).reshape(len(values), -1), self._scales.load(scales)
 
+    @property
+    def refits(self) -> DType | None:
+        return DType.BF16 if self._scales.is_bfloat16 else None
+
+    def recoded(self, parts: tuple[Bytes, ...], found: Committed) -> tuple[Bytes, ...]:
+        return super().recoded(parts, found)[0], self._scales.store(found.scales)
+
     def _search(self, groups: Float32, weights: Float32 | None) -> Float32:
         """The best scale of each group: [n, groups, 1]."""
         largest = np.abs(groups).max(axis=-1, keepdims=True)
@@ -149,7 +172,7 @@ class GroupInt4(Integers):
         return np.asarray((nibbles[:, 0::2] << even) | (nibbles[:, 1::2] << odd), np.uint8)
 
 
-class TableInt4(GroupInt4, OnGrid):
+class TableInt4(OnGrid, GroupInt4):
     """`GroupInt4` with float16 scales for a table that is looked up: there any scale will do, a negative one, too."""
 
     grid = Grid(bits=4, group=32, scales=DType.F16, zero=8)
@@ -185,6 +208,9 @@ class RowInt8(Integers):
 
     def integers(self, values: Bytes, scales: Bytes) -> tuple[NDArray[np.int8], Float32]:
         return values, scales
+
+    def _pack(self, codes: NDArray[np.int8]) -> Bytes:
+        return codes
 
 
 def _codes(groups: Float32, scales: Float32) -> Float32:

@@ -12,12 +12,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from ...graph.dtypes import Float32
-from ..encoding import Encoding
-from ._blocks import BlockEncoding, Records, column, unpack_nibbles
+from ...graph.dtypes import DType, Float32
+from ..committed import Committed
+from ..encoding import Bytes, Encoding
+from ._blocks import BlockEncoding, Levels, Records, column, pack_nibbles, unpack_nibbles
 from ._tables import IQ4
-
-_VALUES = np.array(IQ4, np.float32)
 
 
 class IQ4_NL(BlockEncoding):
@@ -30,9 +29,25 @@ class IQ4_NL(BlockEncoding):
     layout = np.dtype([("d", "<f2"), ("qs", "u1", 16)])
     module = "_kernels_iq4"
     searches = True
+    table = np.array(IQ4, np.float32)
 
-    def _decode(self, records: Records) -> Float32:
-        return column(records["d"]) * _VALUES[unpack_nibbles(records["qs"])]
+    @property
+    def refits(self) -> DType | None:
+        return DType.F16
+
+    def recoded(self, parts: tuple[Bytes, ...], found: Committed) -> tuple[Bytes, ...]:
+        (stored,) = super().recoded(parts, found)
+        self._stored_records(stored)["d"] = found.scales.reshape(-1)
+        return (stored,)
+
+    def _levels(self, records: Records) -> Levels:
+        return unpack_nibbles(records["qs"])
+
+    def _set_levels(self, records: Records, levels: Levels) -> None:
+        records["qs"] = pack_nibbles(levels)
+
+    def _runs(self, records: Records) -> tuple[Float32, Float32 | None]:
+        return column(records["d"]), None
 
 
 ENCODINGS: tuple[Encoding, ...] = (IQ4_NL(),)

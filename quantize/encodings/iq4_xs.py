@@ -16,10 +16,8 @@ import numpy as np
 
 from ...graph.dtypes import Float32
 from ..encoding import Encoding
-from ._blocks import BlockEncoding, Records, column, unpack_nibbles
+from ._blocks import BlockEncoding, Levels, Records, column, pack_nibbles, unpack_nibbles
 from ._tables import IQ4
-
-_VALUES = np.array(IQ4, np.float32)
 
 
 class IQ4_XS(BlockEncoding):
@@ -32,12 +30,18 @@ class IQ4_XS(BlockEncoding):
     layout = np.dtype([("d", "<f2"), ("scales_h", "<u2"), ("scales_l", "u1", 4), ("qs", "u1", (8, 16))])
     module = "_kernels_iq4"
     searches = True
+    table = np.array(IQ4, np.float32)
 
-    def _decode(self, records: Records) -> Float32:
+    def _levels(self, records: Records) -> Levels:
+        return unpack_nibbles(records["qs"]).reshape(-1, 256)
+
+    def _set_levels(self, records: Records, levels: Levels) -> None:
+        records["qs"] = pack_nibbles(levels.reshape(-1, 32)).reshape(-1, 8, 16)
+
+    def _runs(self, records: Records) -> tuple[Float32, Float32 | None]:
         low = np.stack([records["scales_l"] & 15, records["scales_l"] >> 4], axis=2).reshape(-1, 8)
         high = (records["scales_h"][:, None] >> np.arange(0, 16, 2, dtype=np.uint16)) & 3
-        scales = column(records["d"]) * ((low | (high << 4)).astype(np.float32) - 32)
-        return scales[:, :, None] * _VALUES[unpack_nibbles(records["qs"])]
+        return column(records["d"]) * ((low | (high << 4)).astype(np.float32) - 32), None
 
 
 ENCODINGS: tuple[Encoding, ...] = (IQ4_XS(),)

@@ -19,15 +19,16 @@ from typing import ClassVar
 import numpy as np
 
 from ...graph.dtypes import Float32
+from ..committed import Committed, Tunable
 from ..encoding import Bytes
 from ._elements import E2M1, E4M3, Element
-from .mlx_pack import FLOATS, Codes, GroupEncoding
+from .mlx_pack import FLOATS, Codes, GroupEncoding, pack, unpack
 
 # Of E2M1 MLX rounds ties to zero.
 _E2M1 = replace(E2M1, ties_to_even=False)
 
 
-class _TinyFloat(GroupEncoding):
+class _TinyFloat(GroupEncoding, Tunable):
     """Elements of one kind with one byte of scale a group; `_tries` are the steps from it that refining looks at."""
 
     _tries: ClassVar[tuple[int, ...]]
@@ -40,6 +41,17 @@ class _TinyFloat(GroupEncoding):
 
     def _parameters(self) -> tuple[tuple[str, np.dtype[np.generic]], ...]:
         return (("scales", np.dtype("u1")),)
+
+    @property
+    def levels(self) -> Float32:
+        return self._element.table
+
+    def committed(self, *parts: Bytes) -> Committed:
+        weight, scales = parts
+        return Committed(unpack(weight, self.bits), self._factors(scales))
+
+    def recoded(self, parts: tuple[Bytes, ...], found: Committed) -> tuple[Bytes, ...]:
+        return pack(np.ascontiguousarray(found.codes), self.bits), parts[1]
 
     def _fit(self, groups: Float32) -> tuple[Bytes, ...]:
         wanted: Float32 = np.abs(groups).max(axis=0) / np.float32(self._element.largest)

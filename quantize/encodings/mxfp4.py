@@ -16,10 +16,8 @@ import numpy as np
 
 from ...graph.dtypes import Float32
 from ..encoding import Encoding
-from ._blocks import BlockEncoding, Records, unpack_nibbles
+from ._blocks import BlockEncoding, Levels, Records, pack_nibbles, unpack_nibbles
 from ._tables import E2M1
-
-_VALUES = np.array([*E2M1, *(-value for value in E2M1)], np.float32)
 
 
 class MXFP4(BlockEncoding):
@@ -33,11 +31,18 @@ class MXFP4(BlockEncoding):
     layout = np.dtype([("e", "u1"), ("qs", "u1", 16)])
     module = "_kernels_iq4"
     halves = ()
+    table = np.array([*E2M1, *(-value for value in E2M1)], np.float32)
 
-    def _decode(self, records: Records) -> Float32:
+    def _levels(self, records: Records) -> Levels:
+        return unpack_nibbles(records["qs"])
+
+    def _set_levels(self, records: Records, levels: Levels) -> None:
+        records["qs"] = pack_nibbles(levels)
+
+    def _runs(self, records: Records) -> tuple[Float32, Float32 | None]:
         # The table is of twice the values, so that the power is one less; ldexp rounds a subnormal scale as C has it.
         halved = np.ldexp(np.float32(1), records["e"].astype(np.int32) - 128).astype(np.float32)
-        return halved[:, None] * _VALUES[unpack_nibbles(records["qs"])]
+        return halved[:, None], None
 
 
 ENCODINGS: tuple[Encoding, ...] = (MXFP4(),)

@@ -17,7 +17,7 @@ import numpy as np
 
 from ...graph.dtypes import Float32
 from ..encoding import Encoding
-from ._blocks import BlockEncoding, Records, column, to_values, unpack_pairs
+from ._blocks import BlockEncoding, Levels, Records, column, pack_pairs, unpack_pairs
 
 
 class Q2_K(BlockEncoding):
@@ -32,12 +32,17 @@ class Q2_K(BlockEncoding):
     searches = True
     halves = ("d", "dmin")
     run = 16
+    level_bits = 2
 
-    def _decode(self, records: Records) -> Float32:
-        scales = (records["scales"] & 15) * column(records["d"])
+    def _levels(self, records: Records) -> Levels:
+        return unpack_pairs(records["qs"])
+
+    def _set_levels(self, records: Records, levels: Levels) -> None:
+        records["qs"] = pack_pairs(levels)
+
+    def _runs(self, records: Records) -> tuple[Float32, Float32 | None]:
         minima = (records["scales"] >> 4) * column(records["dmin"])
-        levels = unpack_pairs(records["qs"]).reshape(-1, 16, 16)
-        return to_values(levels, scales[:, :, None], -minima[:, :, None])
+        return (records["scales"] & 15) * column(records["d"]), -minima
 
 
 ENCODINGS: tuple[Encoding, ...] = (Q2_K(),)

@@ -19,7 +19,7 @@ import numpy as np
 
 from ...graph.dtypes import Float32
 from ..encoding import Encoding
-from ._blocks import BlockEncoding, Records, column, to_values, unpack_high_bits, unpack_pairs
+from ._blocks import BlockEncoding, Levels, Records, column, pack_high_bits, pack_pairs, unpack_high_bits, unpack_pairs
 
 
 class Q3_K(BlockEncoding):
@@ -33,15 +33,21 @@ class Q3_K(BlockEncoding):
     module = "_kernels_k"
     searches = True
     run = 16
+    level_bits = 3
+    zero = 4
 
-    def _decode(self, records: Records) -> Float32:
+    def _levels(self, records: Records) -> Levels:
+        return unpack_pairs(records["qs"]) | (unpack_high_bits(records["hmask"]) << np.uint8(2))
+
+    def _set_levels(self, records: Records, levels: Levels) -> None:
+        records["qs"], records["hmask"] = pack_pairs(levels), pack_high_bits(levels >> np.uint8(2))
+
+    def _runs(self, records: Records) -> tuple[Float32, Float32 | None]:
         low, high = records["scales"][:, :8], records["scales"][:, 8:]
         fours = np.concatenate([low & 15, low >> 4], axis=1)
         twos = (high[:, None] >> np.arange(0, 8, 2, dtype=np.uint8)[:, None]) & 3
         scales = (fours | (twos.reshape(-1, 16) << 4)).astype(np.float32) - 32
-        levels = unpack_pairs(records["qs"]) | (unpack_high_bits(records["hmask"]) << 2)
-        scaled = column(records["d"]) * scales
-        return to_values(levels.reshape(-1, 16, 16), scaled[:, :, None], zero=4)
+        return column(records["d"]) * scales, None
 
 
 ENCODINGS: tuple[Encoding, ...] = (Q3_K(),)

@@ -20,7 +20,7 @@ import numpy as np
 
 from ...graph.dtypes import Float32
 from ..encoding import Encoding
-from ._blocks import BlockEncoding, Records, column, to_values, unpack_sixes
+from ._blocks import BlockEncoding, Levels, Records, column, pack_halves, unpack_halves, unpack_sixes
 
 
 class Q4_K(BlockEncoding):
@@ -35,11 +35,15 @@ class Q4_K(BlockEncoding):
     searches = True
     halves = ("d", "dmin")
 
-    def _decode(self, records: Records) -> Float32:
+    def _levels(self, records: Records) -> Levels:
+        return unpack_halves(records["qs"])
+
+    def _set_levels(self, records: Records, levels: Levels) -> None:
+        records["qs"] = pack_halves(levels)
+
+    def _runs(self, records: Records) -> tuple[Float32, Float32 | None]:
         scales, minima = unpack_sixes(records["scales"])
-        levels = np.stack([records["qs"] & 15, records["qs"] >> 4], axis=2).reshape(-1, 8, 32)
-        scales, minima = scales * column(records["d"]), minima * column(records["dmin"])
-        return to_values(levels, scales[:, :, None], -minima[:, :, None])
+        return scales * column(records["d"]), -(minima * column(records["dmin"]))
 
 
 ENCODINGS: tuple[Encoding, ...] = (Q4_K(),)

@@ -18,7 +18,17 @@ import numpy as np
 
 from ...graph.dtypes import Float32
 from ..encoding import Encoding
-from ._blocks import BlockEncoding, Records, column, to_values, unpack_high_bits, unpack_sixes
+from ._blocks import (
+    BlockEncoding,
+    Levels,
+    Records,
+    column,
+    pack_halves,
+    pack_high_bits,
+    unpack_halves,
+    unpack_high_bits,
+    unpack_sixes,
+)
 
 
 class Q5_K(BlockEncoding):
@@ -32,13 +42,17 @@ class Q5_K(BlockEncoding):
     module = "_kernels_k"
     searches = True
     halves = ("d", "dmin")
+    level_bits = 5
 
-    def _decode(self, records: Records) -> Float32:
+    def _levels(self, records: Records) -> Levels:
+        return unpack_halves(records["qs"]) | (unpack_high_bits(records["qh"]) << np.uint8(4))
+
+    def _set_levels(self, records: Records, levels: Levels) -> None:
+        records["qs"], records["qh"] = pack_halves(levels), pack_high_bits(levels >> np.uint8(4))
+
+    def _runs(self, records: Records) -> tuple[Float32, Float32 | None]:
         scales, minima = unpack_sixes(records["scales"])
-        low = np.stack([records["qs"] & 15, records["qs"] >> 4], axis=2).reshape(-1, 256)
-        levels = (low | (unpack_high_bits(records["qh"]) << 4)).reshape(-1, 8, 32)
-        scales, minima = scales * column(records["d"]), minima * column(records["dmin"])
-        return to_values(levels, scales[:, :, None], -minima[:, :, None])
+        return scales * column(records["d"]), -(minima * column(records["dmin"]))
 
 
 ENCODINGS: tuple[Encoding, ...] = (Q5_K(),)

@@ -19,7 +19,7 @@ import numpy as np
 
 from ...graph.dtypes import Float32
 from ..encoding import Encoding
-from ._blocks import BlockEncoding, Records, column, to_values
+from ._blocks import BlockEncoding, Levels, Records, column
 
 
 class Q6_K(BlockEncoding):
@@ -33,14 +33,24 @@ class Q6_K(BlockEncoding):
     module = "_kernels_k"
     searches = True
     run = 16
+    level_bits = 6
+    zero = 32
 
-    def _decode(self, records: Records) -> Float32:
+    def _levels(self, records: Records) -> Levels:
         ql, qh = records["ql"].reshape(-1, 2, 1, 64), records["qh"].reshape(-1, 2, 1, 32)
         low = np.concatenate([ql & 15, ql >> 4], axis=2).reshape(-1, 2, 4, 32)
         high = (qh >> np.arange(0, 8, 2, dtype=np.uint8)[:, None]) & 3
-        levels = (low | (high << 4)).reshape(-1, 16, 16)
-        scales = column(records["d"]) * records["scales"]
-        return to_values(levels, scales[:, :, None], zero=32).reshape(-1, 256)
+        levels: Levels = low | (high << 4)
+        return levels.reshape(-1, 256)
+
+    def _set_levels(self, records: Records, levels: Levels) -> None:
+        parts = levels.reshape(-1, 2, 4, 32)
+        low, high = parts & np.uint8(15), (parts >> np.uint8(4)) << np.arange(0, 8, 2, dtype=np.uint8)[:, None]
+        records["ql"] = (low[:, :, :2] | (low[:, :, 2:] << np.uint8(4))).reshape(-1, 2, 64)
+        records["qh"] = np.bitwise_or.reduce(high, axis=2)
+
+    def _runs(self, records: Records) -> tuple[Float32, Float32 | None]:
+        return column(records["d"]) * records["scales"], None
 
 
 ENCODINGS: tuple[Encoding, ...] = (Q6_K(),)

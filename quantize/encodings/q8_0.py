@@ -30,6 +30,7 @@ class Q8_0(GridBlock):
     module = "_kernels_32"
     level_bits = 8
     zero = 128
+    lowest_code = 1
 
     def _levels(self, records: Records) -> Levels:
         return records["qs"].view(np.uint8) ^ _SIGN

@@ -64,6 +64,14 @@ class Statistics:
     facts: Mapping[str, Any] = field(repr=False)
     graph: WeightGraph = field(repr=False)
 
+    @property
+    def about(self) -> dict[str, Any]:
+        """What the manifest of an artifact says of the statistics that it was tuned by."""
+        return {
+            "statistics_sha256": self.sha256,
+            "texts": [{"name": text.name, "sha256": text.sha256} for text in self.texts],
+        }
+
     @cached_property
     def chunks(self) -> tuple[tuple[int, ...], ...]:
         """The token ids that were run, each chunk from an empty state."""

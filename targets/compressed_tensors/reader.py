@@ -22,7 +22,7 @@ from ...graph.tensor import Shape, StackedTensor, TensorView
 from ...quantize.encoding import Encoding, get_encoding
 from ...quantize.encodings.ct_base import PACKED, SCALE, ZERO_POINT
 from ...quantize.encodings.ct_fp4 import GLOBAL_SCALE, NvFp4
-from ..encoded import EncodedTensor, StoredPart
+from ...quantize.stored import EncodedTensor, StoredPart
 from ..target import NotJudged
 from .layout import Array, module_path, stored_runs
 

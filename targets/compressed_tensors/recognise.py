@@ -17,7 +17,7 @@ from ...quantize.encodings.ct_base import CtEncoding
 from ...quantize.encodings.ct_fp4 import MxFp4, NvFp4
 from ...quantize.encodings.ct_fp8 import ChannelFp8
 from ...quantize.encodings.ct_int import ChannelInt8, GroupInt
-from ..encoded import EncodedTensor
+from ...quantize.stored import EncodedTensor
 from ..recognised import coarsest, folder_artifact, model_folders, most_common
 from ..target import Artifact, ListedTensor, NotJudged
 from .reader import read_weights

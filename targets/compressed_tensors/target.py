@@ -84,7 +84,7 @@ class CompressedTensorsTarget(Target):
 
     def plan(self, graph: WeightGraph, quant: str) -> Plan:
         chosen = writable_quant(quant)
-        folder = fit_name(graph.name, self.ending(chosen.name))
+        folder = fit_name(graph.name, self.ending(graph, chosen.name))
         stored = stored_weights(graph, lambda dtype: self.mixed(ct_policy(chosen, dtype)))
         shards = split([each.runs for each in stored], max_bytes=self.max_shard_size)
         n_bytes = sum(run.nbytes for each in stored for run in each.runs)

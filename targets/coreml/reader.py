@@ -12,7 +12,7 @@ from ...graph.errors import InputError
 from ...graph.roles import Address, Trait, find_role
 from ...graph.tensor import TensorView
 from ...quantize.encoding import get_encoding
-from ..encoded import EncodedTensor, StoredPart
+from ...quantize.stored import EncodedTensor, StoredPart
 from ..target import ListedTensor, NotJudged
 from .evaluator.element_types import BY_SPEC, ElementType
 from .evaluator.package import Package, open_package

@@ -85,7 +85,7 @@ class CoremlTarget(Target):
         label = self.labelled(policy.name)
         refuse_blocks(graph.config)
         pieces = self._pieces(graph, policy)
-        stem = named_stem(self.outfile, SUFFIX, label, fit_name(graph.name, self.ending(policy.name)))
+        stem = named_stem(self.outfile, SUFFIX, label, fit_name(graph.name, self.ending(graph, policy.name)))
         packages = {part_name(stem, piece.number, piece.count, SUFFIX): piece for piece in pieces}
         stores = {name: WeightStore(policy, f"{name}/{WEIGHTS}") for name in packages}
         small: dict[str, bytes] = {}

@@ -22,7 +22,7 @@ from executorch.extension.flat_tensor.serialize.serialize import FlatTensorHeade
 from ...graph.errors import InputError
 from ...graph.roles import Address, Trait
 from ...graph.tensor import ArrayTensor, ReshapedTensor, StackedTensor, TensorView
-from ..encoded import EncodedTensor, StoredPart
+from ...quantize.stored import EncodedTensor, StoredPart
 from ..plans import TensorPlan
 from .fused import operands
 from .layout import INDEX_KEY, VECTORS, n_cuts, part_sizes, parts_of

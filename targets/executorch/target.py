@@ -88,7 +88,7 @@ class ExecutorchTarget(Target):
         label = self.labelled(policy.name)
         context = _context(graph.config, self.context)
         suffix = "" if self.et_backend == XNNPACK else f"-{self.et_backend}"
-        own = fit_name(graph.name, f"{self.ending(policy.name)}{suffix}")
+        own = fit_name(graph.name, f"{self.ending(graph, policy.name)}{suffix}")
         stem = named_stem(self.outfile, self.file_suffix, label, own)
         path, *_ = paths = stem + self.file_suffix, stem + DATA_SUFFIX
         scratch = path + ".weights"

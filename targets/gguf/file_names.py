@@ -75,7 +75,7 @@ def title(name: str) -> str:
 def file_stem(pairs: Iterable[KeyValue], ending: str, *, refined: bool) -> str:
     """The file's name without shard, as the converter names a file from its metadata; the `ending` is `-Q4_K_M`.
 
-    That scales are refined is said where the convention has room for it, with the fine-tune.
+    That scales are refined, or codes tuned, is said where the convention has room for it, with the fine-tune.
     """
     general = {p.key.removeprefix("general."): p.value for p in pairs if p.key.startswith("general.")}
     parts = [str(general.get("basename") or general.get("name") or "model")]

@@ -23,7 +23,7 @@ from ...quantize.encoding import get_encoding, ggml_types
 from ...quantize.gguf_file.header import TensorInfo
 from ...quantize.gguf_file.reader import GgufFile, read_gguf
 from ...quantize.gguf_file.tensor_names import ROPE_FACTORS, family_of, tensor_address
-from ..encoded import EncodedTensor, StoredPart
+from ...quantize.stored import EncodedTensor, StoredPart
 from ..target import NotJudged
 from .numbers import FOLDED_SCALE_KEY
 

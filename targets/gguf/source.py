@@ -32,7 +32,8 @@ from ...quantize.encoding import get_encoding
 from ...quantize.gguf_file.header import TensorInfo
 from ...quantize.gguf_file.reader import GgufFile, read_gguf
 from ...quantize.gguf_file.tensor_names import ROPE_FACTORS, family_of, gguf_names
-from ..encoded import SourceTensor, StoredPart
+from ...quantize.stored import StoredPart
+from ..encoded import SourceTensor
 from ..naming import read_part_name
 from ..target import Artifact, NotJudged
 from .card import card_of

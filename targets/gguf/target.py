@@ -83,7 +83,7 @@ class GgufTarget(Target):
         ours = [*(importance.metadata() if importance else ()), *_told(graph, is_refined=is_refined)]
         pairs = overridden([*pairs, *ours], self.metadata)
         label = self.labelled(name)
-        stem = file_stem(pairs, self.ending(name), refined=is_refined)
+        stem = file_stem(pairs, self.ending(graph, name), refined=is_refined)
         stem = named_stem(self.outfile, self.file_suffix, label, stem)
         shards = lay_out(stem, pairs, tensors, max_bytes=self.split_max_size)
         places = {name: (shard.path, offset) for shard in shards for name, offset in shard.offsets.items()}

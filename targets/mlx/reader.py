@@ -16,7 +16,7 @@ from ...graph.source.config_file import load_config
 from ...graph.source.safetensors import StoredTensor
 from ...graph.tensor import Shape, TensorView
 from ...quantize.encoding import Encoding, get_encoding
-from ..encoded import EncodedTensor, StoredPart
+from ...quantize.stored import EncodedTensor, StoredPart
 from ..target import NotJudged
 from .layout import stored_arrays
 from .parameters import is_packed, module_path, parameter_name

@@ -12,7 +12,7 @@ from ...graph.roles import Address, Role, Trait
 from ...graph.tensor import TensorView
 from ...quantize.encoding import Encoding
 from ...quantize.encodings.mlx_pack import GroupEncoding
-from ..encoded import EncodedTensor
+from ...quantize.stored import EncodedTensor
 from ..recognised import coarsest, folder_artifact, model_folders, most_common
 from ..target import Artifact, ListedTensor, NotJudged
 from .folder import is_mlx_folder

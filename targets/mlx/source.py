@@ -19,7 +19,8 @@ from ...graph.source.tokenizer import TOKENIZER_FILE, Tokenizer
 from ...graph.tensor import Shape, TensorView
 from ...quantize.encoding import Encoding
 from ...quantize.encodings.mlx_pack import GroupEncoding
-from ..encoded import SourceTensor, StoredPart
+from ...quantize.stored import StoredPart
+from ..encoded import SourceTensor
 from ..target import NotJudged
 from .folder import has_mlx_arrays
 from .parameters import is_packed

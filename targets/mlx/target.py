@@ -80,7 +80,7 @@ class MlxTarget(Target):
         importance = self._importance()
         is_released = mlx_names(graph.config.family).is_released
         refuse_inexpressible(graph, is_released=is_released)
-        folder = fit_name(graph.name, self.ending(chosen.name) + ("-refined" if self.refine else ""))
+        folder = fit_name(graph.name, self.ending(graph, chosen.name) + ("-refined" if self.refine else ""))
         weights = cast_weights(graph, to_bfloat16=chosen.matrices is None)
         stored = [self._store(graph, weight, chosen) for weight in weights]
         if importance is not None:

@@ -25,7 +25,7 @@ from ...graph.errors import InputError
 from ...graph.tensor import Shape
 from ...quantize.encoding import Encoding, get_encoding
 from ...quantize.rounded import Rounded
-from ..encoded import Encoded
+from ...quantize.stored import Encoded
 from ..recognised import own_file
 
 # ONNX's element types that weights are of, as numpy reads them; bfloat16 is widened by hand.

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from ...graph.roles import EXPERTS, Address, Role
 from ...graph.tensor import StackedTensor, TensorView
 from ...quantize.encoding import get_encoding
-from ..encoded import EncodedTensor, StoredPart, stored_tensors
+from ...quantize.stored import EncodedTensor, StoredPart
+from ..encoded import stored_tensors
 from ..plans import Plan
 from ..target import Artifact
 from .check import Place, check_places, check_stored

@@ -93,7 +93,7 @@ class OnnxTarget(Target):
         is_fused = self.onnx_moe == "qmoe"
         if is_fused and not graph.config.is_mixture:
             raise UsageError("--onnx-moe qmoe: a dense model has no experts")
-        path = main_file(policy.name, self._told(policy.name))
+        path = main_file(policy.name, self._told(graph, policy.name))
         with needs_extra(self.extra, "the onnx target"):
             built = build_graph(
                 graph, policy, path + "_data", fused_experts=is_fused, whole_caches=self.onnx_caches == "whole"
@@ -114,9 +114,9 @@ class OnnxTarget(Target):
             details=_Details(serialised, tuple(store.initializers)),
         )
 
-    def _told(self, quant: str) -> str:
+    def _told(self, graph: WeightGraph, quant: str) -> str:
         if self.allotment is None:
-            return ""
+            return "_tuned" if graph.tuned else ""
         return "_tuned" if self.allotment.word == quant else f"_tuned_{self.allotment.word}"
 
     def mixes(self, graph: WeightGraph, tensor: TensorPlan) -> Sequence[str]:

@@ -34,6 +34,7 @@ RANKS = {
             "convert.recipe",
             "convert.statistics",
             "convert.stopping",
+            "convert.tuning",
         ),
         8,
     ),

@@ -12,7 +12,8 @@ from lfm_convert.convert import pipeline
 from lfm_convert.graph.graph import WeightGraph
 from lfm_convert.graph.roles import Address, Role
 from lfm_convert.graph.tensor import TensorView
-from lfm_convert.targets.encoded import Encoded, encoding_of
+from lfm_convert.quantize.stored import Encoded
+from lfm_convert.targets.encoded import encoding_of
 from lfm_convert.targets.target import get_target
 
 MODELS = ("dense", "moe", "lfm3")

@@ -17,7 +17,7 @@ from lfm_convert.graph.roles import Role
 from lfm_convert.graph.rotary import default_rope
 from lfm_convert.graph.tensor import ArrayTensor, TensorView
 from lfm_convert.quantize.encoding import get_encoding
-from lfm_convert.targets.encoded import EncodedTensor
+from lfm_convert.quantize.stored import EncodedTensor
 
 Store = Callable[[WeightGraph], WeightGraph]
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from lfm_convert.graph.dtypes import DType
 from lfm_convert.quantize.encoding import Encoding, get_encoding
-from lfm_convert.targets.encoded import SourceTensor, StoredPart
+from lfm_convert.quantize.stored import StoredPart
+from lfm_convert.targets.encoded import SourceTensor
 from lfm_convert.targets.plans import Placement, TensorPlan
 from lfm_convert.targets.stream import Execution, prepare_file, write_tensors
 

@@ -1,0 +1,206 @@
+"""The residual streams of a text, as the checkpoint has it and behind quantised layers, and what matrices meet in them."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ...graph.blocks import Branch
+from ...graph.dtypes import Float32
+from ...graph.graph import Layer, Weight, WeightGraph
+from ...graph.reference.feed_forward import Routing
+from ...graph.reference.forward import Forward
+from ...graph.reference.state import Batch, State
+from ...graph.roles import EXPERTS, Address, Role
+from ..encoding import Encoding
+from ..rounded import in_int8
+from .store import Store
+
+# Tokens that are run together.
+_BATCH_TOKENS = 4096
+# Streams that are larger together lie on the disk.
+_IN_MEMORY_BYTES = 1 << 29
+
+# One matrix of a stack, or the only one.
+Slice = tuple[Address, int]
+# Weights with the same inputs.
+Stage = tuple[Address, ...]
+
+
+class Inputs(NamedTuple):
+    """What a matrix meets in a batch: [n, n_cols], the same tokens in both."""
+
+    quantised: Float32
+    floats: Float32
+
+
+class _Enough(Exception):
+    """All that was wanted of a branch has been seen."""
+
+
+class _Watched(Forward):
+    """A forward pass whose inputs of some weights are kept, and which may be told the experts to run."""
+
+    def __init__(self, graph: WeightGraph) -> None:
+        super().__init__(graph, keep_bytes=0)
+        self.wanted: frozenset[Address] = frozenset()
+        self.seen: dict[Slice, Float32] = {}
+        self.routing: Routing | None = None
+        # Weights whose kernels take activations in 8 bits, token by token, while the quantised stream runs.
+        self.rounded: Container[Address] = ()
+
+    def linear(self, x: Float32, weight: Weight, bias: Weight | None = None, **rows: Any) -> Float32:
+        if weight.address in self.rounded:
+            x = in_int8(x)
+        if weight.address in self.wanted:
+            self.seen[weight.address, rows.get("expert") or 0] = x
+            if weight.role not in EXPERTS and len(self.seen) == len(self.wanted):
+                raise _Enough
+        return super().linear(x, weight, bias, **rows)
+
+    def route(self, *arguments: Any) -> Routing:
+        return super().route(*arguments) if self.routing is None else self.routing
+
+
+class Streams:
+    """Both streams [tokens, H] of chunks of token ids, each chunk by itself."""
+
+    def __init__(
+        self,
+        graph: WeightGraph,
+        chunks: Sequence[Sequence[int]],
+        *,
+        scratch: Path,
+        chosen: Mapping[Address, Encoding],
+    ) -> None:
+        """`chosen` is what weights will be stored as. Raises: as `Forward.states`."""
+        self._forward = _Watched(graph)
+        # A whole row with one scale is part of the format; smaller blocks are what some kernels do, and others do not.
+        self._rounded = {a for a, encoding in chosen.items() if encoding.activation_block == 0}
+        table = chosen.get((Role.EMBED, None))
+        self._batches = list(_batches(chunks))
+        shape = sum(map(len, chunks)), graph.config.hidden_size
+        is_large = 8 * shape[0] * shape[1] > _IN_MEMORY_BYTES
+        names = ("floats", "quantised")
+        self._floats, self._quantised = (
+            np.memmap(scratch / name, np.float32, "w+", shape=shape) if is_large else np.empty(shape, np.float32)
+            for name in names
+        )
+        self._files = [scratch / name for name in names if is_large]
+        for rows, some in self._batches:
+            self._floats[rows] = embedded = self._forward.embedded(some)
+            self._quantised[rows] = embedded if table is None else _rounded(embedded, some, table)
+
+    def close(self) -> None:
+        """Removes what lies on the disk."""
+        for file in self._files:
+            file.unlink(missing_ok=True)
+
+    def stages(self, branch: Branch, layer: Layer) -> list[Stage]:
+        """The matrices of a branch in the order in which they are used, those with the same inputs together."""
+        calls: list[tuple[Address, Float32]] = []
+
+        class Listening(_Watched):
+            def linear(self, x: Float32, weight: Weight, bias: Weight | None = None, **rows: Any) -> Float32:
+                calls.append((weight.address, x))
+                return super().linear(x, weight, bias, **rows)
+
+        _, chunks = self._batches[0]
+        some = [chunks[0][:16]]
+        Listening(self._forward.graph).branch(branch, layer, self._floats[: len(some[0])], _fresh(some))
+        found: list[list[Address]] = []
+        inputs: list[list[Float32]] = []
+        for address, x in calls:
+            known = next((i for i, group in enumerate(found) if address in group), None)
+            if known is None:
+                known = next((i for i, xs in enumerate(inputs) if any(x is other for other in xs)), None)
+            if known is None:
+                found.append([address])
+                inputs.append([x])
+                continue
+            inputs[known].append(x)
+            if address not in found[known]:
+                found[known].append(address)
+        return [tuple(group) for group in found]
+
+    def inputs(self, branch: Branch, layer: Layer, tuned: Layer, stage: Stage) -> Iterator[dict[Slice, Inputs]]:
+        """What the first of some weights with the same inputs meets, batch by batch; `tuned` is the layer as far as it is
+        quantised. Experts of both streams are those that the quantised stream chooses.
+        """
+        first = stage[0]
+        for rows, chunks in self._batches:
+            self._forward.rounded = self._rounded
+            quantised = self._watch(branch, tuned, self._quantised[rows], chunks, first, None)
+            self._forward.rounded = ()
+            routing = self._forward.routings.get(layer.index) if first[0] in EXPERTS else None
+            floats = self._watch(branch, layer, self._floats[rows], chunks, first, routing)
+            yield {which: Inputs(x, floats[which]) for which, x in quantised.items()}
+
+    def advance(self, branch: Branch, layer: Layer, tuned: Layer) -> None:
+        """Both streams through a branch."""
+        for rows, chunks in self._batches:
+            for stream, one, rounded in ((self._floats, layer, ()), (self._quantised, tuned, self._rounded)):
+                self._forward.rounded = rounded
+                stream[rows] += self._forward.branch(branch, one, stream[rows], _fresh(chunks))
+        self._forward.rounded = ()
+
+    def _watch(
+        self,
+        branch: Branch,
+        layer: Layer,
+        hidden: Float32,
+        chunks: Sequence[Sequence[int]],
+        wanted: Address,
+        routing: Routing | None,
+    ) -> dict[Slice, Float32]:
+        run = self._forward
+        run.wanted, run.seen, run.routing = frozenset((wanted,)), {}, routing
+        try:
+            run.branch(branch, layer, hidden, _fresh(chunks))
+        except _Enough:
+            pass
+        finally:
+            run.wanted, run.routing = frozenset(), None
+        return run.seen
+
+
+def quantised_layer(layer: Layer, store: Store) -> Layer:
+    """A layer in which the weights that are tuned are what their codes stand for."""
+    weights: Mapping[Role, Weight] = {
+        role: replace(weight, view=store.encoded(weight.address, weight.view.name))
+        if weight.address in store.weights
+        else weight
+        for role, weight in layer.weights.items()
+    }
+    return replace(layer, weights=weights)
+
+
+def _batches(chunks: Sequence[Sequence[int]]) -> Iterator[tuple[slice, list[Sequence[int]]]]:
+    """Chunks run together, with their rows of the streams."""
+    some: list[Sequence[int]] = []
+    start = stop = 0
+    for chunk in chunks:
+        if some and stop - start + len(chunk) > _BATCH_TOKENS:
+            yield slice(start, stop), some
+            some, start = [], stop
+        some.append(chunk)
+        stop += len(chunk)
+    yield slice(start, stop), some
+
+
+def _fresh(chunks: Sequence[Sequence[int]]) -> Batch:
+    return Batch(State(len(chunks)), [len(chunk) for chunk in chunks])
+
+
+def _rounded(rows: Float32, chunks: Sequence[Sequence[int]], table: Encoding) -> Float32:
+    """Embedded rows as an encoding leaves them; each token's once."""
+    _, first, which = np.unique(np.concatenate(chunks), return_index=True, return_inverse=True)
+    some = rows[first]
+    if table.refusal(some.shape[1]) is not None:
+        return rows
+    padded = np.pad(some, ((0, -len(some) % table.tile_rows), (0, 0)))
+    return table.decode(*table.encode(padded))[which.ravel()]
