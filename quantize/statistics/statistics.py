@@ -245,7 +245,8 @@ def _refuse_foreign(folder: Path, facts: Mapping[str, Any], graph: WeightGraph, 
         raise InputError(
             f"{folder}: statistics of another checkpoint than {graph.name}: its weights are not those of {facts.get('model')}"
         )
-    if facts["template"] != template_hash(graph):
+    is_known = graph.is_at_hand or graph.assets.chat_template is not None  # a config alone has no template beside it
+    if is_known and facts["template"] != template_hash(graph):
         was = f"sha256 {facts['template'][:_SHOWN]}…" if facts["template"] else "there was none"
         raise InputError(
             f"{folder}: statistics with another chat template than {graph.name} has: {was}; gather them anew"

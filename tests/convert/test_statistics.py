@@ -266,6 +266,15 @@ def test_statistics_of_another_checkpoint(written: Path, tmp_path: Path, moe_gra
         open_statistics(tmp_path, moe_graph)
 
 
+def test_statistics_of_a_model_that_is_planned_from_its_config(
+    written: Path, tiny_moe: Path, tmp_path: Path, moe_graph: WeightGraph
+) -> None:
+    shutil.copy(tiny_moe / "config.json", tmp_path)
+    found = open_statistics(written, open_graph(tmp_path, weights=False))
+    address = Role.EXPERT_DOWN, 2
+    assert np.array_equal(found.gradients(address), open_statistics(written, moe_graph).gradients(address))
+
+
 def test_the_default_text(tiny_dense: Path, text: Path, tmp_path: Path) -> None:
     """It is what is run where no text is given, and the first of them where it is asked for."""
     base = ["calibrate", str(tiny_dense), "--chunk-size", "64", "--max-chunks", "6", "-o"]

@@ -24,6 +24,7 @@ from lfm_convert.convert.artifacts import find_artifacts, verified
 from lfm_convert.convert.cli.inspect import _artifacts
 from lfm_convert.convert.manifest import MANIFEST_FILE, load_manifest
 from lfm_convert.convert.recipe.reading import load_recipe
+from lfm_convert.convert.statistics import write_statistics
 from lfm_convert.graph.adapters.adapter import WEIGHTS, adapting
 from lfm_convert.graph.config import CONFIG_FILE
 from lfm_convert.graph.opening import open_graph
@@ -35,6 +36,8 @@ from lfm_convert.graph.source.tokenizer import TOKENIZER_FILE
 from lfm_convert.quantize.calibration import Use
 from lfm_convert.quantize.gguf_file.reader import read_gguf
 from lfm_convert.quantize.imatrix import importance_bytes, read_importance
+from lfm_convert.quantize.statistics.layout import STATISTICS_FILE
+from lfm_convert.quantize.statistics.statistics import open_statistics
 from lfm_convert.targets.coreml.package import MODEL
 from lfm_convert.targets.coreml.structure import check_package
 from lfm_convert.targets.gguf.vocab import vocabulary
@@ -216,6 +219,28 @@ def _read_importance(path: Path) -> object:
     return found.metadata(), [found.of(name, n_slices=1, n_cols=values.size) for name, values in found.means.items()]
 
 
+@cache
+def _statistics(folder: Path) -> Path:
+    """Statistics of a checkpoint, whose json is fuzzed; made once a process and folder."""
+    out, text = folder / "statistics", folder / "text.txt"
+    text.write_text("Two spoons lay on the sill. " * 40)
+    write_statistics(open_graph(_model(folder)), [text], out)
+    return out
+
+
+def _statistics_seeds(folder: Path) -> Iterator[bytes]:
+    yield (_statistics(folder) / STATISTICS_FILE).read_bytes()
+
+
+def _read_statistics(data: bytes, folder: Path) -> object:
+    graph, out = open_graph(_model(folder)), _statistics(folder)
+    (out / STATISTICS_FILE).write_bytes(data)
+    found = open_statistics(out, graph)
+    addresses = [weight.address for weight in graph.weights()]
+    read = [(found.columns(a), found.gradients(a), found.counts(a), found.moments(a)) for a in addresses]
+    return found.chunks, found.texts, read
+
+
 def _manifest_seeds(folder: Path) -> Iterator[bytes]:
     for target, quant in (("mlx", "8bit"), ("gguf", "Q4_0"), ("onnx", "q4")):
         out = folder / f"manifest-{target}"
@@ -394,6 +419,7 @@ _ALL = (
     Reader("generation-config", _assets_seeds, _in_checkpoint("generation_config.json", _read_assets)),
     Reader("template", _template_seeds, _read_template, is_guided=False),
     Reader("imatrix", _imatrix_seeds, _read_file("imatrix.dat", _read_importance)),
+    Reader("statistics", _statistics_seeds, _read_statistics),
     Reader("manifest", _manifest_seeds, _read_manifest),
     Reader("recipe", _toml_seeds, _read_file("lfm-convert.toml", _read_toml)),
     Reader("prompts", _prompt_seeds, _read_file("prompts.jsonl", load_prompts)),

@@ -34,7 +34,7 @@ _NAMES = (
     "mlx-foreign", "ct-foreign", "gguf-source", "mlx-source", "awq", "bitsandbytes-4bit", "bitsandbytes-8bit",
     "compressed-fp8", "compressed-int4", "compressed-int8", "compressed-nvfp4", "fp8", "gptq", "mxfp8",
     "compressed-int4-config", "gptq-config", "adapter", "adapter-config", "coreml", "config", "tokenizer",
-    "tokenizer-config", "generation-config", "template", "imatrix", "manifest", "recipe", "prompts",
+    "tokenizer-config", "generation-config", "template", "imatrix", "statistics", "manifest", "recipe", "prompts",
 )  # fmt: skip
 
 
