@@ -12,7 +12,7 @@ from typing import Any, Self
 from ..graph.errors import UsageError
 from ..graph.graph import WeightGraph
 from ..graph.progress import SILENT, Progress
-from ..graph.roles import Address
+from ..graph.roles import Address, Role
 from ..quantize.allotment.wanted import CODES
 from ..quantize.encoding import Encoding
 from ..quantize.statistics.statistics import Statistics, open_statistics
@@ -86,8 +86,10 @@ class CodeTuning:
         wanted = {
             address: encoding
             for address, (encoding, *others) in found.items()
-            if not others and address in weights and can_tune(weights[address], encoding)
+            if not others and address in weights and can_tune(self.graph, weights[address], encoding)
         }
+        if (Role.LM_HEAD, None) in found and self.graph.is_tied:  # stored apart: the table is looked up and no more
+            wanted.pop((Role.EMBED, None), None)
         trial = planned(self.target, announced_graph(self.graph, wanted, self._about), plan.quant)
         lost = {(tensor.role, tensor.layer) for tensor in trial.tensors if not tensor.passes}
         return {address: encoding for address, encoding in wanted.items() if address not in lost}

@@ -5,7 +5,7 @@ Inputs are those of the quantised prefix; D is the mean of (float input - quanti
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -93,6 +93,13 @@ class Moments:
         usual = np.float32(np.diagonal(squares).mean())
         squares[np.diag_indices(len(squares))] += _DAMPING * usual if usual > 0 else np.float32(1)
         return Settled(squares, self._drift * np.float32((1 - share) / n), share)
+
+
+def shared_with_rows(settled: Settled) -> Settled:
+    """Moments of a head whose rows are also looked up as embeddings, where all columns count alike: both uses alike."""
+    squares = settled.squares.copy()
+    squares[np.diag_indices(len(squares))] += np.diagonal(squares).mean()
+    return replace(settled, squares=squares)
 
 
 def _sum_of_squares(values: Float32) -> float:

@@ -32,7 +32,7 @@ class TunedWeight:
     """What is known of one. Errors are sums over rows under the moments of the inputs, of the encoder's codes and of these."""
 
     role: str
-    layer: int
+    layer: int | None
     encoding: str
     shape: Shape
     sha256: str
@@ -54,7 +54,7 @@ class Store:
     def __init__(self, folder: Path, key: str) -> None:
         """Raises: InputError for a folder that is not one of these or was changed; DiskError."""
         self.folder, self.key = folder, key
-        self.layers: list[int] = []
+        self.layers: list[int | None] = []
         self.weights: dict[Address, TunedWeight] = {}
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -92,15 +92,13 @@ class Store:
         """Lists a weight that is written; it counts when its layer is finished."""
         (sha256,) = hash_files([self.folder / _file(address)], jobs=1)
         role, layer = address
-        if layer is None:
-            raise ValueError(f"{role.value} is outside the layers")
         self.weights[address] = TunedWeight(
             role=role.value, layer=layer, encoding=encoding.stored_name, shape=shape, sha256=sha256,
             stock_error=stock, tuned_error=tuned,
         )  # fmt: skip
 
-    def finish(self, layer: int) -> None:
-        """Keeps what is written of a layer. Raises: DiskError."""
+    def finish(self, layer: int | None) -> None:
+        """Keeps what is written of a layer, or outside of them. Raises: DiskError."""
         self.layers.append(layer)
         listed = {"key": self.key, "layers": self.layers, "weights": [asdict(each) for each in self.weights.values()]}
         try:
@@ -122,7 +120,7 @@ class Store:
         path = self.folder / _LIST
         try:
             listed: Mapping[str, Any] = parse_json(path.read_text(encoding="utf-8"))
-            key, layers = str(listed["key"]), [int(each) for each in listed["layers"]]
+            key, layers = str(listed["key"]), [None if each is None else int(each) for each in listed["layers"]]
             weights = [TunedWeight(**{**each, "shape": tuple(each["shape"])}) for each in listed["weights"]]
             found = {each.address: each for each in weights}
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -160,7 +158,8 @@ def digest_of(facts: object) -> str:
 
 
 def _file(address: Address) -> str:
-    return f"{address[1]:03}-{address[0].value}.bin"
+    role, layer = address
+    return f"{role.value}.bin" if layer is None else f"{layer:03}-{role.value}.bin"
 
 
 def _part_sizes(encoding: Encoding, shape: Shape) -> list[int]:

@@ -18,6 +18,7 @@ from ...graph.reference.state import Batch, State
 from ...graph.roles import EXPERTS, Address, Role
 from ..encoding import Encoding
 from ..rounded import in_int8
+from ..stored import EncodedTensor
 from .store import Store
 
 # Tokens that are run together.
@@ -76,12 +77,14 @@ class Streams:
         *,
         scratch: Path,
         chosen: Mapping[Address, Encoding],
+        table: EncodedTensor | None,
     ) -> None:
-        """`chosen` is what weights will be stored as. Raises: as `Forward.states`."""
+        """`chosen` is what weights will be stored as, `table` the embedding if it is tuned. Raises: as `Forward.states`."""
         self._forward = _Watched(graph)
         # A whole row with one scale is part of the format; smaller blocks are what some kernels do, and others do not.
         self._rounded = {a for a, encoding in chosen.items() if encoding.activation_block == 0}
-        table = chosen.get((Role.EMBED, None))
+        stock = chosen.get((Role.EMBED, None))
+        looked_up = None if table is None else Forward(graph.with_weights({(Role.EMBED, None): table}), keep_bytes=0)
         self._batches = list(_batches(chunks))
         shape = sum(map(len, chunks)), graph.config.hidden_size
         is_large = 8 * shape[0] * shape[1] > _IN_MEMORY_BYTES
@@ -93,7 +96,10 @@ class Streams:
         self._files = [scratch / name for name in names if is_large]
         for rows, some in self._batches:
             self._floats[rows] = embedded = self._forward.embedded(some)
-            self._quantised[rows] = embedded if table is None else _rounded(embedded, some, table)
+            if looked_up is not None:
+                self._quantised[rows] = looked_up.embedded(some)
+            else:
+                self._quantised[rows] = embedded if stock is None else _rounded(embedded, some, stock)
 
     def close(self) -> None:
         """Removes what lies on the disk."""
@@ -166,6 +172,13 @@ class Streams:
         finally:
             run.wanted, run.routing = frozenset(), None
         return run.seen
+
+
+def final_states(graph: WeightGraph, chunks: Sequence[Sequence[int]]) -> Iterator[Float32]:
+    """What the head is multiplied with in float, batch by batch."""
+    forward = Forward(graph, keep_bytes=0)
+    for _, some in _batches(chunks):
+        yield np.concatenate(forward.states(State(len(some)), some))
 
 
 def quantised_layer(layer: Layer, store: Store) -> Layer:

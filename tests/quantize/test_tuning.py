@@ -137,7 +137,7 @@ def test_dead_columns_and_inputs_that_are_all_zero() -> None:
 
 def chosen(graph: WeightGraph, name: str) -> dict[Address, Encoding]:
     encoding = get_encoding(name)
-    return {each.address: encoding for each in graph.weights() if can_tune(each, encoding)}
+    return {each.address: encoding for each in graph.weights() if can_tune(graph, each, encoding)}
 
 
 @pytest.fixture(scope="module")
@@ -203,7 +203,7 @@ def test_goes_on_behind_the_last_finished_layer(
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Store, "finish", stopped)
         tune(graph, chosen(graph, "Q4_0"), text, tmp_path, jobs=2)
-    assert json.loads((tmp_path / "tuned.json").read_text())["layers"] == [0, 1]
+    assert json.loads((tmp_path / "tuned.json").read_text())["layers"] == [None, 0, 1]
     add = Store.add
     monkeypatch.setattr(
         Store, "add", lambda self, address, *args, **kw: (tuned.append(address), add(self, address, *args, **kw))
@@ -213,7 +213,7 @@ def test_goes_on_behind_the_last_finished_layer(
 
 
 def test_another_text_or_encoding_begins_anew(graph: WeightGraph, text: Text, done: Store) -> None:
-    assert Store(done.folder, done.key).layers == [0, 1, 2, 3]
+    assert Store(done.folder, done.key).layers == [None, 0, 1, 2, 3]
     assert Store(done.folder, stores.digest_of("another")).layers == []
 
 
