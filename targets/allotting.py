@@ -33,6 +33,8 @@ from .target import Target
 
 IMPORTANCE_FILE = "imatrix.gguf"
 _IMATRIX = "imatrix"
+# Weights whose costs are kept together: an interrupted run goes on after those that are.
+_KEPT_TOGETHER = 8
 # Plans that are tried for one: the second is nearly always the last.
 _TRIES = 8
 # Points of the trade-off beside the chosen one, from the least to the most that weights can take.
@@ -111,12 +113,11 @@ def measure_costs(
     missing = list(_unmeasured(allotting.alikes, statistics, graph, kept))
     if missing:
         progress.start(f"{target.name} costs", sum(each.view.nbytes for _, each in missing), "bytes")
-        asked = [each for _, each in missing]
-        for (address, each), found in zip(
-            missing, losses(asked, statistics, jobs=jobs, advance=progress.advance), strict=True
-        ):
-            names = [encoding.name for encoding in each.encodings]
-            kept.add(address, dict(zip(names, found, strict=True)))
+    for start in range(0, len(missing), _KEPT_TOGETHER):
+        part = missing[start : start + _KEPT_TOGETHER]
+        found = losses([each for _, each in part], statistics, jobs=jobs, advance=progress.advance)
+        for (address, each), values in zip(part, found, strict=True):
+            kept.add(address, dict(zip((encoding.name for encoding in each.encodings), values, strict=True)))
         kept.save()
     return kept
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from lfm_convert.graph.errors import UsageError
 from lfm_convert.graph.graph import WeightGraph
+from lfm_convert.graph.progress import Progress
 from lfm_convert.graph.roles import EXPERTS, Role
 from lfm_convert.quantize.allotment.wanted import Wanted, read_wanted
 from lfm_convert.quantize.policy import PRODUCTS
@@ -182,6 +183,28 @@ def test_what_is_missing_is_said(dense_graph: WeightGraph, tmp_path: Path, monke
         known.named("Q9-tuned")
     with pytest.raises(UsageError, match="have an importance of their own"):
         planned(known.with_options({"imatrix": "other.gguf"}), dense_graph, "auto-1GB")
+
+
+def test_an_interrupted_measurement_goes_on_where_it_stopped(
+    dense_graph: WeightGraph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_drawn(monkeypatch, draw_statistics(dense_graph, tmp_path))
+    target, wanted = get_target("mlx").with_options({"statistics": str(tmp_path)}), Wanted(max_bytes=10**9)
+    done: list[int] = []
+
+    def stop(n_bytes: int) -> None:
+        done.append(n_bytes)
+        if len(done) == 12:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        measure_costs(target, dense_graph, wanted, progress=Progress(advance=stop))
+    left: list[int] = []
+    measure_costs(target, dense_graph, wanted, progress=Progress(advance=left.append))
+    again: list[int] = []
+    measure_costs(target, dense_graph, wanted, progress=Progress(advance=again.append))
+    assert 0 < sum(left) < sum(weight.view.nbytes for weight in dense_graph.weights()) - sum(done) // 2
+    assert not again
 
 
 def test_types_that_options_name_stay(
