@@ -43,7 +43,7 @@ def test_conversion_measures_and_says_in_manifest_and_names(
     tiny_dense: Path, statistics: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    line = [str(tiny_dense), "-t", "gguf,mlx", "-q", "Q4_0,4bit-g32", "--tune", "--statistics", str(statistics)]
+    line = [str(tiny_dense), "-t", "gguf,mlx", "-q", "Q4_0,4bit-g32", "--tune=bits", "--statistics", str(statistics)]
     line += ["--out", str(out), "--no-validate"]
     assert main(line) == 0, capsys.readouterr().err
     for target, quant in (("GGUF", "Q4_0-tuned"), ("MLX", "4bit-g32-tuned")):

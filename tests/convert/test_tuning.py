@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,11 +11,9 @@ from lfm_convert.convert.artifacts import find_artifacts
 from lfm_convert.convert.manifest import load_manifest
 from lfm_convert.convert.pipeline import convert, open_model, plan
 from lfm_convert.convert.statistics import write_statistics
-from lfm_convert.convert.tuning import read_text
 from lfm_convert.graph.errors import InputError, UsageError
 from lfm_convert.graph.files import hash_files
 from lfm_convert.graph.graph import WeightGraph
-from lfm_convert.graph.progress import SILENT
 from lfm_convert.quantize.tuning.store import Store
 from lfm_convert.targets.target import get_target
 
@@ -26,7 +25,7 @@ def graph() -> WeightGraph:
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A few hundred lines that are not all alike."""
+    """Lines that are not all alike."""
     path = tmp_path_factory.mktemp("text") / "words.txt"
     sentence = "a boat and the tide were late again so nobody could tell which of them had left the harbour first"
     words = sentence.split()
@@ -36,9 +35,21 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def written(graph: WeightGraph, text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def by(graph: WeightGraph, text: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The settings of a conversion that is tuned by the statistics of the text."""
+    return tuned_by(graph, text, tmp_path_factory.mktemp("statistics") / "stats")
+
+
+def tuned_by(graph: WeightGraph, text: Path, folder: Path) -> dict[str, Any]:
+    write_statistics(graph, [text], folder)
+    options = {"statistics": str(folder)}
+    return {"target": "gguf", "quant": "Q4_0", "tune": ("codes",), "options": options, "validate_after": False}
+
+
+@pytest.fixture(scope="module")
+def written(graph: WeightGraph, by: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("tuned") / "out"
-    convert(graph, target="gguf", quant="Q4_0", out=out, tune=("codes",), statistics=text, jobs=2, validate_after=False)
+    convert(graph, out=out, jobs=2, **by)
     return out
 
 
@@ -66,21 +77,20 @@ def test_names_and_manifest_say_so_and_bytes_are_the_same(graph: WeightGraph, te
 
 
 def test_it_is_left_alone_when_it_is_there(
-    graph: WeightGraph, text: Path, written: Path, monkeypatch: pytest.MonkeyPatch
+    graph: WeightGraph, text: Path, by: dict[str, Any], written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Store, "finish", lambda *_: pytest.fail("tuned again"))
-    settings = {"target": "gguf", "quant": "Q4_0", "out": written, "tune": ("codes",), "validate_after": False}
-    convert(graph, statistics=text, skip_existing=True, **settings)
+    convert(graph, out=written, skip_existing=True, **by)
     with pytest.raises(UsageError, match="already exists"):
-        convert(graph, statistics=text, **settings)
+        convert(graph, out=written, **by)
     other = text.with_name("other.txt")
     other.write_text(text.read_text()[::-1])
     with pytest.raises(UsageError, match="other importance"):
-        convert(graph, statistics=other, skip_existing=True, **settings)
+        convert(graph, out=written, skip_existing=True, **tuned_by(graph, other, tmp_path / "stats"))
 
 
 def test_an_interrupted_run_keeps_finished_layers(
-    graph: WeightGraph, text: Path, written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    graph: WeightGraph, by: dict[str, Any], written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     finish = Store.finish
 
@@ -89,47 +99,37 @@ def test_an_interrupted_run_keeps_finished_layers(
         if layer == 2:
             raise KeyboardInterrupt
 
-    settings = {"target": "gguf", "quant": "Q4_0", "out": tmp_path, "tune": ("codes",), "statistics": text}
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Store, "finish", stopped)
-        convert(graph, jobs=1, validate_after=False, **settings)
+        convert(graph, out=tmp_path, jobs=1, **by)
     assert not list(tmp_path.glob("*.gguf"))
     finished = []
     monkeypatch.setattr(Store, "finish", lambda self, layer: (finished.append(layer), finish(self, layer)))
-    convert(graph, jobs=1, validate_after=False, **settings)
+    convert(graph, out=tmp_path, jobs=1, **by)
     assert finished == [3, 4]
     assert not (tmp_path / ".lfm-tuning").exists()
     ours, theirs = (hash_files(find_artifacts(folder)[0].files, jobs=1) for folder in (tmp_path, written))
     assert ours == theirs  # one worker, in two goes, or two workers in one
 
 
-@pytest.mark.parametrize(
-    ("settings", "said"),
-    [
-        ({"tune": ("codes",)}, "--tune needs --statistics"),
-        ({"tune": ("colours",), "statistics": "text"}, "--tune colours: expected codes"),
-        ({"statistics": "text"}, "is used by --tune only"),
-        ({"tune": ("codes",), "statistics": "text", "quant": "F16"}, "stores no matrix in codes that can be tuned"),
-        ({"tune": ("codes",), "statistics": "short"}, "at least 1024 tokens"),
-    ],
-)
-def test_what_cannot_be_is_refused_first(
-    graph: WeightGraph, text: Path, tmp_path: Path, settings: dict[str, object], said: str
-) -> None:
+def test_what_cannot_be_is_refused_first(graph: WeightGraph, text: Path, by: dict[str, Any], tmp_path: Path) -> None:
     short = tmp_path / "short.txt"
-    short.write_text("a boat")
-    files = {"text": text, "short": short}
-    given = {key: files.get(str(value), value) for key, value in settings.items()}
-    with pytest.raises(UsageError, match=said):
-        convert(graph, out=tmp_path / "out", **{"target": "gguf", "quant": "Q4_0", **given})
+    short.write_text(text.read_text()[:2000])
+    for settings, said in (
+        ({"options": {}}, "--tune=codes needs --statistics FOLDER"),
+        ({"tune": ("colours",)}, "--tune=colours: expected bits or codes"),
+        ({"quant": "F16"}, "stores no matrix in codes that can be tuned"),
+        (tuned_by(graph, short, tmp_path / "stats"), "at least 1024 tokens"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            convert(graph, out=tmp_path / "out", **{**by, **settings})
+    with pytest.raises(InputError, match="another checkpoint"):
+        convert("bundled:moe", out=tmp_path / "out", **by)
     assert not (tmp_path / "out").exists()
 
 
-def test_statistics_are_those_of_the_checkpoint(graph: WeightGraph, text: Path, tmp_path: Path) -> None:
-    write_statistics(graph, [text], tmp_path / "stats")
-    found, alone = (read_text(graph, path, SILENT) for path in (tmp_path / "stats", text))
-    assert found.texts == alone.texts and found.sha256 != alone.sha256
-    assert [tuple(chunk) for chunk in found.chunks] == list(alone.chunks)
-    with pytest.raises(InputError, match=r"another checkpoint|other checkpoint"):
-        convert("bundled:moe", target="gguf", out=tmp_path / "out", tune=("codes",), statistics=tmp_path / "stats")
-    assert not (tmp_path / "out").exists()
+def test_plans_are_of_what_is_written(graph: WeightGraph, by: dict[str, Any], written: Path) -> None:
+    (planned,) = plan(graph, **{name: by[name] for name in ("target", "quant", "tune", "options")})
+    (artifact,) = find_artifacts(written)
+    assert planned.main_file == artifact.entry["main_file"]
+    assert planned.to_json()["tuned"] == artifact.entry["tuned"]

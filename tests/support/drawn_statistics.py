@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,12 +18,6 @@ from lfm_convert.targets import allotting
 _KNOWN = (Trait.TABLE, Trait.HEAD, Trait.MATRIX, Trait.EXPERTS, Trait.ROUTER)
 
 
-@dataclass(frozen=True)
-class Text:
-    name: str
-    sha256: str
-
-
 @dataclass
 class DrawnStatistics:
     """As `Statistics`. Some weights matter a hundred times as much as others."""
@@ -30,9 +25,12 @@ class DrawnStatistics:
     folder: Path
     n_tokens: int = 1000
     sha256: str = "5" * 64
-    texts: tuple[Text, ...] = (Text("drawn.txt", "7" * 64),)
     known_columns: dict[Address, np.ndarray] = field(default_factory=dict)
     known_gradients: dict[Address, np.ndarray] = field(default_factory=dict)
+
+    @property
+    def about(self) -> dict[str, Any]:
+        return {"statistics_sha256": self.sha256, "texts": [{"name": "drawn.txt", "sha256": "7" * 64}]}
 
     def columns(self, address: Address) -> np.ndarray | None:
         return self.known_columns.get(address)
