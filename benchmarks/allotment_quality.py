@@ -130,16 +130,18 @@ def _dealt(
 ) -> Path:
     """Statistics as they are, but for what errors cost: what one weight loses, a parameter, is said of another."""
     shutil.copytree(statistics, folder)
-    kept = read_costs(folder, open_statistics(folder, graph).sha256, target.name)
+    sha256 = open_statistics(folder, graph).sha256
     sizes = {
         w.role.value if w.layer is None else f"{w.role.value}.{w.layer}": w.view.n_rows * w.view.n_cols
         for w in graph.weights()
     }
-    names = [name for name in kept.losses if name in sizes]
-    each = np.array([max(_finite(kept.losses[name])) / sizes[name] for name in names])
-    for name, factor in zip(names, order(each) / each, strict=True):
-        kept.losses[name] = {encoding: loss * factor for encoding, loss in kept.losses[name].items()}
-    kept.save()
+    for path in (folder / "costs").glob(f"{target.name}*.json"):
+        kept = read_costs(folder, sha256, path.stem)
+        names = [name for name in kept.losses if name in sizes]
+        each = np.array([max(_finite(kept.losses[name])) / sizes[name] for name in names])
+        for name, factor in zip(names, order(each) / each, strict=True):
+            kept.losses[name] = {encoding: loss * factor for encoding, loss in kept.losses[name].items()}
+        kept.save()
     return folder
 
 

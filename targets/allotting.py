@@ -14,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from ..graph.dtypes import Float32
 from ..graph.errors import UsageError
 from ..graph.graph import WeightGraph
 from ..graph.progress import SILENT, Progress
@@ -33,6 +34,7 @@ from .target import Target
 
 IMPORTANCE_FILE = "imatrix.gguf"
 _IMATRIX = "imatrix"
+_TABLE, _HEAD = (Role.EMBED, None), (Role.LM_HEAD, None)
 # Weights whose costs are kept together: an interrupted run goes on after those that are.
 _KEPT_TOGETHER = 8
 # Plans that are tried for one: the second is nearly always the last.
@@ -50,6 +52,11 @@ class _Allotting:
     wanted: Wanted
     plan: Plan
     alikes: Sequence[Alike]
+
+    @property
+    def is_apart(self) -> bool:
+        """Whether the table of a tied model is stored twice, for each of its uses."""
+        return self.graph.is_tied and any((tensor.role, tensor.layer) == _HEAD for tensor in self.plan.tensors)
 
     @property
     def fixed(self) -> int:
@@ -87,8 +94,8 @@ def allotted(target: Target, graph: WeightGraph, wanted: Wanted) -> Plan:
     measured yet; as `open_statistics`.
     """
     statistics, allotting = _opened(target, graph, wanted)
-    kept = _kept(statistics, target)
-    if any(True for _ in _unmeasured(allotting.alikes, statistics, graph, kept)):
+    kept = _kept(statistics, allotting)
+    if any(True for _ in _unmeasured(allotting, statistics, kept)):
         raise UsageError(
             f"{target.name} {wanted.name}: {kept.path} does not have what each encoding costs: lfm-convert calibrate "
             f"MODEL --costs {target.name} -o {statistics.folder} measures it, and so does the first conversion"
@@ -109,8 +116,8 @@ def measure_costs(
     Raises: as `allotted`, before any weight is read; InputError for weights that cannot be read; DiskError.
     """
     statistics, allotting = _opened(target, graph, wanted)
-    kept = _kept(statistics, target)
-    missing = list(_unmeasured(allotting.alikes, statistics, graph, kept))
+    kept = _kept(statistics, allotting)
+    missing = list(_unmeasured(allotting, statistics, kept))
     if missing:
         progress.start(f"{target.name} costs", sum(each.view.nbytes for _, each in missing), "bytes")
     for start in range(0, len(missing), _KEPT_TOGETHER):
@@ -157,29 +164,41 @@ def _weighing(target: Target, statistics: Statistics) -> Target:
     return target.with_options({_IMATRIX: str(statistics.folder / IMPORTANCE_FILE)})
 
 
-def _kept(statistics: Statistics, target: Target) -> KeptCosts:
-    return read_costs(statistics.folder, statistics.sha256, target.name)
+def _kept(statistics: Statistics, allotting: _Allotting) -> KeptCosts:
+    name = allotting.target.name + ("-apart" if allotting.is_apart else "")
+    return read_costs(statistics.folder, statistics.sha256, name)
 
 
-def _unmeasured(
-    alikes: Sequence[Alike], statistics: Statistics, graph: WeightGraph, kept: KeptCosts
-) -> Iterator[tuple[Address, Asked]]:
+def _unmeasured(allotting: _Allotting, statistics: Statistics, kept: KeptCosts) -> Iterator[tuple[Address, Asked]]:
     """The weights of which costs are not kept, with the encodings that lack them."""
+    graph = allotting.graph
     weights = {weight.address: weight for weight in graph.weights()}
     importance = read_importance(statistics.folder / IMPORTANCE_FILE, graph.config.family)
-    for alike in alikes:
+    for alike in allotting.alikes:
         for address in alike.addresses:
             missing = tuple(each for each in alike.encodings if kept.get(address, each.name) is None)
             if missing:
                 source = _measured_as(address, graph)
                 view = weights[source].view
                 columns = importance.of_weight(source, view.shape)
-                yield address, Asked(address=source, view=view, encodings=missing, importance=columns)
+                gradients = _of_one_use(address, statistics) if allotting.is_apart else None
+                yield (
+                    address,
+                    Asked(address=source, view=view, encodings=missing, importance=columns, gradients=gradients),
+                )
+
+
+def _of_one_use(address: Address, statistics: Statistics) -> Float32 | None:
+    """The gradients of a tied table that is looked up, or of the head that is stored apart from it; None of others."""
+    if address == _TABLE:
+        return statistics.lookups
+    both = statistics.gradients(_TABLE)
+    return both - statistics.lookups if address == _HEAD and both is not None else None
 
 
 def _measured_as(address: Address, graph: WeightGraph) -> Address:
     """Where graph and statistics have a weight: a tied head is the token table."""
-    return (Role.EMBED, None) if address == (Role.LM_HEAD, None) and graph.is_tied else address
+    return _TABLE if address == _HEAD and graph.is_tied else address
 
 
 def _best(allotting: _Allotting, statistics: Statistics, kept: KeptCosts) -> Plan:

@@ -51,13 +51,15 @@ class Sensitivities(Protocol):
 class Asked:
     """A weight, the encodings it could have, and what their encoders weigh its columns by [slices, cols], if they do.
 
-    `address` is where the statistics have it: a head that is the token table has the table's.
+    `address` is where the statistics have it: a head that is the token table has the table's. `gradients` [slices, rows]
+    are in place of those, of a use that is stored apart.
     """
 
     address: Address
     view: TensorView
     encodings: tuple[Encoding, ...]
     importance: Float32 | None = None
+    gradients: Float32 | None = None
 
 
 def can_be_weighed(weight: Weight, statistics: Sensitivities) -> bool:
@@ -119,7 +121,8 @@ class _Piece:
 
 def _pieces(number: int, asked: Asked, statistics: Sensitivities) -> Iterator[_Piece]:
     view = asked.view
-    gradients, columns = statistics.gradients(asked.address), statistics.columns(asked.address)
+    gradients = statistics.gradients(asked.address) if asked.gradients is None else asked.gradients
+    columns = statistics.columns(asked.address)
     if gradients is None:
         raise ValueError(f"no gradients of '{view.name}' are known")
     n_slices = len(gradients)

@@ -36,6 +36,7 @@ class Collector(Backward):
         super().__init__(graph)
         self.inputs, self.borrowed_inputs = SquareSums(), SquareSums()
         self.gradients, self.borrowed_gradients = SquareSums(), SquareSums()
+        self.lookups: Float64 | None = None  # what a tied table's rows have of being looked up
         self.loans: dict[int, dict[int, Loan]] = {}
         self.moments: dict[Address, list[Triangle | None]] = {}
         self._with_moments = with_moments
@@ -96,6 +97,7 @@ class Collector(Backward):
         np.add.at(by_row, ids, np.square(gradient, dtype=np.float64).mean(axis=1))
         if self.head_weight is table:  # as a matrix whose columns are those of the head
             by_row /= max(float(self.mean_squares(table.address).mean()), _TINY)
+            self.lookups = by_row if self.lookups is None else self.lookups + by_row
         else:
             self.inputs.add(table.address, 1, 0, gradient)
         self._gradients_of(table)[...] += by_row

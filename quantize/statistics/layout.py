@@ -6,7 +6,7 @@
 | imatrix.gguf | the importance file, as llama.cpp reads it: true sums and counts, nothing borrowed |
 | tokens.safetensors | `ids` of all chunks end to end, and their `lengths`, int32 |
 | columns.safetensors | of each matrix the mean square of each column's input [slices, columns], float32 |
-| gradients.safetensors | of each matrix the sum over tokens of squared output gradients [slices, rows], float32 |
+| gradients.safetensors | of each matrix the sum over tokens of squared output gradients [slices, rows], float32; what those of a tied table have of lookups |
 | moments/NAME.safetensors | if they are wanted: `moments` [slices, columns * (columns + 1) / 2] of one input, float32 |
 
 Matrices are called as in GGUF, by their role. Slices are the experts of a stack, else one.
@@ -34,7 +34,7 @@ from .triangle import n_packed
 VERSION = 1
 STATISTICS_FILE = "statistics.json"
 TOKENS_FILE, COLUMNS_FILE, GRADIENTS_FILE = "tokens.safetensors", "columns.safetensors", "gradients.safetensors"
-IDS, LENGTHS, MOMENTS = "ids", "lengths", "moments"
+IDS, LENGTHS, MOMENTS, LOOKUPS = "ids", "lengths", "moments", "token_embd.lookups"
 
 _DTYPES = {"float32": DType.F32, "int32": DType.I32}
 

@@ -16,7 +16,7 @@ from ...graph.errors import InputError
 from ...graph.files import hash_files, is_file
 from ...graph.graph import WeightGraph
 from ...graph.json_text import read_object
-from ...graph.roles import Address
+from ...graph.roles import Address, Role
 from ...graph.source.safetensors import SafetensorsFile, StoredTensor
 from ...graph.tensor import Shape
 from ..gguf_file.tensor_names import tensor_name
@@ -25,6 +25,7 @@ from .layout import (
     GRADIENTS_FILE,
     IDS,
     LENGTHS,
+    LOOKUPS,
     MOMENTS,
     STATISTICS_FILE,
     TOKENS_FILE,
@@ -91,6 +92,17 @@ class Statistics:
     def gradients(self, address: Address) -> Float32 | None:
         """Sum over tokens of the squared gradients by each row's output [slices, rows], of the loss of one drawn label."""
         return self._of(GRADIENTS_FILE, address)
+
+    @property
+    def lookups(self) -> Float32:
+        """What the gradients of a tied table have of its being looked up [1, rows]; the rest is the head's."""
+        tensor = _tensor(self.folder / GRADIENTS_FILE, self._open(GRADIENTS_FILE), LOOKUPS, DType.F32)
+        expected = (1, self._shapes[(Role.EMBED, None)][0])
+        if tensor.shape != expected:
+            raise InputError(
+                f"{self.folder / GRADIENTS_FILE}: '{LOOKUPS}' is of shape {list(tensor.shape)}: expected {list(expected)}"
+            )
+        return tensor.read()
 
     def counts(self, address: Address) -> Float32 | None:
         """Tokens that reached each slice [slices]; what an expert borrowed is not counted."""

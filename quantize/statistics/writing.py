@@ -21,6 +21,7 @@ from .layout import (
     GRADIENTS_FILE,
     IDS,
     LENGTHS,
+    LOOKUPS,
     TOKENS_FILE,
     measured_weights,
     write_arrays,
@@ -41,7 +42,10 @@ def write_gathered(
         },
     )
     write_arrays(folder / COLUMNS_FILE, {n: run.mean_squares(a).astype(np.float32) for n, a in named.items()})
-    write_arrays(folder / GRADIENTS_FILE, {n: run.squared_gradients(a).astype(np.float32) for n, a in named.items()})
+    gradients = {n: run.squared_gradients(a).astype(np.float32) for n, a in named.items()}
+    if run.lookups is not None:
+        gradients[LOOKUPS] = run.lookups[None].astype(np.float32)
+    write_arrays(folder / GRADIENTS_FILE, gradients)
     content = importance_bytes(importance(run), datasets=datasets, n_chunks=len(chunks), chunk_size=chunk_size)
     (folder / IMATRIX_FILE).write_bytes(content)
     return {

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from lfm_convert.graph.graph import WeightGraph
-from lfm_convert.graph.roles import Address, Trait
+from lfm_convert.graph.roles import Address, Role, Trait
 from lfm_convert.quantize.calibration import Use
 from lfm_convert.quantize.gguf_file.tensor_names import tensor_name
 from lfm_convert.quantize.imatrix import importance_bytes
@@ -31,6 +31,10 @@ class DrawnStatistics:
     @property
     def about(self) -> dict[str, Any]:
         return {"statistics_sha256": self.sha256, "texts": [{"name": "drawn.txt", "sha256": "7" * 64}]}
+
+    @property
+    def lookups(self) -> np.ndarray:
+        return self.known_gradients[(Role.EMBED, None)] / 2
 
     def columns(self, address: Address) -> np.ndarray | None:
         return self.known_columns.get(address)

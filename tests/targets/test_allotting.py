@@ -56,6 +56,25 @@ def graph(request: pytest.FixtureRequest) -> WeightGraph:
     return found
 
 
+def test_a_table_that_is_stored_twice_costs_each_use_once(
+    dense_graph: WeightGraph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ExecuTorch stores a tied table for lookups and for the head; in GGUF one copy has both uses."""
+    costs = {}
+    for name in ("executorch", "gguf"):
+        target, _ = _ready(dense_graph, name, tmp_path / name, monkeypatch)
+        wanted = read_wanted(f"{BASES[name]}-tuned")
+        assert wanted is not None
+        kept = measure_costs(target, dense_graph, wanted)
+        costs[name] = {
+            key: each for key, each in kept.losses.items() if key in ("token_embd", "output", "embed", "lm_head")
+        }
+    assert len(costs["executorch"]) == 2 and len(costs["gguf"]) == 1
+    table, head = costs["executorch"].values()
+    for encoding in set(table) & set(head):
+        assert table[encoding] == pytest.approx(head[encoding])  # half of the gradients are drawn for each
+
+
 @pytest.mark.parametrize("name", target_names())
 def test_sizes_are_filled_and_never_passed(
     name: str, graph: WeightGraph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -103,6 +103,21 @@ def test_every_weight_has_statistics(graph: WeightGraph, tmp_path: Path) -> None
             assert (run.squared_gradients(address).sum(axis=1) > 0).all(), address
 
 
+def test_uses_of_a_tied_table_are_told_apart(graph: WeightGraph, small_batches: None, tmp_path: Path) -> None:
+    """Lookups count for rows that the text has alone; what is left is the head's, of every row."""
+    run = gather(graph, CHUNKS, seed=3, scratch=tmp_path)
+    if not graph.is_tied:
+        assert run.lookups is None
+        return
+    both, used = run.squared_gradients((Role.EMBED, None))[0], np.unique(np.concatenate(CHUNKS))
+    assert run.lookups is not None and (run.lookups[used] > 0).all()
+    assert not np.delete(run.lookups, used).any()
+    assert (both - run.lookups > 0).all()
+    _, _, p = whole(graph, 3)
+    head = (p - p * p).sum(axis=0) * graph.config.logit_scale**2
+    assert same(both - run.lookups, head)
+
+
 def test_importance_is_that_of_before(graph: WeightGraph, small_batches: None, tmp_path: Path) -> None:
     found, expected = importance(gather(graph, CHUNKS, seed=0, scratch=tmp_path)), calibrate(graph, CHUNKS)
     assert set(found) == {tensor_name(address, graph.config.family) for address in expected}
