@@ -27,6 +27,7 @@ from .kinds import (
     TARGET,
     TARGETS,
     TEXT,
+    TUNED,
     Kind,
     at_least,
 )
@@ -138,6 +139,7 @@ ARTIFACTS = Table(
         Key(name="folder", kind=TEXT, help="below `out`; {model} in it is the model's name", default="{model}-TARGET"),
         Key(name="label", kind=TEXT, help="ends the artifacts' names, where two would have the same"),
         Key(name="calibrated", kind=FLAG, help="weighs columns by `[calibration]`", default="false"),
+        Key(name="tune", kind=TUNED, help="what is tuned by the folder of `options.statistics`", default="nothing"),
         Key(name="strict", kind=FLAG, help="refuses encodings other than the quant names", default="false"),
         Key(name="devices", kind=NAMES, help="classes of `[devices]` that they must fit", default="none"),
         *_BUDGETS,

@@ -10,6 +10,7 @@ from typing import Any
 
 from ...graph.adapters.adapter import MERGE_DTYPES
 from ...graph.units import parse_size
+from ...quantize.allotment.wanted import TUNED as TUNED_PARTS
 from ...targets.target import target_names
 from ...validate.lines import parse_fraction
 from ...validate.suites import SUITES
@@ -112,6 +113,11 @@ TARGET = Kind(words="the name of a target", schema={"enum": list(target_names())
 TARGETS = Kind(
     words="a list of names of targets",
     schema={"type": "array", "items": {"enum": list(target_names())}, "minItems": 1},
+    read=_texts,
+)
+TUNED = Kind(
+    words=f"a list of {' and '.join(TUNED_PARTS)}",
+    schema={"type": "array", "items": {"enum": list(TUNED_PARTS)}, "minItems": 1},
     read=_texts,
 )
 SUITE = _one_of(SUITES, " or ".join(SUITES))

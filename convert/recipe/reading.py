@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 from ...graph.adapters.adapter import Adapting, adapting
 from ...graph.errors import InputError, LfmConvertError, UsageError
-from ...quantize.allotment.wanted import named
+from ...quantize.allotment.wanted import BITS, check_tuned, named
 from ...targets.options import options_of
 from ...targets.target import get_target, target_names
 from ...validate.budgets import DeviceClass
@@ -78,6 +78,7 @@ class ArtifactsEntry:
     folder: str | None = None
     label: str = ""
     calibrated: bool = False
+    tune: tuple[str, ...] = ()
     strict: bool = False
     devices: tuple[str, ...] = ()
     max_size: int | None = None
@@ -279,10 +280,12 @@ def _check_target(text: Text, key: KeyPath, table: Mapping[str, Any]) -> None:
     """Quants and options as the target itself takes them. Raises: UsageError."""
     target = get_target(table["target"])
     try:
+        place, tune = "tune", table.get("tune", ())
+        check_tuned(tune)
         place = "quants"
         for name in table.get(place, ()):
             if name != "all":
-                target.named(named(name, max_bytes=table.get("max_size")))
+                target.named(named(name, max_bytes=table.get("max_size"), bits=BITS in tune))
         place = "options"
         target.with_options(table.get(place, {}))
     except LfmConvertError as error:

@@ -15,6 +15,7 @@ from ...graph.errors import BudgetError, DiskError, LfmConvertError, UsageError
 from ...graph.graph import WeightGraph
 from ...graph.progress import SILENT, Progress
 from ...graph.source.assets import LICENSES
+from ...quantize.allotment.wanted import CODES
 from ...targets.lossy import planned
 from ...targets.naming import fit_name
 from ...targets.plans import Plan
@@ -25,6 +26,7 @@ from ..publishing.names import CARD_FILE
 from ..recipe.places import KeyPath
 from ..recipe.reading import ModelEntry, Recipe
 from ..source import find_model
+from ..tuning import CodeTuning
 from .output import Folder, Output
 from .wanted import Wanted
 
@@ -194,6 +196,8 @@ def _planned(recipe: Recipe, wanted: Wanted, graph: WeightGraph, out: Path) -> P
     entry = wanted.entry
     with _blamed(recipe, entry.key):
         plan = planned(wanted.target, graph, wanted.quant)
+        if CODES in entry.tune:
+            plan = CodeTuning.of(wanted.target, graph).announce(plan)
         if entry.strict:
             plan.refuse_fallbacks()
     folder = Path(default_folder(graph, wanted.target))

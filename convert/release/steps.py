@@ -188,7 +188,10 @@ class Convert(Step):
         options = {**self.options, **dict(zip(files, hashes, strict=True))}
         source = self.site.source_hashes(wanted.model.label)
         inputs = inputs_digest(plan, self.artifact.graph)
-        return content_key(self.kind, __version__, source, plan.target, plan.quant, options, inputs, plan.main_file)
+        tune = [wanted.entry.tune] if wanted.entry.tune else []
+        return content_key(
+            self.kind, __version__, source, plan.target, plan.quant, options, inputs, plan.main_file, *tune
+        )
 
     def is_done(self) -> bool:
         if self.site.state.made.get(self.place) != self.key:
@@ -254,6 +257,7 @@ class Convert(Step):
             quant=wanted.quant,
             out=self.artifact.folder,
             options=self.options,
+            tune=wanted.entry.tune,
             strict=wanted.entry.strict,
             overwrite=self.site.overwrite,
             resume=True,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ...graph.errors import UsageError
-from ...quantize.allotment.wanted import named
+from ...quantize.allotment.wanted import BITS, named
 from ...targets.options import options_of
 from ...targets.target import Target, get_target
 from ..recipe.reading import IMPORTANCE, ArtifactsEntry, ModelEntry, Recipe
@@ -50,7 +50,7 @@ def expand(recipe: Recipe) -> tuple[Wanted, ...]:
         options = _options(recipe, entry)
         target = get_target(entry.target).with_options(options)
         for label in entry.models or tuple(recipe.models):
-            for quant in _quants(target, entry.quants, entry.max_size):
+            for quant in _quants(target, entry):
                 wanted = Wanted(model=recipe.models[label], entry=entry, target=target, options=options, quant=quant)
                 before = found.setdefault(wanted.name, wanted)
                 if before is not wanted:
@@ -74,13 +74,12 @@ def _options(recipe: Recipe, entry: ArtifactsEntry) -> dict[str, Any]:
     return {**entry.options, **files}
 
 
-def _quants(target: Target, names: Sequence[str] | None, max_bytes: int | None) -> list[str]:
+def _quants(target: Target, entry: ArtifactsEntry) -> list[str]:
     """Quants by the policies' own names, once each; `auto` by the size that its artifacts may have."""
-    if names is None:
-        return [target.default_quant]
-    if "all" in names:
+    names, bits = entry.quants or (target.default_quant,), BITS in entry.tune
+    if "all" in names and not bits:
         return [policy.name for policy in target.policies]
-    return list(dict.fromkeys(target.named(named(name, max_bytes=max_bytes)) for name in names))
+    return list(dict.fromkeys(target.named(named(name, max_bytes=entry.max_size, bits=bits)) for name in names))
 
 
 def select(artifacts: Sequence[Wanted], patterns: Sequence[str]) -> tuple[Wanted, ...]:

@@ -22,8 +22,10 @@ from lfm_convert.convert.release.forecast import forecast
 from lfm_convert.convert.release.outcome import End, Outcome, gravest
 from lfm_convert.convert.release.prepared import prepare
 from lfm_convert.convert.release.wanted import expand, matrix, select
+from lfm_convert.convert.statistics import write_statistics
 from lfm_convert.convert.stopping import Stopped, forget_signals, on_signal
 from lfm_convert.graph.errors import ExitCode, InputError, LfmConvertError, UsageError
+from lfm_convert.graph.opening import open_graph
 from support.checkpoints import dense_config, make_checkpoint
 from support.releases import StandIn, tree
 
@@ -309,6 +311,21 @@ def test_calibration_is_measured_once(recipe: Path, stand_in: StandIn, monkeypat
     matrix_file.write_bytes(b"mine")
     outcome = release(recipe)
     assert (outcome.exit_code, matrix_file.read_bytes()) == (ExitCode.USAGE, b"mine")
+
+
+def test_codes_are_tuned_once_and_names_say_so(recipe: Path, stand_in: StandIn, tiny_dense: Path) -> None:
+    statistics = recipe.parent / "statistics"
+    write_statistics(open_graph(tiny_dense), (), statistics, max_chunks=16)
+    tune = 'quants = ["Q4_0"]\ntune = ["codes"]\noptions = { statistics = "statistics" }'
+    edit(recipe, 'quants = ["F16", "BF16"]', tune)
+    assert release(recipe).exit_code == 0
+    assert stand_in.take()[0] == ["Q4_0", "fp32"]
+    (entry,) = json.loads((recipe.parent / "out" / "tiny-dense-GGUF" / "lfm-convert.json").read_text())["artifacts"]
+    assert entry["main_file"].endswith("-tuned-Q4_0.gguf") and entry["tuned"]["codes"]["tokens"] > 1024
+    assert (release(recipe).exit_code, stand_in.take()) == (0, ([], []))
+    edit(recipe, 'tune = ["codes"]\n', "")
+    assert release(recipe).exit_code == 0
+    assert stand_in.take()[0] == ["Q4_0"]
 
 
 @pytest.mark.parametrize(
