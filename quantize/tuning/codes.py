@@ -7,7 +7,8 @@
    (GPTQ, arXiv 2210.17323, in the form of LDLQ, QuIP, arXiv 2307.13304).
 4. Sweeps of coordinate descent change single codes, and scales and offsets of a run where the format stores them for it.
 
-A row that this does not make better, by its error under H, stays as the format's encoder has it.
+A row that this does not make better, by its error under H, stays as the format's encoder has it; so does one that comes
+to lie so far from its weights that it could be taken for another.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from ..encoding import Bytes
 from .moments import WIDTH, Settled, Solver, solver
 
 _SWEEPS = 4
+# Of a row's distance from its weights over what the encoder leaves: what validation takes for the same row, with some room.
+_FURTHEST = 3.0
 # As kernels know the types of scales.
 _KINDS = {DType.F32: 0, DType.F16: 1, DType.BF16: 2}
 
@@ -61,9 +64,10 @@ class Tuner:
         self._descend(grid, wanted)
         tuned = encoding.recoded(start, grid.found)
         errors = _errors(encoding.decode(*tuned) - wanted, moments)
-        is_better = errors < stock
+        is_near = _is_near(encoding, rows, tuned)
+        is_better = is_near & (errors < stock)
         if encoding.tile_rows > 1 and not is_better.all():  # rows that are stored together stay or go together
-            is_better = np.full_like(is_better, errors.sum() < stock.sum())
+            is_better = np.full_like(is_better, is_near.all() and errors.sum() < stock.sum())
         kept = tuple(
             old if not is_better.any() else _chosen(is_better, new, old) for new, old in zip(tuned, parts, strict=True)
         )
@@ -171,6 +175,16 @@ def _owned(found: Committed) -> Committed:
         np.array(found.codes, np.uint8, order="C"),
         *(None if each is None else np.array(each, np.float32, order="C") for each in found[1:]),  # type: ignore[arg-type]
     )
+
+
+def _is_near(encoding: Tunable, rows: Float32, parts: tuple[Bytes, ...]) -> np.ndarray:
+    """Which rows [n] parts bring about as near to their weights as the encoder does."""
+    found, usual = (
+        np.square(encoding.decode(*each) - rows, dtype=np.float64).sum(axis=1)
+        for each in (parts, encoding.encode(rows))
+    )
+    near: np.ndarray = found <= _FURTHEST**2 * usual
+    return near
 
 
 def _errors(off: Float32, moments: Float32) -> np.ndarray:

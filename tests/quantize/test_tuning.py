@@ -17,6 +17,7 @@ from lfm_convert.graph.reference.forward import Forward
 from lfm_convert.graph.roles import EXPERTS, Address, Role
 from lfm_convert.quantize.committed import Tunable
 from lfm_convert.quantize.encoding import Encoding, get_encoding
+from lfm_convert.quantize.tuning import codes
 from lfm_convert.quantize.tuning import store as stores
 from lfm_convert.quantize.tuning import tune as tuning
 from lfm_convert.quantize.tuning.codes import Tuner
@@ -85,6 +86,30 @@ def test_what_rows_give_is_nearer_and_never_farther(name: str) -> None:
 
     share = error(encoding.decode(*found.parts)) / error(stock)
     assert share < (0.9 if encoding.class_name != "q8" else 1.001)
+
+
+@pytest.mark.parametrize("name", ["Q4_0", "et_tiles4_g64"])
+def test_no_row_is_so_far_from_its_weights_that_it_could_be_another(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inputs of which few columns count leave the others free to move: three encoders' errors is as far as a row goes."""
+    floats, quantised = inputs()
+    sizes = np.exp(np.random.default_rng(3).normal(0, 3, N_COLS)).astype(np.float32)
+    moments, encoding, weights = moments_of(floats * sizes, quantised * sizes).settled(), tunable(name), rows(32)
+
+    def distance() -> Float32:
+        parts = Tuner.of(moments).tune(encoding, weights).parts
+        found, usual = (
+            np.square(encoding.decode(*each) - weights).sum(axis=1) for each in (parts, encoding.encode(weights))
+        )
+        ratio: Float32 = np.sqrt(found / usual)
+        return ratio
+
+    stock = encoding.decode(*encoding.encode(weights, np.diagonal(moments.squares).copy())) - weights
+    weighed = np.sqrt(
+        np.square(stock).sum(axis=1) / np.square(encoding.decode(*encoding.encode(weights)) - weights).sum(axis=1)
+    )
+    assert (distance() <= np.maximum(3.0, weighed) + 1e-5).all()
+    monkeypatch.setattr(codes, "_FURTHEST", np.inf)
+    assert distance().max() > 3.0
 
 
 def test_the_codes_of_a_small_matrix_are_the_best_there_are() -> None:
