@@ -12,7 +12,7 @@ from typing import Any
 from ..graph.errors import UsageError
 from ..graph.graph import WeightGraph
 from ..graph.progress import SILENT
-from ..quantize.allotment.wanted import BITS, check_tuned, named
+from ..quantize.allotment.wanted import BITS, check_tuned, named, read_wanted
 from ..targets.options import flag, options_of
 from ..targets.stream import Profile
 from ..targets.target import get_target, target_names
@@ -47,14 +47,16 @@ def shares(
 
     `targets` and `quant` are names or lists of them with commas; `all` is every one, `auto` fills `max_bytes`, and all are
     named as tuned whose bits are to be.
-    Raises: UsageError for a target, quant or option that there is not, and for a target that quants are named for, but
-    none of its own.
+    Raises: UsageError for a target, quant or option that there is not, for a target that quants are named for, but none
+    of its own, and for statistics that nothing is tuned by.
     """
     own = tuple(get_target(name).name for name in _listed(targets) if name != "all")
     chosen = target_names() if "all" in _listed(targets) else own
     check_tuned(tune)
     bits = BITS in tune
     quants = None if quant is None else [named(name, max_bytes=max_bytes, bits=bits) for name in _listed(quant)]
+    if (options or {}).get("statistics") and not tune and not any(map(read_wanted, quants or ())):
+        raise UsageError("--statistics: tunes nothing without --tune, or --quant auto with a size")
     if len(chosen) == 1:  # which says by itself what it does not have
         return (Share(target=chosen[0], quants=_named(quants, chosen[0], bits=bits), options=dict(options or {})),)
     owners = {name: [target for target in chosen if _has(target, name)] for name in quants or ()}

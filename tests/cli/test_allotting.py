@@ -65,6 +65,7 @@ def test_conversion_measures_and_says_in_manifest_and_names(
         (["-q", "auto-10KB", "--statistics", "STATS"], "takes at least"),
         (["-q", "auto-1GB"], "--statistics FOLDER, as lfm-convert calibrate writes it"),
         (["-q", "F16", "--tune=bits", "--statistics", "STATS"], "nothing of F16 that could be stored otherwise"),
+        (["-q", "Q4_0", "--statistics", "STATS"], "--statistics: tunes nothing without --tune"),
         (["-q", "all", "--tune", "--statistics", "STATS"], "name the quants whose bits are to be tuned"),
         (["-q", "Q4_0", "--tune=bytes"], "--tune=bytes: expected bits"),
     ],
