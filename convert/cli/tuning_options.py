@@ -47,7 +47,7 @@ def with_value(words: list[str]) -> list[str]:
     """A command line in which `--tune` by itself has the value that it stands for."""
     found: list[str] = []
     for word in words:
-        if found and found[-1] == TUNE and set(word.split(",")) <= set(TUNED):
+        if found and found[-1] == TUNE and set(word.split(",")) <= {"", *TUNED}:
             found[-1] = f"{TUNE}={word}"
         else:
             found.append(word)

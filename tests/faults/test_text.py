@@ -143,7 +143,9 @@ def test_pip_lines_are_whole(command: str, monkeypatch: pytest.MonkeyPatch, caps
     assert line in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("console", CONSOLES)
+@pytest.mark.parametrize(
+    "console", [pytest.param(name, marks=[pytest.mark.slow] if name == "cp1252" else []) for name in CONSOLES]
+)
 def test_any_console(console: str, tiny_dense: Path, tmp_path: Path) -> None:
     """Tables, notes, errors, help and JSON reach a console that has few letters."""
     folder = shutil.copytree(tiny_dense, tmp_path / "été 漢字–…")

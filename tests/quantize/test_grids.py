@@ -14,14 +14,15 @@ N_ROWS, N_COLS = 8, 256
 FROM_GGUF = ("Q4_0", "Q5_0", "Q8_0", "Q4_1", "Q5_1")
 # By hand from what each format can say: these and no others take each other's grids.
 SYMMETRIC_4 = {
-    "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "int4_block32_f32", "int4_block32_f16", "int8_block32_f32", "coreml_int4",
+    "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "int4_block32_f32", "int4_block32_f16", "int8_block32_f32", "int8_block32_f16",
+    "coreml_int4",
     "et_embed4_g32", "et_tiles4_g32",
     *(f"affine{bits}_g32_{ending}" for bits in (4, 5, 6, 8) for ending in ("f16", "f32")),
     *(f"ct_{kind}_{ending}" for kind in ("int4_g32", "int4_g32_asym", "int8_g32") for ending in ("f16", "f32")),
 }  # fmt: skip
 HOLDERS = {
     "Q4_0": SYMMETRIC_4,
-    "Q8_0": {"Q8_0", "int8_block32_f32", "affine8_g32_f16", "affine8_g32_f32", "ct_int8_g32_f16", "ct_int8_g32_f32"},
+    "Q8_0": {"Q8_0", "int8_block32_f32", "int8_block32_f16", "affine8_g32_f16", "affine8_g32_f32", "ct_int8_g32_f16", "ct_int8_g32_f32"},
     "Q4_1": {"Q4_1", "Q5_1", *(f"affine{bits}_g32_{ending}" for bits in (4, 5, 6, 8) for ending in ("f16", "f32"))},
     "affine4_g64_f16": {
         "Q4_1", "Q5_1",

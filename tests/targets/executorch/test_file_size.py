@@ -69,7 +69,9 @@ def refuse_other_sizes(found: Exported) -> None:
     assert found.predicted_bytes == pytest.approx(sizes, rel=0.01)
 
 
-@pytest.mark.parametrize(("kind", "quant"), [("dense", "fp32"), ("moe", "8da4w"), ("lfm3", "8da4w")])
+@pytest.mark.parametrize(
+    ("kind", "quant"), [("dense", "fp32"), ("moe", "8da4w"), pytest.param("lfm3", "8da4w", marks=pytest.mark.slow)]
+)
 def test_bundled_models(kind: str, quant: str, exported: Callable[..., Exported]) -> None:
     found = exported(kind, quant)
     refuse_other_sizes(found)
