@@ -1,15 +1,9 @@
-"""Finds the encoders' kernels, and lets whoever waits know that machine code is being made: it takes seconds, and happens
-once on a machine.
-"""
+"""Lets whoever waits know that machine code is being made: it takes seconds, and happens once on a machine."""
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
-
-from ..graph.errors import needs_extra
 
 Told = Callable[[str], None]
 _listeners: list[Told] = []
@@ -36,15 +30,3 @@ def tell(sentence: str) -> None:
     """Tells all who listen."""
     for each in _listeners:
         each(sentence)
-
-
-@cache
-def find_kernel(module: str, name: str, *, extra: str, encoding: str) -> Callable[..., None]:
-    """The kernel of that name in `encodings/_kernels_….py`.
-
-    Raises: BackendError naming the extra, if the compiler is not installed.
-    """
-    with needs_extra(extra, f"encoding {encoding}"):
-        found = importlib.import_module(f"{__package__}.encodings.{module}")
-    kernel: Callable[..., None] = getattr(found, name)
-    return kernel

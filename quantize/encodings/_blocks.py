@@ -6,18 +6,20 @@ Source: llama.cpp `ggml/src/ggml-quants.c`, `ggml/src/ggml-common.h`.
 
 from __future__ import annotations
 
+import importlib
 import math
 from abc import abstractmethod
+from collections.abc import Callable
+from functools import cache
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ...graph.dtypes import DType, Float32
-from ...graph.errors import InputError
+from ...graph.errors import InputError, needs_extra
 from ...graph.grid import Grid, GridRows
 from ..committed import Committed, Tunable, integer_levels
-from ..compiling import find_kernel
 from ..encoding import Bytes, Part
 from ..grids import OnGrid
 
@@ -98,8 +100,7 @@ class BlockEncoding(Tunable):
     def _records(self, blocks: Float32, weights: Float32) -> Levels:
         """ggml's record [n, bytes] of each block."""
         out = np.empty((len(blocks), self.layout.itemsize), np.uint8)
-        name = self.stored_name
-        find_kernel(self.module, f"encode_{name.lower()}", extra="gguf", encoding=name)(blocks, weights, out)
+        _kernel(self.module, self.stored_name)(blocks, weights, out)
         return out
 
     def _recover(self, blocks: Float32, weights: Float32, out: Levels) -> None:
@@ -232,6 +233,14 @@ class GridBlock(OnGrid, BlockEncoding):
 
     def _runs(self, records: Records) -> tuple[Float32, Float32 | None]:
         return column(records["d"]), column(records["m"]) if self.zero is None else None
+
+
+@cache
+def _kernel(module: str, name: str) -> Callable[[Float32, Float32, Levels], None]:
+    with needs_extra("gguf", f"encoding {name}"):
+        found = importlib.import_module(f".{module}", __package__)
+    kernel: Callable[[Float32, Float32, Levels], None] = getattr(found, f"encode_{name.lower()}")
+    return kernel
 
 
 def column(values: NDArray[Any]) -> Float32:

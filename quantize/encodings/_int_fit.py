@@ -9,11 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...graph.dtypes import Float32
-from ._jit import LANES, Lanes, kernel, load, load_importance
+from ._jit import LANES, ROUNDER, Lanes, kernel, load, load_importance
 
 _TINY = np.float32(1e-38)
-# Adding and taking it away again rounds to the nearest integer, ties to even, for |x| < 2^22.
-_ROUND = np.float32(1.5 * 2**23)
 _ZERO, _ONE = np.float32(0), np.float32(1)
 
 
@@ -32,7 +30,7 @@ def _sums(x: Lanes, weights: Lanes, inverse: Lanes, zero: Lanes, top: np.float32
     dot[:], norm[:] = _ZERO, _ZERO
     for i in range(x.shape[0]):
         for lane in range(LANES):
-            q = (x[i, lane] * inverse[lane] + _ROUND) - _ROUND
+            q = (x[i, lane] * inverse[lane] + ROUNDER) - ROUNDER
             q = min(max(q, -zero[lane]), top - zero[lane])
             weighted = weights[i, lane] * q
             dot[lane] += weighted * x[i, lane]
@@ -66,7 +64,7 @@ def fit(
                 if trial < len(shifts) * len(widths):
                     width, shift = widths[trial % len(widths)], shifts[trial // len(widths)]
                     inverse[lane] = _ONE / max((high[lane] - low[lane]) / width, _TINY)
-                    nearest = (-low[lane] * inverse[lane] + _ROUND) - _ROUND
+                    nearest = (-low[lane] * inverse[lane] + ROUNDER) - ROUNDER
                     zero[lane] = min(max(nearest + shift, _ZERO), top)
                 else:
                     inverse[lane], zero[lane] = _ONE / max(best_scale[lane], _TINY), best_zero[lane]
@@ -89,7 +87,7 @@ def codes(blocks: Float32, scales: Float32, zeros: NDArray[np.uint8], top: np.fl
         zero = np.float32(zeros[block])
         inverse = _ONE / scales[block] if scales[block] > _TINY else _ZERO
         for i in range(blocks.shape[1]):
-            q = (blocks[block, i] * inverse + _ROUND) - _ROUND
+            q = (blocks[block, i] * inverse + ROUNDER) - ROUNDER
             found[block, i] = np.uint8(np.int32(min(max(q + zero, _ZERO), top)))
     return found
 

@@ -23,15 +23,20 @@ from numba.core import event, types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
+from ...graph.dtypes import DType
 from ..compiling import tell
+from ._kinds import FLOAT_KINDS
 
 LANES = 64
 Lanes = NDArray[np.float32]  # [elements, LANES], or [LANES]
 Records = NDArray[np.uint8]  # [bytes, LANES], or [blocks, bytes]
 
+F16, BF16 = FLOAT_KINDS[DType.F16], FLOAT_KINDS[DType.BF16]
+
 _F = TypeVar("_F", bound=Callable[..., Any])
-# 1.5 · 2^23: adding it to a float32 rounds that to an integer, ties to even, in the low bits.
-_ROUNDER = np.float32(12582912)
+# 1.5 · 2^23: adding it to a float32 below 2^22 rounds that to an integer, ties to even, in the low bits; taking it away
+# again leaves the integer.
+ROUNDER = np.float32(12582912)
 _MANTISSA, _MIDDLE = np.int32(0x007F_FFFF), np.int32(0x0040_0000)
 # Bits of float32: all but the sign, infinity, 0.5, 2^16, the least normal float16 2^-14, and what takes an exponent
 # counted from 127 to one from 15.
@@ -130,6 +135,30 @@ def widened(stored: np.uint16) -> np.float32:
 
 
 @kernel
+def rounded(value: np.float32, kind: int) -> np.float32:
+    """The nearest value of one of `FLOAT_KINDS`, ties to even."""
+    if kind == F16:
+        return widened(half(value))
+    return bfloat16(value) if kind == BF16 else value
+
+
+@kernel
+def bfloat16(value: np.float32) -> np.float32:
+    """The nearest bfloat16, ties to even."""
+    found = bits(value)
+    return float_of(np.int32((found + np.int32(0x7FFF) + ((found >> 16) & np.int32(1))) & np.int32(-0x1_0000)))
+
+
+@kernel
+def magnitude(x: NDArray[np.float32]) -> np.int32:
+    """Bits of the largest magnitude: floats of one sign are in order as integers, whose maximum is a vector instruction."""
+    largest = np.int32(0)
+    for j in range(len(x)):
+        largest = max(largest, np.int32(bits(x[j]) & _MAGNITUDE))
+    return largest
+
+
+@kernel
 def ordered(word: np.int32) -> np.int32:
     """Bits of a float as an integer in the float's order, and back."""
     return np.int32(word ^ ((word >> np.int32(31)) & _MAGNITUDE))
@@ -138,7 +167,7 @@ def ordered(word: np.int32) -> np.int32:
 @kernel
 def nearest(value: np.float32) -> np.int32:
     """ggml's `nearest_int`, which beyond 2^22, infinite and NaN gives what the bits happen to be."""
-    return np.int32((bits(value + _ROUNDER) & _MANTISSA) - _MIDDLE)
+    return np.int32((bits(value + ROUNDER) & _MANTISSA) - _MIDDLE)
 
 
 @kernel

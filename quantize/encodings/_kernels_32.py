@@ -17,7 +17,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from ._jit import LANES, Lanes, Records, bits, float_of, half, kernel, level, load, load_importance, ordered
+from ._jit import LANES, Lanes, Records, bits, float_of, half, kernel, level, load, load_importance, magnitude, ordered
 from ._runs import found_levels
 from ._search import BASE, INVERSE, MINIMUM, ONE, SCALE, ZERO, search_ranged, search_signed
 
@@ -60,7 +60,7 @@ def encode_q8_0(blocks: Blocks, importance: Blocks, out: Records) -> None:
     """Levels -127 … 127; importance is not used, as in ggml."""
     for b in range(len(blocks)):
         x, record = blocks[b], out[b]
-        d = float_of(_largest(x)) / np.float32(127)
+        d = float_of(magnitude(x)) / np.float32(127)
         inverse = _inverse(d)
         _put_half(d, record, 0)
         for j in range(32):
@@ -123,15 +123,6 @@ def _put_half(value: np.float32, record: Records, at: int) -> None:
 
 # Floats of one sign are in order as integers, and the compiler makes vector instructions of a maximum of integers.
 # Loops over len(x) are not unrolled, which it would do instead.
-
-
-@kernel
-def _largest(x: Blocks) -> np.int32:
-    """Bits of the largest magnitude."""
-    largest = np.int32(0)
-    for j in range(len(x)):
-        largest = max(largest, np.int32(bits(x[j]) & _MAGNITUDE))
-    return largest
 
 
 @kernel

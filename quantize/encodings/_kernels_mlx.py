@@ -8,13 +8,12 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from ._jit import LANES, bits, float_of, kernel, ordered
+from ._jit import LANES, ROUNDER, bits, float_of, kernel, ordered
 
 Groups = NDArray[np.float32]
 Codes = NDArray[np.uint8]
 
 _LEAST_SCALE = np.float32(1e-7)
-_ROUNDER = np.float32(1.5 * 2**23)  # adding it and taking it away again rounds to an integer, ties to even
 _ZERO, _ONE = np.float32(0), np.float32(1)
 
 
@@ -46,7 +45,7 @@ def encode_affine(groups: Groups, top: np.float32, scales: Groups, biases: Group
 @kernel
 def _set_codes(x: Groups, scale: np.float32, bias: np.float32, top: np.float32, codes: Codes) -> None:
     for j in range(len(x)):
-        steps = ((x[j] - bias) / scale + _ROUNDER) - _ROUNDER
+        steps = ((x[j] - bias) / scale + ROUNDER) - ROUNDER
         codes[j] = np.uint8(np.int32(min(max(steps, _ZERO), top)))
 
 

@@ -10,14 +10,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from ._jit import LANES, Lanes, half, kernel, widened
+from ._jit import LANES, ROUNDER, Lanes, half, kernel, widened
 from ._kernels_iq4 import nearest_value
 from ._search import MINIMUM as LOW
 from ._search import ONE, SCALE, ZERO, find_extreme, search_ranged
 from ._tables import IQ4
 
-# Adding and taking it away again rounds to the nearest integer, ties to even, for |x| < 2^22.
-_ROUND = np.float32(1.5 * 2**23)
 _INFINITE = np.float32(np.inf)
 _ROUNDS = 3  # units after scales after levels
 TABLE = 0  # in place of the lowest level: levels are the values of the IQ4 table
@@ -28,7 +26,7 @@ _RR, _RQ, _QQ, _R, _Q, _W = 0, LANES, 2 * LANES, 3 * LANES, 4 * LANES, 5 * LANES
 
 @kernel
 def _rounded(x: np.float32, low: np.float32, high: np.float32) -> np.float32:
-    return min(max((x + _ROUND) - _ROUND, low), high)
+    return min(max((x + ROUNDER) - ROUNDER, low), high)
 
 
 @kernel

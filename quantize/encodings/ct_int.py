@@ -19,19 +19,17 @@ from abc import abstractmethod
 import numpy as np
 
 from ...graph.dtypes import DType, Float32
+from ...graph.errors import needs_extra
 from ...graph.grid import Grid, GridRows
 from ..committed import Committed, Tunable, integer_levels
-from ..compiling import find_kernel
 from ..encoding import Bytes, Encoding, Part
 from ..grids import OnGrid, repeated
+from ._kinds import FLOAT_KINDS
 from .ct_base import PACKED, SCALE, WEIGHT, ZERO_POINT, Codes, CtEncoding, Grouped, spread
 from .mlx_pack import FLOATS, pack, unpack
 
 BITS = (4, 8)
 GROUPS = (32, 64, 128)
-
-# What the kernel calls the float types.
-_ROUNDINGS = {DType.F32.value: 0, DType.BF16.value: 1, DType.F16.value: 2}
 
 
 class Symmetric(CtEncoding):
@@ -41,12 +39,15 @@ class Symmetric(CtEncoding):
 
     def encode(self, rows: Float32, importance: Float32 | None = None) -> tuple[Bytes, ...]:
         """See `Encoding.encode`; importance changes nothing. Raises: BackendError if the compiler is not installed."""
+        with needs_extra("compressed-tensors", f"encoding {self.name}"):
+            from ._kernels_ct import encode_symmetric
+
         n, n_cols = rows.shape
         # numba compiles anew for arrays that are read-only or laid out otherwise
         groups = np.require(rows, np.float32, ["C", "A", "W"]).reshape(-1, n_cols if self.block == 1 else self.block)
         scales, codes = np.empty(len(groups), np.float32), np.empty((n, n_cols * self.bits // 8), np.uint8)
-        encode = find_kernel("_kernels_ct", "encode_symmetric", extra="compressed-tensors", encoding=self.name)
-        encode(groups, _ROUNDINGS[self.floats.name], self._epsilon, self.bits, scales, codes.reshape(len(groups), -1))
+        kind = FLOAT_KINDS[DType(self.floats.name)]
+        encode_symmetric(groups, kind, self._epsilon, self.bits, scales, codes.reshape(len(groups), -1))
         return self._packed(codes), self._store(scales.reshape(n, -1))
 
     @abstractmethod

@@ -17,8 +17,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from ...graph.dtypes import DType, Float32
+from ...graph.errors import needs_extra
 from ...graph.grid import Grid, GridRows
-from ..compiling import find_kernel
 from ..encoding import Bytes
 from ..grids import OnGrid
 from ._blocks import to_values
@@ -71,11 +71,12 @@ class Affine(GroupEncoding, OnGrid):
 
     def _nearest(self, groups: Float32) -> tuple[Codes, Float32, Float32]:
         """Codes [n, block] of groups [n, block], and their scales and biases [n] as they are before they are stored."""
+        with needs_extra("mlx", f"encoding {self.name}"):
+            from ._kernels_mlx import encode_affine
+
         groups = np.require(groups, np.float32, ["C", "A", "W"])  # for other arrays numba compiles anew
         codes, scales, biases = np.empty(groups.shape, np.uint8), *np.empty((2, len(groups)), np.float32)
-        find_kernel("_kernels_mlx", "encode_affine", extra="mlx", encoding=self.name)(
-            groups, self._top, scales, biases, codes
-        )
+        encode_affine(groups, self._top, scales, biases, codes)
         return codes, scales, biases
 
     def _codes(self, groups: Float32, scale: Float32, bias: Float32) -> Codes:

@@ -10,13 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...graph.dtypes import Float32
-from ..encodings._jit import bits, float_of, half, kernel, widened
+from ..encodings._jit import kernel, rounded
 
 Codes = NDArray[np.uint8]
 Columns = NDArray[np.int64]
-
-# How scales are stored; those of float32 are not rounded.
-F16, BF16 = 1, 2
 
 _ZERO, _HALF, _TWO = np.float32(0), np.float32(0.5), np.float32(2)
 
@@ -39,17 +36,6 @@ def nearest(x: np.float32, ranked: Float32, is_even: bool) -> int:
         else:
             high = middle
     return low if x - ranked[low] <= ranked[high] - x else high
-
-
-@kernel
-def rounded(value: np.float32, kind: int) -> np.float32:
-    """A scale as it is stored."""
-    if kind == F16:
-        return widened(half(value))
-    if kind == BF16:
-        found = bits(value)
-        return float_of((found + np.int32(0x7FFF) + ((found >> np.int32(16)) & np.int32(1))) & np.int32(-65536))
-    return value
 
 
 @kernel

@@ -17,16 +17,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ...graph.dtypes import DType, Float32
+from ...graph.dtypes import Float32
 from ..committed import Committed, Tunable
 from ..encoding import Bytes
+from ..encodings._kinds import FLOAT_KINDS
 from .moments import WIDTH, Settled, Solver, solver
 
 _SWEEPS = 4
 # Of a row's distance from its weights over what the encoder leaves: what validation takes for the same row, with some room.
 _FURTHEST = 3.0
-# As kernels know the types of scales.
-_KINDS = {DType.F32: 0, DType.F16: 1, DType.BF16: 2}
 
 
 @dataclass(frozen=True)
@@ -150,7 +149,7 @@ class _Grid:
             levels=np.nan_to_num(levels),
             ranks=(ranked, bool((np.diff(ranked) == 1).all()), code_of),
             scaled=(run, found.scales, zeros, offsets.copy() if found.offsets is None else offsets),
-            kind=_KINDS[encoding.refits] if encoding.refits is not None and refits else -1,
+            kind=FLOAT_KINDS[encoding.refits] if encoding.refits is not None and refits else -1,
             width=_width(n_cols, run if refits else 1),
         )
 
