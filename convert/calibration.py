@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -109,7 +110,8 @@ def chunks_of(graph: WeightGraph, source: Source, chunk_size: int, note: Callabl
 def _read(path: Path) -> Source:
     try:
         data = path.read_bytes()
-        return Source(path.name, hashlib.sha256(data).hexdigest(), path.read_text(encoding="utf-8"), path)
+        text = io.TextIOWrapper(io.BytesIO(data), encoding="utf-8").read()  # with lines that end as in any text
+        return Source(path.name, hashlib.sha256(data).hexdigest(), text, path)
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read as text: {error}") from None
 

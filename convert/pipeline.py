@@ -109,7 +109,7 @@ def plan(
     """
     graph = model if isinstance(model, WeightGraph) else open_model(model, weights=False)
     chosen = get_target(target).with_options(options or {})
-    plans = tuple(planned(chosen, graph, name) for name in _quants(chosen, quant, tune))
+    plans = tuple(planned(chosen, graph, name) for name in quants_of(chosen, quant, tune))
     return tuple(map(CodeTuning.of(chosen, graph).announce, plans)) if CODES in tune else plans
 
 
@@ -155,7 +155,7 @@ def convert(
     jobs = jobs or os.cpu_count() or 1
     comparison = {"suite": "smoke", "max_memory": max_memory, **(comparison or {})}
     chosen = get_target(target).with_options(options or {})
-    quants = _quants(chosen, quant, tune, max_bytes=budgets.max_size if budgets else None)
+    quants = quants_of(chosen, quant, tune, max_bytes=budgets.max_size if budgets else None)
     graph = model if isinstance(model, WeightGraph) else open_model(model, progress=progress)
     folder = Path(out if out is not None else default_folder(graph, chosen))
     measure_costs(graph, chosen, quants, jobs=jobs, progress=progress)
@@ -445,7 +445,7 @@ def check_comparison(graph: WeightGraph, comparison: Mapping[str, Any]) -> int:
     return sum(len(prompt.token_ids) for prompt in encoded)
 
 
-def _quants(
+def quants_of(
     target: Target, quant: str | Sequence[str] | None, tune: Collection[str] = (), *, max_bytes: int | None = None
 ) -> list[str]:
     """The policies' own names, once each; `all` is every quant of the target, and None its default. Those whose bits are

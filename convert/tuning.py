@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -37,6 +37,7 @@ class CodeTuning:
     folder: Path = Path()
     jobs: int = 1
     progress: Progress = SILENT
+    _wanted: dict[str, Mapping[Address, Encoding]] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
     def of(cls, target: Target, graph: WeightGraph, **how: Any) -> Self:
@@ -52,18 +53,19 @@ class CodeTuning:
 
     def announce(self, plan: Plan) -> Plan:
         """The plan as it will be with tuned codes. Raises: UsageError where no tensor can have any."""
-        chosen = self._chosen(plan)
+        chosen = self._wanted[plan.quant] = self._chosen(plan)
         if not chosen:
             raise UsageError(f"--tune: {plan.target} {plan.quant} stores no matrix in codes that can be tuned")
         return planned(self.target, announced_graph(self.graph, chosen, self._about), plan.quant)
 
     @contextmanager
     def carry_out(self, announced: Plan) -> Iterator[Plan]:
-        """The plan with its codes, which are forgotten once it is written; until then an interrupted run leaves them.
+        """The plan that was announced with its codes, which are forgotten once it is written; until then an interrupted
+        run leaves them.
 
         Raises: as `tune`.
         """
-        chosen = self._chosen(planned(self.target, self.graph, announced.quant))
+        chosen = self._wanted[announced.quant]
         folder = self.folder / _FOLDER / f"{announced.target}-{announced.quant}"
         store = tune(self.graph, chosen, self.statistics, folder, jobs=self.jobs, progress=self.progress)
         plan = planned(self.target, tuned_graph(self.graph, store, self._about), announced.quant)

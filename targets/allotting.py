@@ -25,14 +25,13 @@ from ..quantize.allotment.costs import Asked, losses
 from ..quantize.allotment.kept import KeptCosts, read_costs
 from ..quantize.allotment.solve import Group, least_bytes, solve, total
 from ..quantize.allotment.wanted import BITS, Wanted
-from ..quantize.imatrix import read_importance
+from ..quantize.imatrix import IMATRIX_FILE, read_importance
 from ..quantize.statistics.statistics import Statistics, open_statistics
 from .candidates import Alike, candidates
 from .options import options_of
 from .plans import Plan
 from .target import Target
 
-IMPORTANCE_FILE = "imatrix.gguf"
 _IMATRIX = "imatrix"
 _TABLE, _HEAD = (Role.EMBED, None), (Role.LM_HEAD, None)
 # Weights whose costs are kept together: an interrupted run goes on after those that are.
@@ -161,7 +160,7 @@ def _weighing(target: Target, statistics: Statistics) -> Target:
         raise UsageError("--imatrix: statistics have an importance of their own: give one of them")
     if target.weighs_refined_only and not getattr(target, "refine", False):
         return target
-    return target.with_options({_IMATRIX: str(statistics.folder / IMPORTANCE_FILE)})
+    return target.with_options({_IMATRIX: str(statistics.folder / IMATRIX_FILE)})
 
 
 def _kept(statistics: Statistics, allotting: _Allotting) -> KeptCosts:
@@ -173,7 +172,7 @@ def _unmeasured(allotting: _Allotting, statistics: Statistics, kept: KeptCosts) 
     """The weights of which costs are not kept, with the encodings that lack them."""
     graph = allotting.graph
     weights = {weight.address: weight for weight in graph.weights()}
-    importance = read_importance(statistics.folder / IMPORTANCE_FILE, graph.config.family)
+    importance = read_importance(statistics.folder / IMATRIX_FILE, graph.config.family)
     for alike in allotting.alikes:
         for address in alike.addresses:
             missing = tuple(each for each in alike.encodings if kept.get(address, each.name) is None)

@@ -48,6 +48,12 @@ def _one_of(names: tuple[str, ...], words: str) -> Kind:
     return Kind(words=words, schema={"enum": list(names)}, read=read)
 
 
+def _some_of(names: tuple[str, ...], words: str) -> Kind:
+    """Which names there are is told by who knows what else is wrong with one."""
+    schema = {"type": "array", "items": {"enum": list(names)}, "minItems": 1}
+    return Kind(words=words, schema=schema, read=_texts)
+
+
 def _flag(value: Any) -> bool:
     if not isinstance(value, bool):
         raise ValueError
@@ -110,16 +116,8 @@ NUMBERS = Kind(
 )
 MERGE_DTYPE = _one_of(tuple(MERGE_DTYPES), " or ".join(MERGE_DTYPES))
 TARGET = Kind(words="the name of a target", schema={"enum": list(target_names())}, read=_text)
-TARGETS = Kind(
-    words="a list of names of targets",
-    schema={"type": "array", "items": {"enum": list(target_names())}, "minItems": 1},
-    read=_texts,
-)
-TUNED = Kind(
-    words=f"a list of {' and '.join(TUNED_PARTS)}",
-    schema={"type": "array", "items": {"enum": list(TUNED_PARTS)}, "minItems": 1},
-    read=_texts,
-)
+TARGETS = _some_of(target_names(), "a list of names of targets")
+TUNED = _some_of(TUNED_PARTS, f"a list of {' and '.join(TUNED_PARTS)}")
 SUITE = _one_of(SUITES, " or ".join(SUITES))
 FLAG = Kind(words="true or false", schema={"type": "boolean"}, read=_flag)
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from ...graph.errors import UsageError
-from ...quantize.allotment.wanted import BITS, named
 from ...targets.options import options_of
 from ...targets.target import Target, get_target
+from ..pipeline import quants_of
 from ..recipe.reading import IMPORTANCE, ArtifactsEntry, ModelEntry, Recipe
 
 _SHOWN = 6  # names of artifacts in a sentence
@@ -50,7 +50,7 @@ def expand(recipe: Recipe) -> tuple[Wanted, ...]:
         options = _options(recipe, entry)
         target = get_target(entry.target).with_options(options)
         for label in entry.models or tuple(recipe.models):
-            for quant in _quants(target, entry):
+            for quant in quants_of(target, entry.quants, entry.tune, max_bytes=entry.max_size):
                 wanted = Wanted(model=recipe.models[label], entry=entry, target=target, options=options, quant=quant)
                 before = found.setdefault(wanted.name, wanted)
                 if before is not wanted:
@@ -72,14 +72,6 @@ def _options(recipe: Recipe, entry: ArtifactsEntry) -> dict[str, Any]:
         )
     files = {name: str(recipe.seen(Path(entry.options[name]))) for name in entry.options if known[name][1].is_file}
     return {**entry.options, **files}
-
-
-def _quants(target: Target, entry: ArtifactsEntry) -> list[str]:
-    """Quants by the policies' own names, once each; `auto` by the size that its artifacts may have."""
-    names, bits = entry.quants or (target.default_quant,), BITS in entry.tune
-    if "all" in names and not bits:
-        return [policy.name for policy in target.policies]
-    return list(dict.fromkeys(target.named(named(name, max_bytes=entry.max_size, bits=bits)) for name in names))
 
 
 def select(artifacts: Sequence[Wanted], patterns: Sequence[str]) -> tuple[Wanted, ...]:

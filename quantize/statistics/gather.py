@@ -8,7 +8,6 @@ work is cut by size, every piece runs with one BLAS thread, and pieces are added
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,35 +15,16 @@ import numpy as np
 from ...graph.graph import Layer, Weight, WeightGraph
 from ...graph.progress import SILENT, Progress
 from ...graph.reference.cores import cut
-from ...graph.reference.forward import HEAD_ELEMENTS, State
-from ...graph.reference.state import Batch
+from ...graph.reference.forward import HEAD_ELEMENTS
+from ..together import Chunks, Together, together
 from .collector import Collector, n_slices
 from .layout import moments_file, written_moments
 from .spool import Spool
 from .triangle import Triangle, n_packed
 
-# Tokens that run together, if a chunk is not longer: each reading of a layer's weights is for so many.
-BATCH_TOKENS = 4096
 # What turning a layer round costs, where running it is one: running it again, and two products for each.
 _BACKWARD_COST = 3
 _GRADIENT = "gradient"
-Chunks = Sequence[Sequence[int]]
-
-
-@dataclass(frozen=True)
-class _Part:
-    """Chunks that run together, and which tokens of all they are."""
-
-    chunks: Chunks
-    start: int
-    stop: int
-
-    def batch(self) -> Batch:
-        return Batch(State(len(self.chunks)), [len(chunk) for chunk in self.chunks])
-
-    @property
-    def ids(self) -> np.ndarray:
-        return np.concatenate([np.asarray(chunk, np.int64) for chunk in self.chunks])
 
 
 def scratch_bytes(graph: WeightGraph, n_tokens: int) -> int:
@@ -67,7 +47,7 @@ def gather(
     Raises: OSError of a disk that is full.
     """
     run, spool = Collector(graph, with_moments=moments is not None), Spool(scratch, graph.config.hidden_size)
-    parts = _parts(chunks)
+    parts = together(chunks)
     n_tokens = parts[-1].stop
     n_steps = (1 + _BACKWARD_COST) * len(graph.layers) + _BACKWARD_COST
     progress.start("calibrating", n_tokens * n_steps, "token layers")
@@ -88,26 +68,12 @@ def gather(
     return run
 
 
-def _parts(chunks: Chunks) -> list[_Part]:
-    """Chunks in their order, as many together as have `BATCH_TOKENS`, or one."""
-    parts: list[_Part] = []
-    taken: list[Sequence[int]] = []
-    start = n_taken = 0
-    for chunk in chunks:
-        if taken and n_taken + len(chunk) > BATCH_TOKENS:
-            parts.append(_Part(taken, start, start + n_taken))
-            taken, start, n_taken = [], start + n_taken, 0
-        taken.append(chunk)
-        n_taken += len(chunk)
-    return [*parts, _Part(taken, start, start + n_taken)]
-
-
 def _before(layer: int) -> str:
     """The spool's name of the residual stream before a layer."""
     return f"residual-{layer}"
 
 
-def _run_layer(run: Collector, layer: Layer, parts: Sequence[_Part], spool: Spool, progress: Progress) -> None:
+def _run_layer(run: Collector, layer: Layer, parts: Sequence[Together], spool: Spool, progress: Progress) -> None:
     for part in parts:
         hidden = run.run_layer(layer, spool.read(_before(layer.index), part.start, part.stop), part.batch())
         spool.write(_before(layer.index + 1), part.start, hidden)
@@ -127,7 +93,7 @@ def _turn_end(run: Collector, spool: Spool, uniform: np.ndarray, progress: Progr
     spool.drop(name)
 
 
-def _turn_layer(run: Collector, layer: Layer, parts: Sequence[_Part], spool: Spool, progress: Progress) -> None:
+def _turn_layer(run: Collector, layer: Layer, parts: Sequence[Together], spool: Spool, progress: Progress) -> None:
     name = _before(layer.index)
     for part in parts:
         run.watch(part.start)

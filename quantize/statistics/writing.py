@@ -13,8 +13,8 @@ from ...graph.roles import Address
 from ..calibration import Use
 from ..gguf_file.tensor_names import tensor_name
 from ..imatrix import IMATRIX_FILE, importance_bytes
+from ..together import Chunks
 from .collector import Collector
-from .gather import Chunks
 from .inputs import input_of
 from .layout import (
     COLUMNS_FILE,

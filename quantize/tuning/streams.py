@@ -14,15 +14,14 @@ from ...graph.dtypes import Float32
 from ...graph.graph import Layer, Weight, WeightGraph
 from ...graph.reference.feed_forward import Routing
 from ...graph.reference.forward import Forward
-from ...graph.reference.state import Batch, State
+from ...graph.reference.state import State
 from ...graph.roles import EXPERTS, Address, Role
 from ..encoding import Encoding
 from ..rounded import in_int8
 from ..stored import EncodedTensor
+from ..together import Together, together
 from .store import Store
 
-# Tokens that are run together.
-_BATCH_TOKENS = 4096
 # Streams that are larger together lie on the disk.
 _IN_MEMORY_BYTES = 1 << 29
 
@@ -85,7 +84,7 @@ class Streams:
         self._rounded = {a for a, encoding in chosen.items() if encoding.activation_block == 0}
         stock = chosen.get((Role.EMBED, None))
         looked_up = None if table is None else Forward(graph.with_weights({(Role.EMBED, None): table}), keep_bytes=0)
-        self._batches = list(_batches(chunks))
+        self._batches = together(chunks)
         shape = sum(map(len, chunks)), graph.config.hidden_size
         is_large = 8 * shape[0] * shape[1] > _IN_MEMORY_BYTES
         names = ("floats", "quantised")
@@ -94,12 +93,12 @@ class Streams:
             for name in names
         )
         self._files = [scratch / name for name in names if is_large]
-        for rows, some in self._batches:
-            self._floats[rows] = embedded = self._forward.embedded(some)
+        for part in self._batches:
+            self._floats[part.rows] = embedded = self._forward.embedded(part.chunks)
             if looked_up is not None:
-                self._quantised[rows] = looked_up.embedded(some)
+                self._quantised[part.rows] = looked_up.embedded(part.chunks)
             else:
-                self._quantised[rows] = embedded if stock is None else _rounded(embedded, some, stock)
+                self._quantised[part.rows] = embedded if stock is None else _rounded(embedded, part.ids, stock)
 
     def close(self) -> None:
         """Removes what lies on the disk."""
@@ -115,9 +114,8 @@ class Streams:
                 calls.append((weight.address, x))
                 return super().linear(x, weight, bias, **rows)
 
-        _, chunks = self._batches[0]
-        some = [chunks[0][:16]]
-        Listening(self._forward.graph).branch(branch, layer, self._floats[: len(some[0])], _fresh(some))
+        start = Together([self._batches[0].chunks[0][:16]], 0, 0)
+        Listening(self._forward.graph).branch(branch, layer, self._floats[: len(start.chunks[0])], start.batch())
         found: list[list[Address]] = []
         inputs: list[list[Float32]] = []
         for address, x in calls:
@@ -138,35 +136,35 @@ class Streams:
         quantised. Experts of both streams are those that the quantised stream chooses.
         """
         first = stage[0]
-        for rows, chunks in self._batches:
+        for part in self._batches:
             self._forward.rounded = self._rounded
-            quantised = self._watch(branch, tuned, self._quantised[rows], chunks, first, None)
+            quantised = self._watch(branch, tuned, self._quantised, part, first, None)
             self._forward.rounded = ()
             routing = self._forward.routings.get(layer.index) if first[0] in EXPERTS else None
-            floats = self._watch(branch, layer, self._floats[rows], chunks, first, routing)
+            floats = self._watch(branch, layer, self._floats, part, first, routing)
             yield {which: Inputs(x, floats[which]) for which, x in quantised.items()}
 
     def advance(self, branch: Branch, layer: Layer, tuned: Layer) -> None:
         """Both streams through a branch."""
-        for rows, chunks in self._batches:
+        for part in self._batches:
             for stream, one, rounded in ((self._floats, layer, ()), (self._quantised, tuned, self._rounded)):
                 self._forward.rounded = rounded
-                stream[rows] += self._forward.branch(branch, one, stream[rows], _fresh(chunks))
+                stream[part.rows] += self._forward.branch(branch, one, stream[part.rows], part.batch())
         self._forward.rounded = ()
 
     def _watch(
         self,
         branch: Branch,
         layer: Layer,
-        hidden: Float32,
-        chunks: Sequence[Sequence[int]],
+        stream: Float32,
+        part: Together,
         wanted: Address,
         routing: Routing | None,
     ) -> dict[Slice, Float32]:
         run = self._forward
         run.wanted, run.seen, run.routing = frozenset((wanted,)), {}, routing
         try:
-            run.branch(branch, layer, hidden, _fresh(chunks))
+            run.branch(branch, layer, stream[part.rows], part.batch())
         except _Enough:
             pass
         finally:
@@ -177,8 +175,8 @@ class Streams:
 def final_states(graph: WeightGraph, chunks: Sequence[Sequence[int]]) -> Iterator[Float32]:
     """What the head is multiplied with in float, batch by batch."""
     forward = Forward(graph, keep_bytes=0)
-    for _, some in _batches(chunks):
-        yield np.concatenate(forward.states(State(len(some)), some))
+    for part in together(chunks):
+        yield np.concatenate(forward.states(State(len(part.chunks)), part.chunks))
 
 
 def quantised_layer(layer: Layer, store: Store) -> Layer:
@@ -192,26 +190,9 @@ def quantised_layer(layer: Layer, store: Store) -> Layer:
     return replace(layer, weights=weights)
 
 
-def _batches(chunks: Sequence[Sequence[int]]) -> Iterator[tuple[slice, list[Sequence[int]]]]:
-    """Chunks run together, with their rows of the streams."""
-    some: list[Sequence[int]] = []
-    start = stop = 0
-    for chunk in chunks:
-        if some and stop - start + len(chunk) > _BATCH_TOKENS:
-            yield slice(start, stop), some
-            some, start = [], stop
-        some.append(chunk)
-        stop += len(chunk)
-    yield slice(start, stop), some
-
-
-def _fresh(chunks: Sequence[Sequence[int]]) -> Batch:
-    return Batch(State(len(chunks)), [len(chunk) for chunk in chunks])
-
-
-def _rounded(rows: Float32, chunks: Sequence[Sequence[int]], table: Encoding) -> Float32:
+def _rounded(rows: Float32, ids: np.ndarray, table: Encoding) -> Float32:
     """Embedded rows as an encoding leaves them; each token's once."""
-    _, first, which = np.unique(np.concatenate(chunks), return_index=True, return_inverse=True)
+    _, first, which = np.unique(ids, return_index=True, return_inverse=True)
     some = rows[first]
     if table.refusal(some.shape[1]) is not None:
         return rows

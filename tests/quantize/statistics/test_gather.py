@@ -13,6 +13,7 @@ from lfm_convert.graph.reference.state import Batch, State
 from lfm_convert.graph.roles import Address, Role
 from lfm_convert.graph.source.safetensors import SafetensorsFile
 from lfm_convert.graph.tensor import ArrayTensor
+from lfm_convert.quantize import together as batches
 from lfm_convert.quantize.calibration import calibrate
 from lfm_convert.quantize.gguf_file.tensor_names import tensor_name
 from lfm_convert.quantize.statistics import gather as gathering
@@ -63,7 +64,7 @@ def graph(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 @pytest.fixture
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gathering, "BATCH_TOKENS", 64)
+    monkeypatch.setattr(batches, "BATCH_TOKENS", 64)
     monkeypatch.setattr(gathering, "HEAD_ELEMENTS", 512 * 13)
 
 
