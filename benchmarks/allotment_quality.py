@@ -19,15 +19,13 @@ import numpy as np
 from lfm_convert.convert.pipeline import measure_costs, open_model
 from lfm_convert.convert.statistics import write_statistics
 from lfm_convert.graph.graph import WeightGraph
-from lfm_convert.graph.reference.forward import Forward
 from lfm_convert.graph.tensor import ArrayTensor
 from lfm_convert.quantize.allotment.kept import read_costs
 from lfm_convert.quantize.statistics.statistics import open_statistics
 from lfm_convert.targets.lossy import planned
 from lfm_convert.targets.plans import Plan, TensorPlan
 from lfm_convert.targets.target import Target, get_target
-from lfm_convert.validate.metrics import position_kld
-from lfm_convert.validate.prompts import encode_prompts, load_prompts
+from scoring import Reference
 
 BASES = {
     "gguf": "Q4_K_M", "mlx": "4bit", "onnx": "q4_mixed", "coreml": "int4", "executorch": "8da4w",
@@ -56,7 +54,7 @@ def main() -> None:
         for model in arguments.model or ("bundled:dense", "bundled:moe", "bundled:lfm3"):
             graph = open_model(model)
             statistics = _statistics(graph, home / graph.name, arguments.text or ())
-            reference = _Reference(graph)
+            reference = Reference(graph, _MAX_TOKENS)
             for name in arguments.target or ("gguf", "mlx"):
                 _compare(reference, get_target(name), statistics, Path(scratch))
 
@@ -67,26 +65,26 @@ def _statistics(graph: WeightGraph, folder: Path, texts: Sequence[Path]) -> Path
     return folder
 
 
-def _compare(reference: _Reference, target: Target, statistics: Path, scratch: Path) -> None:
+def _compare(reference: Reference, target: Target, statistics: Path, scratch: Path) -> None:
     graph, base = reference.graph, BASES[target.name]
     stock, tuned = _stock(target, statistics), target.with_options({"statistics": str(statistics)})
     measure_costs(graph, tuned, [f"{base}-tuned", f"{target.auto_base}-tuned"])
     plan = stock.plan(graph, base)
-    whole = reference.kld(plan)
+    whole = _kld(reference, plan)
     _tell(graph, target, base, plan, whole, None, None)
     mine = planned(tuned, graph, f"{base}-tuned")
-    _tell(graph, target, "allotted", mine, reference.kld(mine), whole, mine.tuned["bits"]["predicted_kld"])
+    _tell(graph, target, "allotted", mine, _kld(reference, mine), whole, mine.tuned["bits"]["predicted_kld"])
     for name, order in (("at random", _shuffled), ("turned over", _turned)):
         control = _dealt(graph, target, statistics, scratch / f"{graph.name}-{target.name}-{name}", order)
         other = planned(tuned.with_options({"statistics": str(control)}), graph, f"{base}-tuned")
-        _tell(graph, target, name, other, reference.kld(other), whole, None)
-    uniform = [(plan.total_bytes, reference.kld(plan), name) for name, plan in _plans(stock, graph)]
+        _tell(graph, target, name, other, _kld(reference, other), whole, None)
+    uniform = [(plan.total_bytes, _kld(reference, plan), name) for name, plan in _plans(stock, graph)]
     least, most = min(uniform)[0], max(uniform)[0]
     for share in (0.05, 0.25, 0.45, 0.7, 0.95):
         budget = int(least + share * (most - least))
         plan = planned(tuned, graph, f"auto-{budget}B")
         _, kld, name = min((each for each in uniform if each[0] <= budget), key=lambda each: each[1])
-        found = reference.kld(plan)
+        found = _kld(reference, plan)
         _tell(graph, target, f"auto, {name}", plan, found, kld, plan.tuned["bits"]["predicted_kld"], budget=budget)
 
 
@@ -149,34 +147,19 @@ def _finite(losses: Mapping[str, float]) -> list[float]:
     return [loss for loss in losses.values() if np.isfinite(loss)]
 
 
-class _Reference:
-    """A graph, the validator's prompts, and its own logits of them."""
-
-    def __init__(self, graph: WeightGraph) -> None:
-        self.graph = graph
-        encoded = encode_prompts(load_prompts(None), graph.tokenizer, graph.assets, vocab_size=graph.config.vocab_size)
-        self._prompts = [prompt.token_ids[:_MAX_TOKENS] for prompt in encoded]
-        self._logits = self._run(graph)
-
-    def _run(self, graph: WeightGraph) -> Sequence[np.ndarray]:
-        return Forward(graph).prefill(self._prompts)[0]
-
-    def kld(self, plan: Plan) -> float:
-        """Mean divergence of the graph with the weights that a plan would store."""
-        rows: dict = {}
-        for tensor in plan.tensors:
-            if tensor.role is not None and tensor.encoding.class_name not in (
-                "f16",
-                "f32",
-            ):  # floats may lie in an order of their own
-                rows.setdefault((tensor.role, tensor.layer), []).append(_decoded(tensor))
-        shapes = {weight.address: weight.shape for weight in self.graph.weights()}
-        views = {
-            address: ArrayTensor("decoded", np.concatenate(parts).reshape(shapes.get(address, parts[0].shape)))
-            for address, parts in rows.items()
-        }
-        logits = self._run(self.graph.with_weights(views))
-        return float(np.concatenate([position_kld(a, b) for a, b in zip(self._logits, logits, strict=True)]).mean())
+def _kld(reference: Reference, plan: Plan) -> float:
+    """Mean divergence of the graph with the weights that a plan would store."""
+    rows: dict = {}
+    for tensor in plan.tensors:
+        is_float = tensor.encoding.class_name in ("f16", "f32")  # which may lie in an order of their own
+        if tensor.role is not None and not is_float:
+            rows.setdefault((tensor.role, tensor.layer), []).append(_decoded(tensor))
+    shapes = {weight.address: weight.shape for weight in reference.graph.weights()}
+    views = {
+        address: ArrayTensor("decoded", np.concatenate(parts).reshape(shapes.get(address, parts[0].shape)))
+        for address, parts in rows.items()
+    }
+    return reference.kld(views)
 
 
 def _decoded(tensor: TensorPlan) -> np.ndarray:

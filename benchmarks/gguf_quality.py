@@ -10,18 +10,14 @@ positions of the validator's prompts, of the graph with decoded weights against 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from lfm_convert.convert.pipeline import open_model
-from lfm_convert.graph.graph import WeightGraph
-from lfm_convert.graph.reference.forward import Forward
 from lfm_convert.graph.tensor import ArrayTensor
 from lfm_convert.targets.plans import Plan, TensorPlan
 from lfm_convert.targets.target import get_target
-from lfm_convert.validate.metrics import position_kld
-from lfm_convert.validate.prompts import encode_prompts, load_prompts
+from scoring import Reference
 
 QUANTS = (
     "Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q5_1", "Q5_0", "Q4_K_M", "Q4_K_S", "Q4_1", "Q4_0", "IQ4_NL", "IQ4_XS",
@@ -42,7 +38,7 @@ def main() -> None:
         + f" {'blocks':>7}"
     )
     for model in arguments.model or ("bundled:dense", "bundled:moe"):
-        reference = _Reference(open_model(model))
+        reference = _Reference(open_model(model), _MAX_TOKENS)
         for quant in arguments.quants:
             exact = reference.measure(quant, given)
             refined = reference.measure(quant, {**given, "refine": True})
@@ -66,24 +62,11 @@ class _Measured:
     blocks: list[np.ndarray]
 
 
-class _Reference:
-    """A graph, its prompts, and its own logits of them."""
-
-    def __init__(self, graph: WeightGraph) -> None:
-        self.graph = graph
-        encoded = encode_prompts(load_prompts(None), graph.tokenizer, graph.assets, vocab_size=graph.config.vocab_size)
-        self._prompts = [prompt.token_ids[:_MAX_TOKENS] for prompt in encoded]
-        self._logits = self._run(graph)
-
-    def _run(self, graph: WeightGraph) -> Sequence[np.ndarray]:
-        return Forward(graph).prefill(self._prompts)[0]
-
+class _Reference(Reference):
     def measure(self, quant: str, options: dict) -> _Measured:
         plan = get_target("gguf").with_options(options).plan(self.graph, quant)
         weights, error, blocks = _decode(plan)
-        logits = self._run(self.graph.with_weights(weights))
-        kld = np.concatenate([position_kld(a, b) for a, b in zip(self._logits, logits, strict=True)])
-        return _Measured(plan.tensor_bytes, error, float(kld.mean()), blocks)
+        return _Measured(plan.tensor_bytes, error, self.kld(weights), blocks)
 
 
 def _decode(plan: Plan) -> tuple[dict, float, list[np.ndarray]]:

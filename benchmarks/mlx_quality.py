@@ -9,18 +9,14 @@ positions of the validator's prompts, of the graph with decoded weights against 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from lfm_convert.convert.pipeline import open_model
-from lfm_convert.graph.graph import WeightGraph
-from lfm_convert.graph.reference.forward import Forward
 from lfm_convert.graph.tensor import ArrayTensor
 from lfm_convert.targets.plans import Plan
 from lfm_convert.targets.target import Target, get_target
-from lfm_convert.validate.metrics import position_kld
-from lfm_convert.validate.prompts import encode_prompts, load_prompts
+from scoring import Reference
 
 QUANTS = ("8bit", "6bit", "5bit", "4bit", "4bit-g32", "mixed_4_8", "3bit", "mxfp8", "mxfp4", "nvfp4")
 _MAX_TOKENS = 128
@@ -35,7 +31,7 @@ def main() -> None:
         f"{'model':14} {'quant':10} {'bytes':>10} {'error':>9} {'refined':>9} {'':>6} {'KLD':>9} {'refined':>9} {'':>6}"
     )
     for model in arguments.model or ("bundled:dense", "bundled:moe"):
-        measured = _Reference(open_model(model))
+        measured = _Reference(open_model(model), _MAX_TOKENS)
         for quant in arguments.quants:
             exact, refined = (measured.measure(target, quant) for target in _targets())
             print(
@@ -61,24 +57,11 @@ class _Measured:
     kld: float
 
 
-class _Reference:
-    """A graph, its prompts, and its own logits of them."""
-
-    def __init__(self, graph: WeightGraph) -> None:
-        self.graph = graph
-        encoded = encode_prompts(load_prompts(None), graph.tokenizer, graph.assets, vocab_size=graph.config.vocab_size)
-        self._prompts = [prompt.token_ids[:_MAX_TOKENS] for prompt in encoded]
-        self._logits = self._run(graph)
-
-    def _run(self, graph: WeightGraph) -> Sequence[np.ndarray]:
-        return Forward(graph).prefill(self._prompts)[0]
-
+class _Reference(Reference):
     def measure(self, target: Target, quant: str) -> _Measured:
         plan = target.plan(self.graph, quant)
         weights, error = _decode(plan)
-        logits = self._run(self.graph.with_weights(weights))
-        kld = np.concatenate([position_kld(a, b) for a, b in zip(self._logits, logits, strict=True)])
-        return _Measured(plan.tensor_bytes, error, float(kld.mean()))
+        return _Measured(plan.tensor_bytes, error, self.kld(weights))
 
 
 def _decode(plan: Plan) -> tuple[dict, float]:

@@ -31,7 +31,7 @@ from lfm_convert.graph.reference.forward import Forward
 from lfm_convert.targets.options import options_of
 from lfm_convert.targets.target import get_target
 from lfm_convert.validate.metrics import position_kld
-from lfm_convert.validate.prompts import encode_prompts, load_prompts
+from scoring import prompts_of
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
@@ -77,7 +77,7 @@ class _Bench:
     @classmethod
     def of(cls, graph: WeightGraph, folder: Path, texts: Sequence[Path]) -> _Bench:
         write_statistics(graph, texts, folder / "statistics")
-        scored = {"prompts": _prompts(graph), "code": _code(graph)}
+        scored = {"prompts": prompts_of(graph, _MAX_TOKENS), "code": _code(graph)}
         forward = Forward(graph)
         return cls(graph, folder, scored, {name: forward.prefill(chunks)[0] for name, chunks in scored.items()})
 
@@ -122,11 +122,6 @@ class _Bench:
                 for name, chunks in self.scored.items()
             }
             return done.plans[0].total_bytes, found
-
-
-def _prompts(graph: WeightGraph) -> list[Sequence[int]]:
-    encoded = encode_prompts(load_prompts(None), graph.tokenizer, graph.assets, vocab_size=graph.config.vocab_size)
-    return [prompt.token_ids[:_MAX_TOKENS] for prompt in encoded]
 
 
 def _code(graph: WeightGraph) -> list[Sequence[int]]:
