@@ -7,6 +7,7 @@ it has. Whatever a target cannot say of a block it refuses by that block's name.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from enum import Enum
 
 from .roles import Role
 from .tensor import Shape
@@ -21,18 +22,40 @@ class Norm:
     eps: float
 
 
+class Activation(Enum):
+    """What the gate of a feed-forward goes through, as configs of transformers spell it."""
+
+    SILU = "silu"
+    GELU_TANH = "gelu_pytorch_tanh"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LongRope:
+    """The table of a rope for sequences of more than `longer_than` tokens, all of whose positions then turn by it."""
+
+    inverse_frequencies: tuple[float, ...] = field(repr=False)
+    longer_than: int
+
+
 @dataclass(frozen=True, kw_only=True)
 class Rope:
     """Rotary positions: pair i turns by position * inverse_frequencies[i] radians; zero is a pair that does not turn.
 
     Every rope type is such a table. `theta` is the base it was made from, which formats store; `factor` multiplies
-    cosines and sines. Pairs are halves (i, i + D/2), or neighbours (2i, 2i + 1).
+    cosines and sines. With r frequencies the first 2r numbers of a head turn: pairs are their halves (i, i + r), or
+    neighbours (2i, 2i + 1); the numbers behind them stay. `long` is another table for long sequences.
     """
 
     theta: float
     inverse_frequencies: tuple[float, ...] = field(repr=False)
     factor: float = 1.0
     pairs_neighbours: bool = False
+    long: LongRope | None = None
+
+    @property
+    def n_dims(self) -> int:
+        """How many numbers of a head are paired."""
+        return 2 * len(self.inverse_frequencies)
 
     @property
     def n_turning(self) -> int:
@@ -72,7 +95,7 @@ class Attention:
 
     `window` is the number of positions a token sees, itself included; None for all. `qk_norm` is that of each head's
     query and key before they turn. A gated head is multiplied by the sigmoid of its row of ATTN_GATE. `is_biased` says
-    that all four projections are.
+    that all four projections are. `score_scale` is what scores are multiplied with, where that is not 1 / sqrt(D).
     """
 
     name = "attention"
@@ -86,6 +109,7 @@ class Attention:
     is_gated: bool = False
     is_biased: bool = False
     is_causal: bool = True
+    score_scale: float | None = None
 
     @property
     def q_size(self) -> int:
@@ -98,7 +122,7 @@ class Attention:
     @property
     def scale(self) -> float:
         """What scores are multiplied with before the softmax."""
-        return float(self.head_dim**-0.5)
+        return float(self.head_dim**-0.5) if self.score_scale is None else self.score_scale
 
     def shapes(self, hidden: int) -> Shapes:
         return {
@@ -122,11 +146,12 @@ class Attention:
 
 @dataclass(frozen=True, kw_only=True)
 class Dense:
-    """down(silu(gate(x)) * up(x))."""
+    """down(activation(gate(x)) * up(x))."""
 
     name = "dense feed-forward"
 
     size: int
+    activation: Activation = Activation.SILU
 
     def shapes(self, hidden: int) -> Shapes:
         return {
@@ -136,22 +161,30 @@ class Dense:
         }
 
 
+class Scoring(Enum):
+    """How a router's outputs become scores: each by itself, or all experts' together."""
+
+    SIGMOID = "sigmoid"
+    SOFTMAX = "softmax"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Mixture:
-    """A weighted sum of the `top_k` experts of a token: their scores are sigmoids of the router's outputs.
+    """A weighted sum of the `top_k` experts of a token: their scores are what `scoring` makes of the router's outputs.
 
     Experts are ranked with the bias and weighed without it; `is_normalised` divides the weights by their sum plus
     `sum_eps`, `scaling` multiplies them.
     """
 
     name = "mixture of experts"
-    sum_eps = 1e-6
 
     n_experts: int
     top_k: int
     size: int
+    scoring: Scoring = Scoring.SIGMOID
     has_bias: bool = True
     is_normalised: bool = True
+    sum_eps: float = 1e-6
     scaling: float = 1.0
 
     def shapes(self, hidden: int) -> Shapes:

@@ -239,7 +239,11 @@ def bind(config: ModelConfig, unpacked: Unpacked, folder: Path) -> tuple[dict[Sl
     if is_head_only:  # of two names for one tensor, a writer kept the other
         tensors[embed] = tensors.pop(head).renamed(embed)
     shelf = Shelf(tensors)
-    views = {slot: view for slot in declare(config) if (view := _take(shelf, config, slot)) is not None}
+    slots = declare(config)
+    layers: dict[int | None, dict[Role, Shape]] = {}
+    for slot in slots:
+        layers.setdefault(slot.layer, {})[slot.role] = slot.shape
+    views = {slot: view for slot in slots if (view := _take(shelf, config, slot, layers[slot.layer])) is not None}
     notes = _drop_redundant(shelf, config)
     if is_head_only:
         notes.append(f"of the tied pair only '{head}' is stored: it is read as the embedding too")
@@ -253,11 +257,11 @@ def bind(config: ModelConfig, unpacked: Unpacked, folder: Path) -> tuple[dict[Sl
     return views, notes
 
 
-def _take(shelf: Shelf, config: ModelConfig, slot: Slot) -> TensorView | None:
+def _take(shelf: Shelf, config: ModelConfig, slot: Slot, layer: Mapping[Role, Shape]) -> TensorView | None:
     """The weight from the rarest of its places that is there; what is missing is missed in the usual one."""
     prefix, places = config.family.places(slot.role, slot.layer)
     place = next((place for place in reversed(places) if place.is_there(shelf, prefix)), places[0])
-    return place.take(shelf, prefix, slot.shape)
+    return place.take(shelf, prefix, slot.shape, layer)
 
 
 def _drop_redundant(shelf: Shelf, config: ModelConfig) -> list[str]:

@@ -7,12 +7,15 @@ artifacts store them. Here only operations are used that IEEE 754 defines to the
 from __future__ import annotations
 
 import decimal
+import math
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .blocks import Rope
+from .blocks import LongRope, Rope
 from .dtypes import Float32
 
 # π/2 in two parts: products of the first, of 33 bits, with a number of turns up to 2^20 are exact.
@@ -36,9 +39,85 @@ _Float64 = NDArray[np.float64]
 LARGEST_HEAD = 1 << 14
 
 
-def default_rope(theta: float, head_dim: int) -> Rope:
-    """All pairs turn: pair i by 1 / theta^(2i / head_dim), rounded to float32 where transformers rounds."""
-    return Rope(theta=theta, inverse_frequencies=_powers(theta, head_dim))
+def default_rope(theta: float, n_dims: int) -> Rope:
+    """All pairs of the first n_dims numbers turn: pair i by 1 / theta^(2i / n_dims), rounded to float32 where transformers rounds."""
+    return Rope(theta=theta, inverse_frequencies=_powers(theta, n_dims))
+
+
+def linear_rope(theta: float, n_dims: int, *, factor: float) -> Rope:
+    """The default one, slower by a factor. Source: `_compute_linear_scaling_rope_parameters` of transformers."""
+    return _of_table(theta, _table(theta, n_dims) / np.float32(factor))
+
+
+def llama3_rope(
+    theta: float, n_dims: int, *, factor: float, low_freq_factor: float, high_freq_factor: float, trained_length: int
+) -> Rope:
+    """Pairs whose wave is long beside the trained context are slower by the factor, short ones are as they were.
+
+    Between the two the share of each goes from one to the other. Source: `_compute_llama3_parameters` of transformers,
+    in float32 as there.
+    """
+    table, one = _table(theta, n_dims), np.float32(1)
+    waves = np.float32(2 * np.pi) / table
+    share = (np.float32(trained_length) / waves - np.float32(low_freq_factor)) / np.float32(
+        high_freq_factor - low_freq_factor
+    )
+    slow = table / np.float32(factor)
+    between = (one - share) * slow + share * table
+    is_long, is_short = waves > trained_length / low_freq_factor, waves < trained_length / high_freq_factor
+    return _of_table(theta, np.where(is_long, slow, np.where(is_short, table, between)))
+
+
+def yarn_rope(
+    theta: float,
+    n_dims: int,
+    *,
+    factor: float,
+    trained_length: int,
+    attention_factor: float | None = None,
+    beta_fast: float = 32.0,
+    beta_slow: float = 1.0,
+    truncate: bool = True,
+) -> Rope:
+    """Pairs that turn often in the trained context are as they were, those that turn rarely are slower by the factor.
+
+    Cosines and sines grow with the logarithm of the factor. Source: Peng et al. 2023, and `_compute_yarn_parameters`
+    of transformers.
+    """
+    low, high = (_pair_that_turns(turns, theta, n_dims, trained_length) for turns in (beta_fast, beta_slow))
+    if truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, n_dims - 1)
+    ramp = (np.arange(n_dims // 2, dtype=np.float32) - np.float32(low)) / np.float32(max(high - low, 1e-3))
+    kept = 1 - np.clip(ramp, 0, 1)
+    fast, slow = (np.float32(1) / (np.float32(by) * _bases(theta, n_dims)) for by in (1, factor))
+    rope = _of_table(theta, slow * (1 - kept) + fast * kept)
+    grown = 0.1 * math.log(factor) + 1 if factor > 1 else 1.0
+    return replace(rope, factor=grown if attention_factor is None else attention_factor)
+
+
+def long_rope(
+    theta: float,
+    short_factors: Sequence[float],
+    long_factors: Sequence[float],
+    *,
+    trained_length: int,
+    factor: float,
+    attention_factor: float | None = None,
+) -> Rope:
+    """A divisor for each pair, others for sequences longer than the trained context.
+
+    `factor` is how much longer the context has become, with whose logarithm cosines and sines grow.
+    Source: `_compute_longrope_parameters` of transformers.
+    """
+    bases = _bases(theta, 2 * len(short_factors))
+    short, long = (np.float32(1) / (np.array(factors, np.float32) * bases) for factors in (short_factors, long_factors))
+    grown = math.sqrt(1 + math.log(factor) / math.log(trained_length)) if factor > 1 else 1.0
+    return replace(
+        _of_table(theta, short),
+        factor=grown if attention_factor is None else attention_factor,
+        long=LongRope(inverse_frequencies=tuple(long.tolist()), longer_than=trained_length),
+    )
 
 
 def proportional_rope(theta: float, head_dim: int, share: float) -> Rope:
@@ -51,36 +130,63 @@ def proportional_rope(theta: float, head_dim: int, share: float) -> Rope:
     return Rope(theta=theta, inverse_frequencies=(*turning, *(0.0,) * (head_dim // 2 - n_turning)))
 
 
+def _pair_that_turns(turns: float, theta: float, n_dims: int, length: int) -> float:
+    """Which pair turns so often within a length, between pairs where none does."""
+    return n_dims * math.log(length / (turns * 2 * math.pi)) / (2 * math.log(theta))
+
+
+def _of_table(theta: float, table: Float32) -> Rope:
+    return Rope(theta=theta, inverse_frequencies=tuple(table.astype(np.float32).tolist()))
+
+
+def _table(theta: float, n_dims: int) -> Float32:
+    return np.array(_powers(theta, n_dims), np.float32)
+
+
 @cache
-def _powers(theta: float, head_dim: int) -> tuple[float, ...]:
-    exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
+def _powers(theta: float, n_dims: int) -> tuple[float, ...]:
+    return tuple((np.float32(1) / _bases(theta, n_dims)).tolist())
+
+
+@cache
+def _bases(theta: float, n_dims: int) -> Float32:
+    """theta^(2i / n_dims), of which the table of a default rope is the inverse."""
+    exponents = np.arange(0, n_dims, 2, dtype=np.float32) / np.float32(n_dims)
     with decimal.localcontext(prec=40):
         base = decimal.Decimal(float(np.float32(theta)))
         powers = [float(base ** decimal.Decimal(float(exponent))) for exponent in exponents]
-    found = np.float32(1) / np.array(powers, np.float64).astype(np.float32)
-    return tuple(found.tolist())
+    return np.array(powers, np.float64).astype(np.float32)
 
 
 def inverse_frequencies(rope: Rope) -> Float32:
-    """The table of a rope [head_dim / 2]."""
+    """The table of a rope [n_dims / 2]."""
     return np.array(rope.inverse_frequencies, np.float32)
 
 
 def frequency_factors(rope: Rope) -> Float32:
-    """What the default table of the same base is divided by [head_dim / 2]: infinity for a pair that does not turn."""
+    """What the default table of the same base is divided by [n_dims / 2]: infinity for a pair that does not turn."""
     own = inverse_frequencies(rope)
     with np.errstate(divide="ignore"):
-        factors: Float32 = inverse_frequencies(default_rope(rope.theta, 2 * len(own))) / own
+        factors: Float32 = _table(rope.theta, rope.n_dims) / own
     return factors
 
 
+def of_length(rope: Rope, n_tokens: int) -> Rope:
+    """The rope as sequences of that length turn by it."""
+    if rope.long is None:
+        return rope
+    is_long = n_tokens > rope.long.longer_than
+    table = rope.long.inverse_frequencies if is_long else rope.inverse_frequencies
+    return replace(rope, inverse_frequencies=table, long=None)
+
+
 def rotary_angles(rope: Rope, start: int, stop: int) -> Float32:
-    """Angles [stop - start, head_dim / 2] of positions, in radians: products in float32, as the model computes them."""
+    """Angles [stop - start, n_dims / 2] of positions, in radians: products in float32, as the model computes them."""
     return np.arange(start, stop, dtype=np.float32)[:, None] * inverse_frequencies(rope)
 
 
 def exact_angles(rope: Rope, positions: range) -> _Float64:
-    """Angles [n, head_dim / 2] of positions below 2^20, in radians, not rounded."""
+    """Angles [n, n_dims / 2] of positions below 2^20, in radians, not rounded."""
     return np.array(positions, np.float64)[:, None] * inverse_frequencies(rope).astype(np.float64)
 
 

@@ -296,3 +296,56 @@ class ScaledTensor(TensorView):
 
     def sources(self) -> Sequence[TensorView]:
         return (self._base,)
+
+
+class OffsetTensor(TensorView):
+    """A tensor plus a number, in float32."""
+
+    def __init__(self, base: TensorView, offset: float) -> None:
+        super().__init__(base.name, DType.F32, base.shape)
+        self.base, self.offset = base, np.float32(offset)
+
+    def _rows(self, start: int, stop: int) -> Float32:
+        return self.base.rows(start, stop) + self.offset
+
+    def place(self, row: int) -> tuple[str, int]:
+        return self.base.place(row)
+
+    def sources(self) -> Sequence[TensorView]:
+        return (self.base,)
+
+
+def without_offset(view: TensorView, offset: float) -> TensorView:
+    """The tensor to which an offset was added, to the bit where it is still at hand."""
+    if isinstance(view, OffsetTensor) and view.offset == np.float32(offset):
+        return view.base
+    return OffsetTensor(view, -offset)
+
+
+class JoinedTensor(RowsOf):
+    """The rows of several matrices, one after the other."""
+
+    def __init__(self, name: str, parts: Sequence[TensorView]) -> None:
+        dtypes = {part.dtype for part in parts}
+        dtype = dtypes.pop() if len(dtypes) == 1 else DType.F32
+        super().__init__(name, dtype, (sum(part.n_rows for part in parts), parts[0].n_cols))
+        self._parts = tuple(parts)
+
+    def _take(self, read: Read, start: int, stop: int) -> Arrays:
+        pieces, first = [], 0
+        for part in self._parts:
+            low, high = max(start - first, 0), min(stop - first, part.n_rows)
+            if low < high:
+                pieces.append((part, low, high))
+            first += part.n_rows
+        return _joined(read, pieces, self._parts[0])
+
+    def place(self, row: int) -> tuple[str, int]:
+        for part in self._parts:
+            if row < part.n_rows:
+                return part.place(row)
+            row -= part.n_rows
+        return "", 0
+
+    def sources(self) -> Sequence[TensorView]:
+        return self._parts

@@ -12,12 +12,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..graph.blocks import Attention, Mixture, Norm, Rope
+from ..graph.blocks import Activation, Attention, Dense, Mixture, Norm, Rope, Scoring
 from ..graph.config import Kind
 from ..graph.dtypes import Float32
 from ..graph.graph import Layer, Weight, WeightGraph
-from ..graph.reference.activations import sigmoid
-from ..graph.reference.feed_forward import Routing, choose
+from ..graph.reference.feed_forward import Routing, choose, score
 from ..graph.reference.forward import Forward
 from ..graph.roles import Role
 from ..graph.rotary import default_rope
@@ -37,17 +36,9 @@ class Mistake:
     forward: Callable[[WeightGraph], Forward | None]
 
 
-class _SoftmaxRouter(Forward):
-    def route(self, block: Mixture, layer: Layer, x: Float32) -> Routing:
-        values = self.linear(x, layer.weights[Role.ROUTER])
-        shifted = np.exp(values - values.max(axis=1, keepdims=True))
-        scores = shifted / shifted.sum(axis=1, keepdims=True)
-        return choose(block, self.biased(layer, scores), scores)
-
-
 class _BiasWeighs(Forward):
     def route(self, block: Mixture, layer: Layer, x: Float32) -> Routing:
-        biased = self.biased(layer, sigmoid(self.linear(x, layer.weights[Role.ROUTER])))
+        biased = self.biased(layer, score(block, self.linear(x, layer.weights[Role.ROUTER])))
         return choose(block, biased, biased)
 
 
@@ -109,7 +100,23 @@ def _norms(eps: float) -> Callable[[WeightGraph], Forward]:
 
 
 def _rope(change: Callable[[Rope, int], Rope]) -> Callable[[WeightGraph], Forward | None]:
-    return _blocks(Attention, lambda block: replace(block, rope=block.rope and change(block.rope, block.head_dim)))
+    return _blocks(Attention, lambda block: replace(block, rope=block.rope and change(block.rope, block.rope.n_dims)))
+
+
+def _all_turn(rope: Rope, n_dims: int) -> Rope:
+    return default_rope(rope.theta, n_dims) if rope.is_partial else rope
+
+
+def _changed(graph: WeightGraph, other: WeightGraph) -> Forward | None:
+    return None if other.config == graph.config else Forward(other)
+
+
+def _unscaled_branches(graph: WeightGraph) -> Forward | None:
+    layers = tuple(
+        replace(layer, branches=tuple(replace(branch, scale=1.0) for branch in layer.branches))
+        for layer in graph.layers
+    )
+    return None if layers == graph.layers else Forward(replace(graph, layers=layers))
 
 
 def _if_mixture(kind: type[Forward]) -> Callable[[WeightGraph], Forward | None]:
@@ -117,7 +124,14 @@ def _if_mixture(kind: type[Forward]) -> Callable[[WeightGraph], Forward | None]:
 
 
 MISTAKES: Sequence[Mistake] = (
-    Mistake("the router scores experts by softmax instead of sigmoid", _if_mixture(_SoftmaxRouter)),
+    Mistake(
+        "the router scores experts by softmax instead of sigmoid",
+        _blocks(Mixture, lambda block: replace(block, scoring=Scoring.SOFTMAX)),
+    ),
+    Mistake(
+        "the router scores experts by sigmoid instead of softmax",
+        _blocks(Mixture, lambda block: replace(block, scoring=Scoring.SIGMOID)),
+    ),
     Mistake("the expert bias is part of the experts' weights", _if_mixture(_BiasWeighs)),
     Mistake("the expert bias is ignored when experts are chosen", _if_mixture(_BiasIgnored)),
     Mistake("routed_scaling_factor is not applied", _blocks(Mixture, lambda block: replace(block, scaling=1.0))),
@@ -130,7 +144,22 @@ MISTAKES: Sequence[Mistake] = (
     Mistake("the taps of the short convolution are reversed", _reverse_taps),
     Mistake("rope_theta is 1e4", _rope(lambda rope, size: default_rope(1e4, size))),
     Mistake("rope pairs neighbours instead of halves", _rope(lambda rope, size: replace(rope, pairs_neighbours=True))),
-    Mistake("pairs of heads turn that should be at rest", _rope(lambda rope, size: default_rope(rope.theta, size))),
+    Mistake("pairs of heads turn that should be at rest", _rope(_all_turn)),
+    Mistake(
+        "the rope is not the scaled one that the config names",
+        _rope(lambda rope, size: default_rope(rope.theta, size)),
+    ),
+    Mistake("cosines and sines lack the rope's factor", _rope(lambda rope, size: replace(rope, factor=1.0))),
+    Mistake("scores are scaled by the head's size", _blocks(Attention, lambda block: replace(block, score_scale=None))),
+    Mistake(
+        "gates go through SiLU instead of GELU",
+        _blocks(Dense, lambda block: replace(block, activation=Activation.SILU)),
+    ),
+    Mistake("what branches add is not scaled", _unscaled_branches),
+    Mistake(
+        "embeddings are not scaled",
+        lambda graph: _changed(graph, replace(graph, config=replace(graph.config, embedding_scale=1.0))),
+    ),
     Mistake("queries and keys are not normed", _NoHeadNorm),
     Mistake("heads are not gated", _blocks(Attention, lambda block: replace(block, is_gated=False))),
     Mistake("windows are not kept", _blocks(Attention, lambda block: replace(block, window=None))),

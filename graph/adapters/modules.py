@@ -24,10 +24,12 @@ class Modules:
     def seats(self) -> Mapping[str, list[tuple[Address, Seat]]]:
         """Which weights' rows each tensor holds, in the order of the family's places."""
         found: dict[str, list[tuple[Address, Seat]]] = {}
+        layers = [{role: weight.shape for role, weight in layer.weights.items()} for layer in self.graph.layers]
         for address, shape in self._shapes():
             prefix, places = self.graph.config.family.places(*address)
+            layer = {} if address[1] is None else layers[address[1]]
             for place in places:
-                for seat in place.seats(prefix, shape):
+                for seat in place.seats(prefix, shape, layer):
                     found.setdefault(seat.name, []).append((address, seat))
         return found
 

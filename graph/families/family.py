@@ -15,7 +15,7 @@ from ..config import ModelConfig
 from ..config_fields import Fields
 from ..errors import UsageError
 from ..roles import Role
-from .places import Place
+from .places import Part, Place
 
 # Role -> where checkpoints keep it, the usual place first.
 Places = Mapping[Role, Sequence[Place]]
@@ -71,6 +71,14 @@ class ServerNames:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Scales:
+    """What the token table's rows and the head's outputs are multiplied with."""
+
+    embedding: float = 1.0
+    logits: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
 class Family:
     """One family. `read_layers` gives the blocks of a config, `read_norm` the norm before the head; the names are a checkpoint's, below `layer_prefix`.
 
@@ -86,6 +94,7 @@ class Family:
     top_places: Places
     layer_places: Places
     hub_fields: Callable[[ModelConfig], dict[str, Any]]
+    read_scales: Callable[[Fields], Scales] = lambda read: Scales()
     layer_prefix: str = "model.layers.{layer}."
     aliases: Mapping[str, Sequence[str]] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
@@ -106,6 +115,11 @@ class Family:
         """`model.layers.3.self_attn.q_proj.weight`; experts have "{e}" where each one's number stands."""
         prefix, places = self.places(role, layer)
         return prefix + places[0].name
+
+    def kept_together(self, role: Role) -> tuple[Role, ...]:
+        """The weights of a layer that checkpoints keep in one tensor with this one, in the order of their rows."""
+        place = self.layer_places[role][0]
+        return place.roles if isinstance(place, Part) else (role,)
 
     def refuse_for(self, format_: str) -> UsageError:
         """The error of a format that has no architecture for this family."""

@@ -28,11 +28,12 @@ from .places import Part, PerExpert, Place
 # As transformers holds them in memory, and writes since version 5: gate rows, then up rows, of all experts in a tensor.
 _GATE_UP, _DOWN = "feed_forward.experts.gate_up_proj", "feed_forward.experts.down_proj"
 _GATE, _UP = PerExpert("feed_forward.experts.{e}.w1.weight"), PerExpert("feed_forward.experts.{e}.w3.weight")
+_STACKED = Role.EXPERT_GATE, Role.EXPERT_UP
 _PLACES: Places = {
     Role.ROUTER: [Place("feed_forward.gate.weight")],
     Role.EXPERT_BIAS: [Place("feed_forward.expert_bias")],
-    Role.EXPERT_GATE: [_GATE, Part(_GATE_UP, _GATE.name, 0, 2, beside=_DOWN)],
-    Role.EXPERT_UP: [_UP, Part(_GATE_UP, _UP.name, 1, 2, beside=_DOWN)],
+    Role.EXPERT_GATE: [_GATE, Part(_GATE_UP, _GATE.name, Role.EXPERT_GATE, _STACKED, beside=_DOWN)],
+    Role.EXPERT_UP: [_UP, Part(_GATE_UP, _UP.name, Role.EXPERT_UP, _STACKED, beside=_DOWN)],
     Role.EXPERT_DOWN: [PerExpert("feed_forward.experts.{e}.w2.weight"), Place(_DOWN, beside=_GATE_UP)],
 }
 

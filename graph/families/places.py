@@ -10,7 +10,17 @@ from dataclasses import dataclass, field
 
 from ..dtypes import WEIGHT_DTYPES
 from ..misfits import Misfits
-from ..tensor import ReshapedTensor, Shape, SlicedTensor, StackedTensor, TensorView, n_rows_of
+from ..roles import Role
+from ..tensor import (
+    OffsetTensor,
+    ReshapedTensor,
+    Shape,
+    SlicedTensor,
+    StackedTensor,
+    TensorView,
+    n_rows_of,
+    without_offset,
+)
 
 # Where each expert's number stands in a name.
 EXPERT = "{e}"
@@ -68,6 +78,10 @@ class Seat:
             low += n
 
 
+# The shapes of all weights of a layer, which tell how much of a tensor each of them has.
+Shapes = Mapping[Role, Shape]
+
+
 @dataclass(frozen=True)
 class Place:
     """A tensor of the weight's own shape. `beside` is one that lies there only if this one ought to."""
@@ -78,26 +92,42 @@ class Place:
     def is_there(self, shelf: Shelf, prefix: str) -> bool:
         return any(prefix + name in shelf.tensors for name in (self.name, self.beside) if name)
 
-    def take(self, shelf: Shelf, prefix: str, shape: Shape) -> TensorView | None:
+    def take(self, shelf: Shelf, prefix: str, shape: Shape, layer: Shapes) -> TensorView | None:
         return shelf.take(prefix + self.name, shape)
 
-    def seats(self, prefix: str, shape: Shape) -> Iterator[Seat]:
+    def seats(self, prefix: str, shape: Shape, layer: Shapes) -> Iterator[Seat]:
         """The tensors that would hold a weight of this shape here."""
         yield Seat(name=prefix + self.name, shape=shape, count=n_rows_of(shape))
+
+    def as_stored(self, view: TensorView) -> TensorView:
+        """The values that a tensor has here, of those that the weight has."""
+        return view
 
 
 @dataclass(frozen=True)
 class Kernel(Place):
     """Taps [H, K] as a convolution keeps them: [H, 1, K]."""
 
-    def take(self, shelf: Shelf, prefix: str, shape: Shape) -> TensorView | None:
+    def take(self, shelf: Shelf, prefix: str, shape: Shape, layer: Shapes) -> TensorView | None:
         n_channels, width = shape
         tensor = shelf.take(prefix + self.name, (n_channels, 1, width))
         return tensor and ReshapedTensor(tensor, shape)
 
-    def seats(self, prefix: str, shape: Shape) -> Iterator[Seat]:
+    def seats(self, prefix: str, shape: Shape, layer: Shapes) -> Iterator[Seat]:
         n_channels, width = shape
         yield Seat(name=prefix + self.name, shape=(n_channels, 1, width), count=n_channels)
+
+
+@dataclass(frozen=True)
+class GainLessOne(Place):
+    """Gains of a norm, of which a checkpoint keeps what they are more than one."""
+
+    def take(self, shelf: Shelf, prefix: str, shape: Shape, layer: Shapes) -> TensorView | None:
+        tensor = shelf.take(prefix + self.name, shape)
+        return tensor and OffsetTensor(tensor, 1)
+
+    def as_stored(self, view: TensorView) -> TensorView:
+        return without_offset(view, 1)
 
 
 @dataclass(frozen=True)
@@ -107,12 +137,12 @@ class PerExpert(Place):
     def is_there(self, shelf: Shelf, prefix: str) -> bool:
         return prefix + self.name.format(e=0) in shelf.tensors
 
-    def take(self, shelf: Shelf, prefix: str, shape: Shape) -> TensorView | None:
+    def take(self, shelf: Shelf, prefix: str, shape: Shape, layer: Shapes) -> TensorView | None:
         names = [prefix + self.name.format(e=expert) for expert in range(shape[0])]
         parts = [part for name in names if (part := shelf.take(name, shape[1:])) is not None]
         return StackedTensor(prefix + without_number(self.name), parts) if len(parts) == shape[0] else None
 
-    def seats(self, prefix: str, shape: Shape) -> Iterator[Seat]:
+    def seats(self, prefix: str, shape: Shape, layer: Shapes) -> Iterator[Seat]:
         n_experts, n_rows = shape[0], n_rows_of(shape[1:])
         for expert in range(n_experts):
             name = prefix + self.name.format(e=expert)
@@ -121,31 +151,35 @@ class PerExpert(Place):
 
 @dataclass(frozen=True)
 class Part(Place):
-    """The rows of one weight in a stack [E, n_parts * out, in] that keeps several of them, one after the other.
+    """The rows of one weight in a tensor that keeps several of a layer, one after the other, in each matrix of a stack.
 
-    `called` is what the part is called by itself.
+    `called` is what the part is called by itself, `role` which of the `roles` it is.
     """
 
     called: str
-    index: int
-    n_parts: int
+    role: Role
+    roles: tuple[Role, ...]
 
-    def take(self, shelf: Shelf, prefix: str, shape: Shape) -> TensorView | None:
-        n_stacked, n_rows, n_cols = shape
-        tensor = shelf.take(prefix + self.name, (n_stacked, self.n_parts * n_rows, n_cols))
-        return tensor and SlicedTensor(prefix + without_number(self.called), tensor, self.index * n_rows, n_rows)
+    def take(self, shelf: Shelf, prefix: str, shape: Shape, layer: Shapes) -> TensorView | None:
+        offset, period = self._rows(layer)
+        tensor = shelf.take(prefix + self.name, (*shape[:-2], period, shape[-1]))
+        return tensor and SlicedTensor(prefix + without_number(self.called), tensor, offset, shape[-2])
 
-    def seats(self, prefix: str, shape: Shape) -> Iterator[Seat]:
-        n_stacked, n_rows, n_cols = shape
-        period = self.n_parts * n_rows
+    def seats(self, prefix: str, shape: Shape, layer: Shapes) -> Iterator[Seat]:
+        offset, period = self._rows(layer)
         yield Seat(
             name=prefix + self.name,
-            shape=(n_stacked, period, n_cols),
-            count=n_rows,
-            n_blocks=n_stacked,
-            offset=self.index * n_rows,
+            shape=(*shape[:-2], period, shape[-1]),
+            count=shape[-2],
+            n_blocks=n_rows_of(shape[:-1]),
+            offset=offset,
             period=period,
         )
+
+    def _rows(self, layer: Shapes) -> tuple[int, int]:
+        """How many of the tensor's rows are before the part's, and how many there are."""
+        rows = [layer[role][-2] for role in self.roles]
+        return sum(rows[: self.roles.index(self.role)]), sum(rows)
 
 
 def without_number(name: str) -> str:

@@ -11,7 +11,7 @@ from ..blocks import Attention, Norm, Rope
 from ..dtypes import Float32
 from ..graph import Layer, Weight
 from ..roles import Role
-from ..rotary import cosine, rotary_angles, sine
+from ..rotary import cosine, of_length, rotary_angles, sine
 from .activations import sigmoid
 from .cores import cut, each
 from .state import AttentionCache, Batch, Conversation
@@ -32,12 +32,14 @@ class AttentionWeights(Weights):
         return self.norm(x, gain, norm)
 
     def rotate(self, x: Float32, cos: Float32, sin: Float32, rope: Rope) -> Float32:
-        """x [tokens, heads, head_dim] turned by angles whose cos and sin are [tokens, 1, head_dim / 2]."""
+        """x [tokens, heads, head_dim] turned by angles whose cos and sin are [tokens, 1, n_dims / 2]."""
+        paired, rest = x[..., : rope.n_dims], x[..., rope.n_dims :]
         if rope.pairs_neighbours:
-            first, second = x[..., ::2], x[..., 1::2]
-            return np.stack([first * cos - second * sin, second * cos + first * sin], axis=-1).reshape(x.shape)
-        first, second = np.split(x, 2, axis=-1)
-        return np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+            first, second = paired[..., ::2], paired[..., 1::2]
+            turned = np.stack([first * cos - second * sin, second * cos + first * sin], axis=-1).reshape(paired.shape)
+            return np.concatenate([turned, rest], axis=-1)
+        first, second = np.split(paired, 2, axis=-1)
+        return np.concatenate([first * cos - second * sin, second * cos + first * sin, rest], axis=-1)
 
 
 def attention(run: AttentionWeights, block: Attention, layer: Layer, x: Float32, batch: Batch) -> Float32:
@@ -71,8 +73,8 @@ def _cache(sequence: Conversation, layer: int, block: Attention) -> AttentionCac
 
 
 def rotary_waves(rope: Rope, start: int, n: int) -> tuple[Float32, Float32]:
-    """cos and sin [n, 1, head_dim / 2] of positions start … start + n - 1."""
-    angles = rotary_angles(rope, start, start + n)[:, None]
+    """cos and sin [n, 1, n_dims / 2] of positions start … start + n - 1, which are the last of their sequence."""
+    angles = rotary_angles(of_length(rope, start + n), start, start + n)[:, None]
     cos, sin = cosine(angles), sine(angles)
     return (cos, sin) if rope.factor == 1 else (cos * np.float32(rope.factor), sin * np.float32(rope.factor))
 

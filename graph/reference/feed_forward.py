@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from ..blocks import Dense, Mixture
+from ..blocks import Activation, Dense, Mixture, Scoring
 from ..dtypes import Float32
 from ..graph import Layer
 from ..roles import Role
-from .activations import gated_silu, sigmoid
+from .activations import gated, sigmoid, softmax
 from .cores import cut, each
 from .state import Batch
 from .weights import Weights
@@ -34,14 +34,19 @@ class RoutedWeights(Weights):
         self.routings: dict[int, Routing] = {}
 
     def route(self, block: Mixture, layer: Layer, x: Float32) -> Routing:
-        """Experts and weights of each token: sigmoid scores, chosen with the bias, weighted without."""
-        scores = sigmoid(self.linear(x, layer.weights[Role.ROUTER]))
+        """Experts and weights of each token, chosen with the bias, weighted without."""
+        scores = score(block, self.linear(x, layer.weights[Role.ROUTER]))
         return choose(block, self.biased(layer, scores), scores)
 
     def biased(self, layer: Layer, scores: Float32) -> Float32:
         """Scores as experts are ranked by them."""
         bias = layer.weights.get(Role.EXPERT_BIAS)
         return scores if bias is None else scores + self.vector(bias)
+
+
+def score(block: Mixture, outputs: Float32) -> Float32:
+    """Scores [tokens, E] of a router's outputs."""
+    return sigmoid(outputs) if block.scoring is Scoring.SIGMOID else softmax(outputs)
 
 
 def choose(block: Mixture, ranked: Float32, weighing: Float32) -> Routing:
@@ -54,9 +59,9 @@ def choose(block: Mixture, ranked: Float32, weighing: Float32) -> Routing:
 
 
 def dense(run: Weights, block: Dense, layer: Layer, x: Float32, batch: Batch) -> Float32:
-    """down(silu(gate(x)) * up(x))."""
+    """down(activation(gate(x)) * up(x))."""
     gate, up = (run.linear(x, layer.weights[role]) for role in (Role.FFN_GATE, Role.FFN_UP))
-    return run.linear(gated_silu(gate, up), layer.weights[Role.FFN_DOWN])
+    return run.linear(gated(block.activation, gate, up), layer.weights[Role.FFN_DOWN])
 
 
 def mixture(run: RoutedWeights, block: Mixture, layer: Layer, x: Float32, batch: Batch) -> Float32:
@@ -71,7 +76,7 @@ def mixture(run: RoutedWeights, block: Mixture, layer: Layer, x: Float32, batch:
             expert = partial(run.linear, expert=used[i], tokens=token)
             chosen = x[token]
             gate, up = (expert(chosen, layer.weights[role]) for role in (Role.EXPERT_GATE, Role.EXPERT_UP))
-            down = expert(gated_silu(gate, up), layer.weights[Role.EXPERT_DOWN])
+            down = expert(gated(Activation.SILU, gate, up), layer.weights[Role.EXPERT_DOWN])
             shares[i] = token, down * routing.weights[token, slot, None]
 
     # Experts of a small model are too little work to be cut; those of a large one are cut, so as to be read once.

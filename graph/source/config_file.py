@@ -65,7 +65,7 @@ def parse_config(raw: Mapping[str, Any], *, where: str = CONFIG_FILE) -> ModelCo
     read = Fields(raw, aliases=family.aliases, defaults=family.defaults)
     if raw.get("auto_map"):
         read.notes.append("auto_map names custom code, which is never run")
-    vocab_size = read.number("vocab_size", int)
+    vocab_size, scales = read.number("vocab_size", int), family.read_scales(read)
     config = ModelConfig(
         family=family,
         model_type=family.model_type,
@@ -75,6 +75,8 @@ def parse_config(raw: Mapping[str, Any], *, where: str = CONFIG_FILE) -> ModelCo
         final_norm=family.read_norm(read),
         context_length=read.number("max_position_embeddings", int),
         tied=read.flag("tie_word_embeddings", True),
+        embedding_scale=scales.embedding,
+        logit_scale=scales.logits,
         bos_token_id=read.token_id("bos_token_id", vocab_size=vocab_size),
         eos_token_ids=read.token_ids("eos_token_id", vocab_size=vocab_size),
         pad_token_id=read.token_id("pad_token_id", vocab_size=vocab_size),

@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from ...blocks import Dense, Mixture
+from ...blocks import Activation, Dense, Mixture, Scoring
 from ...dtypes import Float32
 from ...graph import Layer
 from ...roles import Role
-from ..activations import gated_silu, sigmoid
+from ..activations import gated, slopes
 from ..cores import by_rows, cut, each
-from ..feed_forward import Routing, choose
+from ..feed_forward import Routing, choose, score
 from ..state import Batch
 from .weights import BackwardWeights, Pullback
 
@@ -22,20 +22,20 @@ _EXPERT = Role.EXPERT_GATE, Role.EXPERT_UP, Role.EXPERT_DOWN
 
 
 def dense(run: BackwardWeights, block: Dense, layer: Layer, x: Float32, batch: Batch) -> tuple[Float32, Pullback]:
-    """down(silu(gate(x)) * up(x))."""
-    return _gated(run, layer, _DENSE, x)
+    """down(activation(gate(x)) * up(x))."""
+    return _gated(run, layer, _DENSE, block.activation, x)
 
 
 def one_expert(
     run: BackwardWeights, layer: Layer, which: int, x: Float32, tokens: np.ndarray
 ) -> tuple[Float32, Pullback]:
     """What one expert gives of rows that are these tokens of the batch, not weighted."""
-    return _gated(run, layer, _EXPERT, x, expert=which, tokens=tokens)
+    return _gated(run, layer, _EXPERT, Activation.SILU, x, expert=which, tokens=tokens)
 
 
 def mixture(run: BackwardWeights, block: Mixture, layer: Layer, x: Float32, batch: Batch) -> tuple[Float32, Pullback]:
     """Sum over the chosen experts. Gradients flow through their weights to the router, not through the choice."""
-    scores = sigmoid(run.linear(x, layer.weights[Role.ROUTER]))
+    scores = score(block, run.linear(x, layer.weights[Role.ROUTER]))
     routing = run.routings[layer.index] = choose(block, run.biased(layer, scores), scores)
     used = np.unique(routing.experts).tolist()
     places = {which: np.nonzero(routing.experts == which) for which in used}
@@ -67,7 +67,7 @@ def mixture(run: BackwardWeights, block: Mixture, layer: Layer, x: Float32, batc
         found = np.zeros_like(x)
         for which in used:
             found[places[which][0]] += shares[which]
-        by_logits = _pull_choice(block, routing, scores, by_weights) * scores * (1 - scores)
+        by_logits = _pull_score(block, scores, _pull_choice(block, routing, scores, by_weights))
         found += run.pull(by_logits, layer.weights[Role.ROUTER])
         run.met_mixture(block, layer, x, routing, gradient)
         return found
@@ -81,6 +81,13 @@ def _each_expert(run: BackwardWeights, work: Callable[[int, int], None], n: int)
         each(work, cut(n, 1))
     else:
         work(0, n)
+
+
+def _pull_score(block: Mixture, scores: Float32, gradient: Float32) -> Float32:
+    """Gradient by the router's outputs [n, E], from that by the scores."""
+    if block.scoring is Scoring.SIGMOID:
+        return gradient * scores * (1 - scores)
+    return scores * (gradient - (gradient * scores).sum(axis=1, keepdims=True))
 
 
 def _pull_choice(block: Mixture, routing: Routing, scores: Float32, by_weights: Float32) -> Float32:
@@ -98,29 +105,29 @@ def _pull_choice(block: Mixture, routing: Routing, scores: Float32, by_weights: 
 
 
 def _gated(
-    run: BackwardWeights, layer: Layer, roles: tuple[Role, Role, Role], x: Float32, **rows: Any
+    run: BackwardWeights, layer: Layer, roles: tuple[Role, Role, Role], activation: Activation, x: Float32, **rows: Any
 ) -> tuple[Float32, Pullback]:
     by_gate, by_up, by_down = (layer.weights[role] for role in roles)
     gate, up = run.linear(x, by_gate, **rows), run.linear(x, by_up, **rows)
-    out = run.linear(gated_silu(gate.copy(), up), by_down, **rows)
+    out = run.linear(gated(activation, gate.copy(), up), by_down, **rows)
 
     def pull(gradient: Float32) -> Float32:
-        of_gate, of_up = _pull_gated_silu(run.pull(gradient, by_down, **rows), gate, up)
+        of_gate, of_up = _pull_gated(activation, run.pull(gradient, by_down, **rows), gate, up)
         return run.pull(of_gate, by_gate, **rows) + run.pull(of_up, by_up, **rows)
 
     return out, pull
 
 
-def _pull_gated_silu(gradient: Float32, gate: Float32, up: Float32) -> tuple[Float32, Float32]:
-    """Gradients by both factors of silu(gate) * up; the first in place of the one that is given."""
+def _pull_gated(activation: Activation, gradient: Float32, gate: Float32, up: Float32) -> tuple[Float32, Float32]:
+    """Gradients by both factors of activation(gate) * up; the first in place of the one that is given."""
     of_up = np.empty_like(up)
 
     def apply(low: int, high: int) -> None:
-        own, value = gradient[low:high], gate[low:high]
-        share = sigmoid(value)
-        np.multiply(own, value * share, out=of_up[low:high])
+        own = gradient[low:high]
+        value, slope = slopes(activation, gate[low:high])
+        np.multiply(own, value, out=of_up[low:high])
         own *= up[low:high]
-        own *= share * (1 + value * (1 - share))
+        own *= slope
 
     if gradient.size:
         each(apply, by_rows(gradient))

@@ -1,0 +1,82 @@
+"""Granite 4 without Mamba layers and without experts: Granite's layers, whose feed-forward is the shared one, and which may have no rope.
+
+Source: transformers `configuration_granitemoehybrid.py`, `modeling_granitemoehybrid.py`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..blocks import Branches, Dense
+from ..config import ModelConfig
+from ..config_fields import Fields
+from ..roles import Role
+from . import decoder, granite
+from .family import Family, GgufNames, MlxNames, Places, ServerNames
+from .lfm2 import read_n_layers, read_norm
+from .places import Part, Place
+
+_ATTENTION = ("attention", decoder.FULL)
+_MAMBA = ("mamba", "linear_attention")
+_BOTH = "shared_mlp.input_linear.weight"
+_GATED = Role.FFN_GATE, Role.FFN_UP
+_PLACES: Places = {
+    Role.FFN_GATE: [Part(_BOTH, "shared_mlp.gate.weight", Role.FFN_GATE, _GATED)],
+    Role.FFN_UP: [Part(_BOTH, "shared_mlp.up.weight", Role.FFN_UP, _GATED)],
+    Role.FFN_DOWN: [Place("shared_mlp.output_linear.weight")],
+}
+
+
+def _read_layers(read: Fields) -> tuple[Branches, ...]:
+    _refuse_mamba(read)
+    if read.number("num_local_experts", int, 8, least=0):
+        read.faults.add(
+            "num_local_experts is not 0: a shared expert beside a mixture needs its block in graph/blocks.py"
+        )
+    other: dict[str, Any] = {} if read.value("position_embedding_type") == "rope" else {"rope": None}
+    layer = decoder.layer(
+        granite.read_attention(read, **other),
+        decoder.read_dense(read, "shared_intermediate_size"),
+        read_norm(read),
+        scale=granite.multiplier(read, "residual_multiplier"),
+    )
+    return (layer,) * read_n_layers(read)
+
+
+def _refuse_mamba(read: Fields) -> None:
+    names = read.items("layer_types", str)
+    found = names is None or any(name in _MAMBA for name in names)
+    if found:
+        read.faults.add("layer_types holds Mamba-2 layers: they need their block in graph/blocks.py")
+    elif names is not None:
+        decoder.read_layer_types(read, [decoder.FULL] * read_n_layers(read), _ATTENTION)
+
+
+def _hub_fields(config: ModelConfig) -> dict[str, Any]:
+    dense = config.shared(Dense)
+    return {
+        **granite.hub_fields(config),
+        "shared_intermediate_size": dense and dense.size,
+        "num_local_experts": 0,
+        "position_embedding_type": "rope" if decoder.first_rope(config) else "nope",
+        # the spelling that Transformers.js and mlx-lm read
+        "layer_types": ["attention"] * config.n_layers,
+    }
+
+
+FAMILY = Family(
+    name="Granite 4",
+    model_type="granitemoehybrid",
+    architecture="GraniteMoeHybridForCausalLM",
+    aliases={**decoder.ALIASES, "layer_types": ("layers_block_type",)},
+    defaults=decoder.DEFAULTS,
+    read_layers=_read_layers,
+    read_norm=read_norm,
+    read_scales=granite.read_scales,
+    top_places=decoder.TOP_PLACES,
+    layer_places={**decoder.LAYER_PLACES, **_PLACES},
+    hub_fields=_hub_fields,
+    gguf=GgufNames(architecture="granitehybrid"),
+    mlx=MlxNames(),
+    servers=ServerNames(),
+)

@@ -1,0 +1,23 @@
+"""Llama 3.1 and 3.2, and what else is saved as Llama. Source: transformers `configuration_llama.py`, `modeling_llama.py`."""
+
+from __future__ import annotations
+
+from . import decoder
+from .family import Family, GgufNames, MlxNames, ServerNames
+from .lfm2 import read_norm
+
+FAMILY = Family(
+    name="Llama",
+    model_type="llama",
+    architecture="LlamaForCausalLM",
+    aliases=decoder.ALIASES,
+    defaults=decoder.DEFAULTS,
+    read_layers=decoder.read_layers,
+    read_norm=read_norm,
+    top_places=decoder.TOP_PLACES,
+    layer_places=decoder.LAYER_PLACES,
+    hub_fields=decoder.common_fields,
+    gguf=GgufNames(architecture="llama"),
+    mlx=MlxNames(),
+    servers=ServerNames(),
+)

@@ -1,0 +1,76 @@
+"""Phi-3 and Phi-4-mini: Llama's layers with fused projections, a rope of a part of each head, and another for long texts.
+
+Source: transformers `configuration_phi3.py`, `modeling_phi3.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from ..blocks import Branches
+from ..config import ModelConfig
+from ..config_fields import Fields
+from ..roles import Role
+from . import decoder
+from .family import Family, GgufNames, MlxNames, Places, ServerNames
+from .lfm2 import read_n_layers, read_norm
+from .places import Part
+
+_QKV, _GATE_UP = "self_attn.qkv_proj.weight", "mlp.gate_up_proj.weight"
+_HEADS, _GATED = (Role.ATTN_Q, Role.ATTN_K, Role.ATTN_V), (Role.FFN_GATE, Role.FFN_UP)
+_PLACES: Places = {
+    **{
+        role: [Part(name, decoder.LAYER_PLACES[role][0].name, role, roles)]
+        for name, roles in ((_QKV, _HEADS), (_GATE_UP, _GATED))
+        for role in roles
+    },
+}
+_DEFAULTS: dict[str, Any] = {**decoder.DEFAULTS, "norm_eps": 1e-5, "original_max_position_embeddings": 4096}
+
+
+def _read_layers(read: Fields) -> tuple[Branches, ...]:
+    """A window that holds the whole context is none: Phi-4-mini names one."""
+    attention = decoder.read_attention(read)
+    window = read.value("sliding_window")
+    if window is not None:
+        window = read.checked("sliding_window", window, int)
+        is_whole = window >= read.number("max_position_embeddings", int)
+        attention = replace(attention, window=None if is_whole else window)
+    return (decoder.layer(attention, decoder.read_dense(read), read_norm(read)),) * read_n_layers(read)
+
+
+def _hub_fields(config: ModelConfig) -> dict[str, Any]:
+    """With the rope as Phi's own class of transformers 4 wants it: three keys in one table, and the rest beside it."""
+    attention = next(iter(config.mixers))
+    common = decoder.common_fields(config)
+    settings = common.pop("rope_parameters")
+    scaling = common.pop("rope_scaling", {})
+    is_long = settings["rope_type"] == "longrope"
+    keys = ("short_factor", "long_factor")
+    own = {"type": "longrope", **{key: scaling[key] for key in keys}} if is_long else None
+    return {
+        **common,
+        "rope_scaling": own,
+        "rope_parameters": None if is_long else settings,
+        "partial_rotary_factor": settings.get("partial_rotary_factor", 1.0),
+        "original_max_position_embeddings": settings.get("original_max_position_embeddings"),
+        "sliding_window": getattr(attention, "window", None),
+    }
+
+
+FAMILY = Family(
+    name="Phi-3",
+    model_type="phi3",
+    architecture="Phi3ForCausalLM",
+    aliases=decoder.ALIASES,
+    defaults=_DEFAULTS,
+    read_layers=_read_layers,
+    read_norm=read_norm,
+    top_places=decoder.TOP_PLACES,
+    layer_places={**decoder.LAYER_PLACES, **_PLACES},
+    hub_fields=_hub_fields,
+    gguf=GgufNames(architecture="phi3"),
+    mlx=MlxNames(),
+    servers=ServerNames(),
+)

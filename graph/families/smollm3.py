@@ -1,0 +1,74 @@
+"""SmolLM3: Llama's layers, of which every fourth has no rope.
+
+Source: transformers `configuration_smollm3.py`, `modeling_smollm3.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from ..blocks import Attention, Branches
+from ..config import ModelConfig
+from ..config_fields import Fields
+from . import decoder
+from .family import Family, GgufNames, MlxNames, ServerNames
+from .lfm2 import read_n_layers, read_norm
+
+_DEFAULTS: dict[str, Any] = {**decoder.DEFAULTS, "tie_word_embeddings": True, "rope_theta": 2_000_000.0}
+
+
+def _read_layers(read: Fields) -> tuple[Branches, ...]:
+    norm, dense = read_norm(read), decoder.read_dense(read)
+    turning = decoder.read_attention(read)
+    still = replace(turning, rope=None)
+    if read.flag("use_sliding_window", False) and read.value("sliding_window") is not None:
+        still = replace(still, window=read.number("sliding_window", int))
+    kinds = [decoder.FULL if turns or still.window is None else decoder.SLIDING for turns in _turning(read)]
+    names = decoder.read_layer_types(read, kinds)
+    window = still.window
+    layers = []
+    for turns, name in zip(_turning(read), names, strict=True):
+        attention = replace(turning if turns else still, window=window if name == decoder.SLIDING else None)
+        layers.append(decoder.layer(attention, dense, norm))
+    return tuple(layers)
+
+
+def _turning(read: Fields) -> list[bool]:
+    """Whether each layer has a rope: `no_rope_layers` holds a one where it has."""
+    n_layers, given = read_n_layers(read), read.items("no_rope_layers", int)
+    if given is not None and len(given) == n_layers:
+        return [bool(item) for item in given]
+    if given is not None:
+        read.faults.add(f"no_rope_layers has {len(given)} entries but num_hidden_layers is {n_layers}")
+    interval = read.number("no_rope_layer_interval", int, 4)
+    return [(i + 1) % interval != 0 for i in range(n_layers)]
+
+
+def _hub_fields(config: ModelConfig) -> dict[str, Any]:
+    attention = config.of_kind(Attention).values()
+    windows = [block.window for block in attention if block.window]
+    return {
+        **decoder.common_fields(config),
+        "no_rope_layers": [int(block.rope is not None) for block in attention],
+        "use_sliding_window": bool(windows),
+        "sliding_window": windows[0] if windows else None,
+        "layer_types": [decoder.SLIDING if block.window else decoder.FULL for block in attention],
+    }
+
+
+FAMILY = Family(
+    name="SmolLM3",
+    model_type="smollm3",
+    architecture="SmolLM3ForCausalLM",
+    aliases=decoder.ALIASES,
+    defaults=_DEFAULTS,
+    read_layers=_read_layers,
+    read_norm=read_norm,
+    top_places=decoder.TOP_PLACES,
+    layer_places=decoder.LAYER_PLACES,
+    hub_fields=_hub_fields,
+    gguf=GgufNames(architecture="smollm3"),
+    mlx=MlxNames(),
+    servers=ServerNames(),
+)
