@@ -42,6 +42,16 @@ _MODEL_TYPES = {
     "lfm2_colbert": "a retrieval model (ColBERT)",
     "lfm2_embedding": "an embedding model",
 }
+# Families whose layers hold what no block says yet.
+_MISSING_BLOCKS = {
+    "Mamba-2 layers": ("mamba2", "nemotron_h", "bamba", "zamba2", "falcon_h1", "jamba"),
+    "gated delta nets": ("qwen3_next", "qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text", "kimi_linear"),
+    "AltUp, Laurel and embeddings of each layer": ("gemma3n", "gemma3n_text"),
+    "embeddings of each layer and keys that layers share": ("gemma4", "gemma4_text"),
+    "capped scores and logits": ("gemma2",),
+    "latent attention": ("deepseek_v2", "deepseek_v3", "minicpm3"),
+    "attention sinks": ("gpt_oss",),
+}
 _BOTH_WAYS = {"is_causal": False, "use_bidirectional_attention": True}
 
 
@@ -58,6 +68,11 @@ def other_kind(raw: Mapping[str, Any]) -> str | None:
         if raw.get(key) is value:
             return f"a model that attends both ways ({key} is {str(value).lower()})"
     return _of_parts(raw)
+
+
+def missing_block(model_type: object) -> str | None:
+    """What layers of that type hold that graph/blocks.py does not say; None where that is not known."""
+    return next((block for block, types in _MISSING_BLOCKS.items() if model_type in types), None)
 
 
 def retrieval_kind(raw: Mapping[str, Any], folder: Path) -> str | None:

@@ -59,8 +59,11 @@ class _Given:
     """The settings of one rope, looked up by type."""
 
     def __init__(self, read: Fields, settings: Settings, *, theta: float, head_dim: int, share: float) -> None:
-        self._read, self._settings = read, settings
+        self._read, self.settings = read, settings
         self.theta, self.head_dim, self.share = theta, head_dim, share
+
+    def fault(self, sentence: str) -> None:
+        self._read.faults.add(f"the rope of type '{self.settings['rope_type']}' {sentence}")
 
     @property
     def n_dims(self) -> int:
@@ -72,15 +75,15 @@ class _Given:
         return n
 
     def number(self, key: str, default: float | None = None, *, least: float = 0) -> float:
-        found = self._settings.get(key)
+        found = self.settings.get(key)
         if found is None:
             if default is None:
-                self._read.faults.add(f"the rope of type '{self._settings['rope_type']}' lacks {key}")
+                self.fault(f"lacks {key}")
             return 1.0 if default is None else default
         return float(self._read.checked(key, found, float, least=least))
 
     def optional(self, key: str) -> float | None:
-        return None if self._settings.get(key) is None else self.number(key)
+        return None if self.settings.get(key) is None else self.number(key)
 
     @property
     def context(self) -> int:
@@ -98,39 +101,45 @@ class _Given:
 
     def factors(self, key: str) -> list[float]:
         """A divisor for each pair that turns."""
-        found, n = self._settings.get(key), self.n_dims // 2
+        found, n = self.settings.get(key), self.n_dims // 2
         fits = isinstance(found, list) and len(found) == n
         if not fits or not all(type(item) in (int, float) and 0 < item < 2**40 for item in found or ()):
-            self._read.faults.add(f"{key} of the rope: expected {n} numbers above zero, one for each pair")
+            self.fault(f"has another {key} than {n} numbers above zero, one for each pair")
             return [1.0] * n
         return [float(item) for item in found or ()]
 
 
 def _llama3(given: _Given) -> Rope:
+    low, high = given.number("low_freq_factor"), given.number("high_freq_factor")
+    if not 0 < low < high:
+        given.fault(f"has low_freq_factor {low} and high_freq_factor {high}: expected the second to be more")
+        low, high = 1.0, 2.0
     return llama3_rope(
         given.theta,
         given.n_dims,
         factor=given.number("factor", least=1),
-        low_freq_factor=given.number("low_freq_factor"),
-        high_freq_factor=given.number("high_freq_factor"),
+        low_freq_factor=low,
+        high_freq_factor=high,
         trained_length=given.trained_length,
     )
 
 
 def _yarn(given: _Given) -> Rope:
-    settings = given._settings
     for key in ("mscale", "mscale_all_dim"):
-        if settings.get(key):
-            given._read.faults.add(f"the rope has {key}: expected attention_factor, or neither")
+        if given.settings.get(key):
+            given.fault(f"has {key}: expected attention_factor, or neither")
+    if given.theta <= 1:
+        given.fault(f"has rope_theta {given.theta}: expected more than 1")
+        return default_rope(given.theta, given.n_dims)
     return yarn_rope(
         given.theta,
         given.n_dims,
         factor=given.factor,
         trained_length=given.trained_length,
         attention_factor=given.optional("attention_factor"),
-        beta_fast=given.number("beta_fast", 32),
-        beta_slow=given.number("beta_slow", 1),
-        truncate=settings.get("truncate", True) is not False,
+        beta_fast=given.number("beta_fast", 32, least=1e-6),
+        beta_slow=given.number("beta_slow", 1, least=1e-6),
+        truncate=given.settings.get("truncate", True) is not False,
     )
 
 

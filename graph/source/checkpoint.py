@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ..errors import Faults
 from .open_file import SourceFiles
+from .parts import parts_note, text_names
 from .safetensors import SafetensorsFile, StoredTensor
 from .weight_files import INDEX_FILE, SINGLE_FILE, WeightIndex, find_weights, has_weights
 from .wrapped_names import model_names, naming_note
@@ -29,21 +30,21 @@ class Checkpoint(SourceFiles):
         self._weights = [SafetensorsFile(folder / name) for name in found.names]
         super().__init__(self._weights)
         self.tensors = self._collect(found.index)
-        n_bytes = sum(tensor.nbytes for tensor in self.tensors.values())
+        n_bytes = sum(tensor.nbytes for file in self._weights for tensor in file.tensors.values())
         if found.index and found.index.total_size not in (None, n_bytes):
             index = found.index
             self.notes.append(f"{index.name} gives total_size {index.total_size}, the shards hold {n_bytes} bytes")
 
     def _collect(self, index: WeightIndex | None) -> dict[str, StoredTensor]:
-        names = model_names(name for file in self._weights for name in file.tensors)
-        if (note := naming_note(names)) is not None:
-            self.notes.append(note)
+        names, left = text_names(model_names(name for file in self._weights for name in file.tensors))
+        self.notes += [note for note in (naming_note(names), parts_note(left)) if note is not None]
         faults, twice = Faults(), list[str]()
         found: dict[str, StoredTensor] = {}
         home: dict[str, str] = {}
         for file in self._weights:
             for stored_name, tensor in file.tensors.items():
-                name = names[stored_name]
+                if (name := names.get(stored_name)) is None:
+                    continue
                 if name in found:
                     twice.append(_twice(found[name], home[name], tensor, file.path.name))
                 found[name] = tensor if name == stored_name else tensor.renamed(name)
@@ -56,9 +57,10 @@ class Checkpoint(SourceFiles):
 
     def _compare(self, index: WeightIndex, home: dict[str, str], faults: Faults) -> None:
         """The index must place every tensor where it is; what it forgot is used, with a note."""
-        names, misplaced = model_names(index.weight_map), list[str]()
+        (names, _), misplaced = text_names(model_names(index.weight_map)), list[str]()
         for stored_name, shard in index.weight_map.items():
-            name = names[stored_name]
+            if (name := names.get(stored_name)) is None:
+                continue
             if name not in home:
                 misplaced.append(f"{index.name} places tensor '{stored_name}' in {shard}, which does not hold it")
             elif home[name] != shard:

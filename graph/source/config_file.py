@@ -11,8 +11,9 @@ from ..config import CONFIG_FILE, ModelConfig
 from ..config_fields import Fields
 from ..errors import InputError
 from ..families import FAMILIES, find_family
-from ..families.other_kinds import other_kind, retrieval_kind
+from ..families.other_kinds import missing_block, other_kind, retrieval_kind
 from ..json_text import read_object
+from .parts import text_config
 from .weight_files import instead_hint
 
 # In a config whose names are those that the clients of a format know: the model's own.
@@ -28,18 +29,25 @@ def load_config(folder: Path, *, table: tuple[int, ...] | None = None) -> ModelC
     """
     path = folder / CONFIG_FILE
     try:
-        raw = with_own_names(read_object(path))
+        raw, left_out = text_config(with_own_names(read_object(path)))
     except FileNotFoundError:
         raise InputError(
             f"{path}: not found; a checkpoint folder needs config.json{instead_hint(folder)}{_nested_hint(folder)}"
         ) from None
     if (kind := retrieval_kind(raw, folder)) is not None:
         raise InputError(f"{folder}: is {kind}: {_expected()}")
-    if table is None or len(table) != 2 or table[1] != raw.get("hidden_size") or table[0] == raw.get("vocab_size"):
-        return parse_config(raw, where=str(path))
-    note = f"{CONFIG_FILE} says vocab_size {raw.get('vocab_size')}, the embedding has {table[0]} rows: that is used"
-    config = parse_config({**raw, "vocab_size": table[0]}, where=str(path))
-    return replace(config, notes=(*config.notes, note))
+    notes = [left_out] if left_out else []
+    if (
+        table is not None
+        and len(table) == 2
+        and table[1] == raw.get("hidden_size")
+        and table[0] != raw.get("vocab_size")
+    ):
+        said = raw.get("vocab_size")
+        notes.append(f"{CONFIG_FILE} says vocab_size {said}, the embedding has {table[0]} rows: that is used")
+        raw = {**raw, "vocab_size": table[0]}
+    config = parse_config(raw, where=str(path))
+    return replace(config, notes=(*config.notes, *notes))
 
 
 def with_own_names(raw: Mapping[str, Any]) -> dict[str, Any]:
@@ -58,10 +66,7 @@ def parse_config(raw: Mapping[str, Any], *, where: str = CONFIG_FILE) -> ModelCo
         raise InputError(f"{where}: is {kind}: {_expected()}")
     family = find_family(raw.get("model_type"))
     if family is None:
-        raise InputError(
-            f"{where}: unknown architecture: model_type is {raw.get('model_type')!r}, "
-            f"expected one of {', '.join(_model_types())}; another family needs its file in graph/families"
-        )
+        raise InputError(f"{where}: {_unknown(raw.get('model_type'))}")
     read = Fields(raw, aliases=family.aliases, defaults=family.defaults)
     if raw.get("auto_map"):
         read.notes.append("auto_map names custom code, which is never run")
@@ -86,6 +91,15 @@ def parse_config(raw: Mapping[str, Any], *, where: str = CONFIG_FILE) -> ModelCo
     )
     read.faults.raise_if_any(where)
     return config
+
+
+def _unknown(model_type: object) -> str:
+    block = missing_block(model_type)
+    needed = f"which has {block}: they need their block in graph/blocks.py; " if block else ""
+    return (
+        f"unknown architecture: model_type is {model_type!r}, {needed}expected one of {', '.join(_model_types())}; "
+        "another family needs its file in graph/families"
+    )
 
 
 def _model_types() -> list[str]:

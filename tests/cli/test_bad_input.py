@@ -69,7 +69,7 @@ CASES: dict[str, tuple[Damage, str]] = {
         _edit_tensors(lambda t: t.update({GATE: float32(np.zeros((255, 128)))})),
         f"tensor '{GATE}' has the wrong shape: expected [256, 128], found [255, 128]",
     ),
-    "unknown architecture": (_edit_config(model_type="llama"), "model_type is 'llama', expected one of lfm2, lfm2_moe"),
+    "unknown architecture": (_edit_config(model_type="gpt2"), "model_type is 'gpt2', expected one of lfm2, lfm2_moe"),
     "NaN": (_poison(float("nan")), f"tensor '{GATE}' holds nan at [3, 5]"),
     "infinity": (_poison(float("-inf")), f"tensor '{GATE}' holds -inf at [3, 5]"),
     "contradiction": (

@@ -267,10 +267,7 @@ ENCODERS: dict[str, tuple[dict[str, Any], str]] = {
     "not causal": ({"is_causal": False}, "is a model that attends both ways (is_causal is false)"),
     "classifier": ({"architectures": ["Lfm2ForSequenceClassification"]}, "is a classifier"),
     "vision": ({"architectures": ["Lfm2VlForConditionalGeneration"]}, "is a vision-language model"),
-    "vision type": (
-        {"model_type": "lfm2_vl", "text_config": dense_config(), "vision_config": {}},
-        "is a vision-language model (model_type is 'lfm2_vl')",
-    ),
+    "vision type": ({"model_type": "lfm2_vl", "vision_config": {}}, "is a vision-language model (model_type is 'lfm2_vl')"),
     "audio": (
         {"model_type": None, "architectures": ["Lfm2AudioForConditionalGeneration"], "lfm": dense_config(), "codebooks": 8},
         "is an audio model (architectures names Lfm2AudioForConditionalGeneration)",

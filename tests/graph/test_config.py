@@ -94,7 +94,9 @@ def test_moe_takes_the_dense_size_as_it_is() -> None:
 @pytest.mark.parametrize(
     ("overrides", "parts"),
     [
-        ({"model_type": "llama"}, ("model_type is 'llama'", "lfm2, lfm2_moe, lfm3", "graph/families")),
+        ({"model_type": "nemotron_h"}, ("model_type is 'nemotron_h', which has Mamba-2 layers", "graph/blocks.py")),
+        ({"model_type": "gemma3n_text"}, ("which has AltUp", "graph/blocks.py")),
+        ({"model_type": "gpt2"}, ("model_type is 'gpt2'", "lfm2, lfm2_moe, lfm3", "graph/families")),
         ({"model_type": None}, ("model_type is None",)),
         ({"model_type": ["lfm2"]}, ("model_type is ['lfm2']",)),
         ({"block_dim": 64}, ("hidden_size is 128", "block_dim is 64")),
