@@ -164,10 +164,12 @@ class _Views:
         names = self._base_names()
         views: dict[Address, TensorView] = {}
         for weight in graph.weights():
-            base = self.bases.get(names.get(weight.address, ""), weight.view)
+            place = graph.config.family.places(*weight.address)[1][0]
+            stored = place.as_stored(weight.view)
+            base = self.bases.get(names.get(weight.address, ""), stored)
             changes = self.seated.get(weight.address, [])
-            if changes or base is not weight.view:
-                views[weight.address] = MergedTensor(base, changes, self.dtype or weight.view.dtype)
+            if changes or base is not stored:
+                views[weight.address] = place.as_weight(MergedTensor(base, changes, self.dtype or stored.dtype))
         return graph.with_weights(views), tuple(notes)
 
     def _base_names(self) -> dict[Address, str]:

@@ -103,6 +103,10 @@ class Place:
         """The values that a tensor has here, of those that the weight has."""
         return view
 
+    def as_weight(self, view: TensorView) -> TensorView:
+        """The other way round."""
+        return view
+
 
 @dataclass(frozen=True)
 class Kernel(Place):
@@ -124,10 +128,13 @@ class GainLessOne(Place):
 
     def take(self, shelf: Shelf, prefix: str, shape: Shape, layer: Shapes) -> TensorView | None:
         tensor = shelf.take(prefix + self.name, shape)
-        return tensor and OffsetTensor(tensor, 1)
+        return tensor and self.as_weight(tensor)
 
     def as_stored(self, view: TensorView) -> TensorView:
         return without_offset(view, 1)
+
+    def as_weight(self, view: TensorView) -> TensorView:
+        return OffsetTensor(view, 1)
 
 
 @dataclass(frozen=True)
