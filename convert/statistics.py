@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -46,11 +47,13 @@ def write_statistics(
     seed: int = 0,
     moments: bool = False,
     overwrite: bool = False,
+    resume: bool = False,
     progress: Progress = SILENT,
 ) -> Gathered:
     """Runs texts, or the one that comes with the tool, through a checkpoint and back. Units: `chunk_size` in tokens.
 
-    Whatever happens, the folder holds the old statistics or the whole new ones.
+    Whatever happens, the folder holds the old statistics or the whole new ones. With `resume` what an earlier run over
+    the same tokens left is gone on with, and is left to a later one if this one ends early.
     Raises: UsageError for a folder that is there already, or of something else; InputError for too little text, and as
     `measure`; DiskError if there is no room.
     """
@@ -67,7 +70,8 @@ def write_statistics(
     checkpoint = digest(hash_source(graph, progress=progress))
     with owned(out) as destination:
         destination.need(_sizes(graph, n_tokens, moments=moments))
-        with destination.stage() as staging:
+        work = _work(checkpoint, [chunk for chunk, _ in taken], seed=seed, moments=moments)
+        with destination.stage(work=work, resume=resume) as staging:
             facts = _gather(graph, taken, staging, chunk_size=chunk_size, seed=seed, moments=moments, progress=progress)
             facts |= {"checkpoint": checkpoint, "texts": _told(sources, taken)}
             _write_facts(graph, staging, facts, progress)
@@ -80,6 +84,12 @@ def write_statistics(
         n_tokens=n_tokens,
         borrowed=facts["borrowed"],
     )
+
+
+def _work(checkpoint: str, chunks: Sequence[Chunk], *, seed: int, moments: bool) -> str:
+    """What a run does, by which another may go on with it."""
+    said = json.dumps([VERSION, checkpoint, list(map(list, chunks)), seed, moments])
+    return hashlib.sha256(said.encode()).hexdigest()
 
 
 def _gather(

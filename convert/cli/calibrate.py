@@ -73,6 +73,13 @@ def calibrate(
     moments: Annotated[
         bool, typer.Option("--moments", help="Keep the second moments of every matrix's inputs, too: gigabytes.")
     ] = False,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume",
+            help="Go on after the last whole layer of an interrupted run; if interrupted, keep what is done.",
+        ),
+    ] = False,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the labels that gradients are taken of.")] = 0,
     revision: Revision = None,
     offline: Offline = False,
@@ -88,9 +95,9 @@ def calibrate(
     if is_folder:
         if not is_there:
             refuse_in_the_way(out, overwrite=overwrite)
-        chosen |= {"seed": seed, "moments": moments, "overwrite": overwrite}
+        chosen |= {"seed": seed, "moments": moments, "overwrite": overwrite, "resume": resume}
     else:
-        is_more = moments or seed != 0 or bool(costs)
+        is_more = moments or resume or seed != 0 or bool(costs)
         _check_file(out, texts, overwrite=overwrite, as_json=as_json, is_more=is_more)
     with watched() as progress:
         graph = pipeline.open_model(model, revision=revision, offline=offline, adapters=adapters, progress=progress)

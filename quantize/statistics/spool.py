@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from ...graph.dtypes import Float32
+from ...graph.errors import InputError
 
 
 class Spool:
@@ -24,10 +25,12 @@ class Spool:
             file.write(np.ascontiguousarray(rows).data)
 
     def read(self, name: str, start: int, stop: int) -> Float32:
-        found = np.fromfile(
-            self._folder / name, np.float32, (stop - start) * self._width, offset=start * self._row_bytes
-        )
+        """Raises: InputError for rows that are not there, of a run that was cut off by more than a signal."""
+        path, n = self._folder / name, (stop - start) * self._width
+        found = np.fromfile(path, np.float32, n, offset=start * self._row_bytes)
+        if found.size != n:
+            raise InputError(f"{path}: ends before row {stop}: run without --resume to start anew")
         return found.reshape(stop - start, self._width)
 
     def drop(self, name: str) -> None:
-        (self._folder / name).unlink()
+        (self._folder / name).unlink(missing_ok=True)

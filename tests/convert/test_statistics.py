@@ -202,6 +202,31 @@ def test_a_kill_leaves_no_half_folder(tiny_moe: Path, text: Path, tmp_path: Path
     assert not list(out.glob(".lfm-*"))
 
 
+def test_a_resumed_run_gives_the_same_bytes(
+    tiny_moe: Path, text: Path, written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cut off once in every few writes, in one layer or another; other tokens are another run's."""
+    out, write, n_writes = tmp_path / "stats", Spool.write, 0
+
+    def write_some(spool: Spool, name: str, start: int, rows: np.ndarray) -> None:
+        nonlocal n_writes
+        n_writes += 1
+        if n_writes % 4 == 0:
+            raise KeyboardInterrupt
+        write(spool, name, start, rows)
+
+    monkeypatch.setattr(Spool, "write", write_some)
+    options = ("--moments", "--seed", 3, "--resume")
+    codes = [calibrate(tiny_moe, text, out, *options) for _ in range(2)]
+    assert codes == [130, 130]
+    monkeypatch.setattr(Spool, "write", write)
+    assert (out / ".lfm-partial").is_dir()
+    assert calibrate(tiny_moe, text, out, *options) == 0
+    assert files(out) == files(written)
+    assert calibrate(tiny_moe, text, out, "--seed", 4, "--resume", "--overwrite") == 0
+    assert files(out).keys() < files(written).keys()
+
+
 DAMAGE: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     "version": (lambda facts: facts.update(version=2), "is of version 2: expected 1"),
     "no version": (lambda facts: facts.pop("version"), "is of version None"),

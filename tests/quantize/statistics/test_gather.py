@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from lfm_convert.graph.graph import WeightGraph
 from lfm_convert.graph.opening import open_graph
+from lfm_convert.graph.progress import Progress
 from lfm_convert.graph.reference.backward.run import Backward
 from lfm_convert.graph.reference.state import Batch, State
 from lfm_convert.graph.roles import Address, Role
@@ -24,6 +25,7 @@ from lfm_convert.quantize.statistics.layout import MOMENTS, measured_weights
 from lfm_convert.quantize.statistics.triangle import unpack
 from lfm_convert.quantize.statistics.writing import borrowed, importance
 from support.checkpoints import dense_config, make_checkpoint, moe_config
+from support.refusals import refused
 from threadpoolctl import threadpool_limits
 
 CHUNKS = [[1, *np.random.default_rng(i).integers(14, 512, n).tolist()] for i, n in enumerate((40, 7, 60, 31, 90))]
@@ -190,3 +192,46 @@ def test_borrowed_tokens_count_by_their_shares_and_move_nothing(moe_graph: Weigh
     assert same(borrowed_sums[3], expected) and not np.delete(borrowed_sums, 3, axis=0).any()
     own, mass = run.gradients.sums[Role.EXPERT_DOWN, 2][3], run.gradients.tokens[Role.EXPERT_DOWN, 2][3]
     assert same(run.squared_gradients((Role.EXPERT_DOWN, 2))[3], (own + expected) / (mass + 1.75) * mass)
+
+
+def ended(after: int) -> Progress:
+    """Stops a run where so many token layers are done."""
+    left = after
+
+    def advance(n: int) -> None:
+        nonlocal left
+        left -= n
+        if left < 0:
+            raise KeyboardInterrupt
+
+    return Progress(advance=advance)
+
+
+def test_an_interrupted_run_goes_on_to_the_same_sums(graph: WeightGraph, small_batches: None, tmp_path: Path) -> None:
+    moments = tmp_path / "moments"
+    whole_run = gather(graph, CHUNKS, seed=4, scratch=tmp_path / "whole", moments=tmp_path / "whole-moments")
+    n_interrupts = 0
+    for after in range(100, 10**6, 333):
+        try:
+            run = gather(graph, CHUNKS, seed=4, scratch=tmp_path / "scratch", moments=moments, progress=ended(after))
+            break
+        except KeyboardInterrupt:
+            n_interrupts += 1
+    assert n_interrupts >= 5
+    for kind in ("inputs", "borrowed_inputs", "gradients", "borrowed_gradients"):
+        ours, theirs = getattr(run, kind), getattr(whole_run, kind)
+        assert ours.sums.keys() == theirs.sums.keys()
+        for address, sums in theirs.sums.items():
+            np.testing.assert_array_equal(ours.sums[address], sums)
+    assert borrowed(run) == borrowed(whole_run)
+    files = sorted(path.name for path in (tmp_path / "whole-moments").rglob("*.safetensors"))
+    assert files
+    for name in files:
+        (found,), (expected,) = (list(folder.rglob(name)) for folder in (moments, tmp_path / "whole-moments"))
+        assert found.read_bytes() == expected.read_bytes()
+
+
+def test_a_state_that_cannot_be_read_is_refused(graph: WeightGraph, tmp_path: Path) -> None:
+    (tmp_path / "state.npz").write_bytes(b"PK no archive")
+    with refused("state.npz", "run without --resume"):
+        gather(graph, CHUNKS, seed=4, scratch=tmp_path)
