@@ -2,7 +2,8 @@
 
     STATS/costs/TARGET.json     {"statistics": sha256, "encoders": sha256, "losses": {"ffn_gate.0": {"Q4_K": nats a token}}}
 
-They hold as long as both hashes do: that of the statistics, and that of the source of every encoder.
+They hold as long as both hashes do: that of the statistics, and that of the source of every encoder. Of statistics that
+nobody may write to, those of a shared disk, they are kept in this tool's cache, below the hash of the statistics.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -20,6 +22,7 @@ from ...graph.errors import InputError
 from ...graph.files import replace_text
 from ...graph.json_text import read_object
 from ...graph.roles import Address
+from ...graph.source.cache import cache_folder
 
 _FOLDER = "costs"
 
@@ -55,18 +58,26 @@ def read_costs(statistics: Path, sha256: str, target: str) -> KeptCosts:
 
     Raises: InputError for a file that is not of this kind.
     """
-    kept = KeptCosts(statistics / _FOLDER / f"{target}.json", sha256)
-    if not kept.path.is_file():
-        return kept
-    found = read_object(kept.path)
+    name = f"{target}.json"
+    beside = statistics / _FOLDER / name
+    is_writable = os.access(beside.parent if beside.parent.is_dir() else statistics, os.W_OK)
+    kept = KeptCosts(beside if is_writable else cache_folder(_FOLDER) / sha256 / name, sha256)
+    for path in dict.fromkeys((beside, kept.path)):
+        if path.is_file():
+            _read_into(kept.losses, path, sha256)
+    return kept
+
+
+def _read_into(losses: dict[str, dict[str, float]], path: Path, sha256: str) -> None:
+    found = read_object(path)
     if (found.get("statistics"), found.get("encoders")) != (sha256, encoders_sha256()):
-        return kept
+        return
     try:
         for weight, each in found["losses"].items():
-            kept.losses[weight] = {str(k): math.inf if loss is None else _checked(loss) for k, loss in each.items()}
+            own = losses.setdefault(weight, {})
+            own |= {str(k): math.inf if loss is None else _checked(loss) for k, loss in each.items()}
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{kept.path}: is no file of costs: {error!r:.120}") from None
-    return kept
+        raise InputError(f"{path}: is no file of costs: {error!r:.120}") from None
 
 
 def _checked(loss: float) -> float:

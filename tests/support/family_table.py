@@ -17,6 +17,7 @@ from lfm_convert.convert.pipeline import open_model, plan
 from lfm_convert.graph.errors import UsageError
 from lfm_convert.graph.families import FAMILIES
 from lfm_convert.targets.target import target_names
+
 from support.configs import dense_25_config, lfm3_config, moe_config
 from support.family_configs import PUBLISHED
 
@@ -26,7 +27,10 @@ _OWN = {"lfm2": dense_25_config(), "lfm2_moe": moe_config(), "lfm3": lfm3_config
 def table() -> str:
     """Markdown: a row a family, a column a target; a dot where the target takes it."""
     names = target_names()
-    rows = ["| family | model_type | " + " | ".join(f"`{name}`" for name in names) + " |", "|---" * (2 + len(names)) + "|"]
+    rows = [
+        "| family | model_type | " + " | ".join(f"`{name}`" for name in names) + " |",
+        "|---" * (2 + len(names)) + "|",
+    ]
     for family in FAMILIES:
         marks = ["yes" if takes(family.model_type, name) else "-" for name in names]
         rows.append(f"| {family.name} | `{family.model_type}` | " + " | ".join(marks) + " |")

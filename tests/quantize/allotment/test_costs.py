@@ -107,6 +107,26 @@ def test_costs_are_kept_until_statistics_or_encoders_change(tmp_path: Path, monk
     assert read_costs(tmp_path, "1" * 64, "gguf").get(WHERE, "Q4_0") is None
 
 
+def test_costs_of_statistics_that_nobody_may_write_to_go_to_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A read-only disk answers so even to the superuser."""
+    kept = read_costs(tmp_path, "1" * 64, "gguf")
+    kept.add(WHERE, {"Q4_0": 0.25})
+    kept.save()
+    before = sorted(path for path in tmp_path.rglob("*"))
+    monkeypatch.setenv("LFM_CONVERT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    kept = read_costs(tmp_path, "1" * 64, "gguf")
+    assert kept.get(WHERE, "Q4_0") == 0.25
+    kept.add(WHERE, {"Q8_0": 0.5})
+    kept.save()
+    found = read_costs(tmp_path, "1" * 64, "gguf")
+    assert (found.get(WHERE, "Q4_0"), found.get(WHERE, "Q8_0")) == (0.25, 0.5)
+    assert read_costs(tmp_path, "2" * 64, "gguf").get(WHERE, "Q8_0") is None
+    assert sorted(path for path in tmp_path.rglob("*") if "cache" not in path.parts) == before
+
+
 def _swapped(graph: WeightGraph, address: Address, view: TensorView, encoding: Encoding) -> WeightGraph:
     rows = view.rows(0, view.n_rows)
     stored = encoding.decode(*encoding.encode(rows)).reshape(view.shape)
