@@ -17,7 +17,7 @@ from . import decoder
 from .family import Family, GgufNames, MlxNames, Places, Scales, ServerNames
 from .lfm2 import read_n_layers, read_norm
 from .places import GainLessOne
-from .ropes import read_rope
+from .ropes import read_rope, settled
 
 _GAINS = {
     Role.OPERATOR_NORM: "input_layernorm.weight",
@@ -70,9 +70,7 @@ def _ropes(read: Fields) -> dict[str, Mapping[str, Any]]:
         own = dict(table) if isinstance(table, Mapping) else {}
         if kind == decoder.FULL:
             own |= read.table("rope_scaling")
-        label = own.pop("type", None)
-        theta = read.value(key)
-        found[kind] = {"rope_type": label or "default", "rope_theta": default if theta is None else theta, **own}
+        found[kind] = settled(own, theta=read.value(key), default=default)
     return found
 
 

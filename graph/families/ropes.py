@@ -25,15 +25,23 @@ _SHARE = "partial_rotary_factor"
 def rope_settings(read: Fields) -> Settings:
     """What a config says of its rope, as `rope_parameters` of transformers 5 would have it."""
     table = {**read.table("rope_parameters"), **read.table("rope_scaling")}
-    kind = table.pop("type", None)
-    label = str(table.get("rope_type") or kind or "default")
-    found = {**table, "rope_type": _TYPES.get(label, label)}
-    theta = read.value("rope_theta")
-    found.setdefault("rope_theta", DEFAULT_THETA if theta is None else theta)
+    if nested := sorted(key for key, value in table.items() if isinstance(value, Mapping)):
+        read.faults.add(f"rope_parameters holds {', '.join(nested)}: expected one rope for all layers of this family")
+    found = settled(table, theta=read.value("rope_theta"), default=DEFAULT_THETA)
     for key in (_SHARE, _TRAINED_LENGTH):  # which some configs have beside the table, and mean it
         if (beside := read.value(key)) is not None:
             found[key] = beside
     return found
+
+
+def settled(table: Settings, *, theta: Any, default: float) -> dict[str, Any]:
+    """A table with its type under one name, and with the base that is given beside it where it has none."""
+    found = {key: value for key, value in table.items() if key != "type"}
+    label = str(found.get("rope_type") or table.get("type") or "default")
+    base = found.get("rope_theta")
+    if base is None:
+        base = default if theta is None else theta
+    return {**found, "rope_type": _TYPES.get(label, label), "rope_theta": base}
 
 
 def read_rope(read: Fields, settings: Settings, head_dim: int) -> Rope:

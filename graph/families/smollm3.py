@@ -24,11 +24,12 @@ def _read_layers(read: Fields) -> tuple[Branches, ...]:
     still = replace(turning, rope=None)
     if read.flag("use_sliding_window", False) and read.value("sliding_window") is not None:
         still = replace(still, window=read.number("sliding_window", int))
-    kinds = [decoder.FULL if turns or still.window is None else decoder.SLIDING for turns in _turning(read)]
+    turning_layers = _turning(read)
+    kinds = [decoder.FULL if turns or still.window is None else decoder.SLIDING for turns in turning_layers]
     names = decoder.read_layer_types(read, kinds)
     window = still.window
     layers = []
-    for turns, name in zip(_turning(read), names, strict=True):
+    for turns, name in zip(turning_layers, names, strict=False):  # lists of another length are a fault by now
         attention = replace(turning if turns else still, window=window if name == decoder.SLIDING else None)
         layers.append(decoder.layer(attention, dense, norm))
     return tuple(layers)

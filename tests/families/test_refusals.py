@@ -13,6 +13,11 @@ CASES: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
     "rope type": ("Llama-3.2-1B", {"rope_scaling": {"rope_type": "spiral"}}, ("rope type 'spiral' is not known", "graph/rotary.py")),
     "dynamic rope": ("Llama-3.2-1B", {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, ("rope type 'dynamic'", "graph/rotary.py")),
     "rope without numbers": ("Llama-3.2-1B", {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, ("lacks low_freq_factor", "lacks high_freq_factor")),
+    "a rope for each kind": (
+        "Qwen3-0.6B",
+        {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e6}}},
+        ("rope_parameters holds full_attention: expected one rope",),
+    ),
     "empty band": (
         "Llama-3.2-1B",
         {"rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 4.0, "high_freq_factor": 4.0}},

@@ -45,6 +45,7 @@ from lfm_convert.targets.target import get_target, open_artifact
 from lfm_convert.validate.prompts import load_prompts
 from support.artifacts import write_artifact
 from support.checkpoints import dense_config, make_checkpoint, moe_config
+from support.family_configs import PUBLISHED, small
 from support.made_adapters import write_adapter
 from support.quantised_layouts import LAYOUTS, READ_BY_CONFIG, quantise
 from support.safetensors_files import Declared, edit_tensors, write_declared
@@ -172,7 +173,7 @@ def _gguf_seeds(folder: Path) -> Iterator[bytes]:
 def _config_seeds(folder: Path) -> Iterator[bytes]:
     for path in sorted((Path(__file__).parents[1] / "fixtures" / "configs").glob("*.json"))[:12]:
         yield path.read_bytes()
-    for config in (dense_config(**_SMALL), moe_config(**_SMALL_MOE)):
+    for config in (dense_config(**_SMALL), moe_config(**_SMALL_MOE), *map(small, PUBLISHED)):
         yield json.dumps(config).encode()
 
 
