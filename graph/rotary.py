@@ -36,7 +36,7 @@ _AT_ONCE = 1 << 16  # angles: a range of a table is sixteen times that, and in f
 _Float64 = NDArray[np.float64]
 
 # A table of a rotation has half as many entries; no model's heads are near this.
-LARGEST_HEAD = 1 << 14
+LARGEST_HEAD = 1 << 12
 
 
 def default_rope(theta: float, n_dims: int) -> Rope:
