@@ -119,6 +119,26 @@ class Tokenizer:
         return [token for token in stated if self.vocab[token.content] != token.stated_id]
 
     @property
+    def is_file(self) -> bool:
+        """Whether it stands in a file of its own, so that what lies beside it may belong to it."""
+        return self._given is None
+
+    @property
+    def merges(self) -> list[tuple[str, str]]:
+        """The pairs of a BPE, first the ones that are merged first; files have them as such, or as texts with a space."""
+        found = self.data["model"].get("merges") or []
+        pairs = ((pair.split(" ") if isinstance(pair, str) else pair) for pair in found)
+        return [(left, right) for left, right in pairs]
+
+    @cached_property
+    def has_merges_of_all(self) -> bool:
+        """Whether the merges give each of the model's tokens: then it is all the same if a piece that is one is merged."""
+        model = self._load(self.raw).model
+        model.ignore_merges = False
+        added = {str(token["content"]) for token in self.added_tokens}
+        return all(len(model.tokenize(text)) == 1 for text in self.data["model"]["vocab"].keys() - added)
+
+    @property
     def n_tokens(self) -> int:
         """Ids needed: the largest one plus one."""
         return max(self.vocab.values(), default=-1) + 1
