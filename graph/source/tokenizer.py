@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -124,6 +124,21 @@ class Tokenizer:
         return self._given is None
 
     @property
+    def normalizers(self) -> list[Mapping[str, Any]]:
+        """What a text goes through before it is cut, step by step."""
+        return _steps(self.data.get("normalizer"), "normalizers")
+
+    @property
+    def cuts(self) -> list[Mapping[str, Any]]:
+        """How a text is cut before its pieces are merged, step by step."""
+        return _steps(self.data.get("pre_tokenizer"), "pretokenizers")
+
+    @property
+    def is_composed(self) -> bool:
+        """Whether texts are brought into form NFC, and that is all."""
+        return {step.get("type") for step in self.normalizers} == {"NFC"}
+
+    @property
     def merges(self) -> list[tuple[str, str]]:
         """The pairs of a BPE, first the ones that are merged first; files have them as such, or as texts with a space."""
         found = self.data["model"].get("merges") or []
@@ -177,6 +192,13 @@ class Tokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         return str(self.backend.decode(list(ids), skip_special_tokens=False))
+
+
+def _steps(declared: Mapping[str, Any] | None, field: str) -> list[Mapping[str, Any]]:
+    """The steps of a part of a tokenizer.json, which may be a sequence of sequences."""
+    if not declared:
+        return []
+    return [step for each in declared[field] for step in _steps(each, field)] if field in declared else [declared]
 
 
 def read_tokenizer(

@@ -16,7 +16,7 @@ Source: llama.cpp `conversion/base.py` (`get_vocab_base_pre`), `src/llama-vocab.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -135,8 +135,9 @@ def pre_tokenizer(tokenizer: Tokenizer) -> str:
     cutting = _cutting_of(tokenizer)
     if cutting is None:
         _refuse(tokenizer, "a way to cut texts that it knows", _described(tokenizer))
-    if (form := _form(tokenizer.data.get("normalizer"))) not in ((), ("NFC",)):
-        _refuse(tokenizer, "texts as they are, or in form NFC", f"normalizer {' and '.join(form)}")
+    if tokenizer.normalizers and not tokenizer.is_composed:
+        kinds = " and ".join(str(step.get("type")) for step in tokenizer.normalizers)
+        _refuse(tokenizer, "texts as they are, or in form NFC", f"normalizer {kinds}")
     known = [each for each in cutting.names if _merges_alike(each, tokenizer)]
     if not known:
         _refuse(tokenizer, "merges before whole pieces", "ignore_merges, with tokens that no merges give")
@@ -149,7 +150,7 @@ def cutting_notes(tokenizer: Tokenizer) -> tuple[str, ...]:
     """What llama.cpp does otherwise than a byte-level tokenizer."""
     cutting = _cutting_of(tokenizer)
     notes = [cutting.note] if cutting and cutting.note else []
-    if _form(tokenizer.data.get("normalizer")) == ("NFC",):
+    if tokenizer.is_composed:
         notes.append("llama.cpp does not bring texts into form NFC")
     return tuple(f"{note}, otherwise than the tokenizer: such texts have other ids" for note in notes)
 
@@ -183,7 +184,7 @@ def _cutting_of(tokenizer: Tokenizer) -> Cutting | None:
 
 def _expressions(tokenizer: Tokenizer) -> tuple[str, ...] | None:
     """The expressions of a byte-level tokenizer, in order; None for steps that are no such."""
-    steps = steps_of(tokenizer.data.get("pre_tokenizer"), "pretokenizers")
+    steps = tokenizer.cuts
     last = steps[-1] if steps else {}
     if last.get("type") != "ByteLevel" or last.get("add_prefix_space") or tokenizer.data["model"].get("type") != "BPE":
         return None
@@ -201,31 +202,13 @@ def _expression(step: Mapping[str, Any]) -> str | None:
     return found if isinstance(found, str) else None
 
 
-def _form(normalizer: Mapping[str, Any] | None) -> tuple[str, ...]:
-    """The kinds of normalizers, in order."""
-    return tuple(str(step.get("type")) for step in steps_of(normalizer, "normalizers"))
-
-
-def steps_of(declared: Mapping[str, Any] | None, field: str) -> list[Mapping[str, Any]]:
-    """The steps of a part of tokenizer.json that may be a sequence of sequences."""
-    return list(_flat(declared, field)) if declared else []
-
-
-def _flat(declared: Mapping[str, Any], field: str) -> Iterator[Mapping[str, Any]]:
-    if declared.get("type") != "Sequence":
-        yield declared
-    else:
-        for each in declared[field]:
-            yield from _flat(each, field)
-
-
 def _described(tokenizer: Tokenizer) -> str:
     """The first expression of a tokenizer, or what it has instead."""
-    steps = steps_of(tokenizer.data.get("pre_tokenizer"), "pretokenizers")
-    pattern = next((step["pattern"].get("Regex") for step in steps if step.get("type") == "Split"), None)
+    pattern = next((step["pattern"].get("Regex") for step in tokenizer.cuts if step.get("type") == "Split"), None)
     if pattern is not None:
         return repr(pattern)
-    return f"{tokenizer.data['model'].get('type')} with pre_tokenizer {[step.get('type') for step in steps] or None}"
+    kinds = [step.get("type") for step in tokenizer.cuts]
+    return f"{tokenizer.data['model'].get('type')} with pre_tokenizer {kinds or None}"
 
 
 def _refuse(tokenizer: Tokenizer, expected: str, found: str) -> NoReturn:

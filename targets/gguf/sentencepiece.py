@@ -21,7 +21,6 @@ from typing import Any, NamedTuple, NoReturn
 
 from ...graph.errors import BackendError, InputError
 from ...graph.source.tokenizer import Tokenizer
-from .pre_tokenizers import steps_of
 from .token_types import UNUSED_TOKEN, WORD_START, TokenType, added_token
 
 MODEL_FILE = "tokenizer.model"
@@ -41,8 +40,8 @@ class Piece(NamedTuple):
 
 def is_sentencepiece(tokenizer: Tokenizer) -> bool:
     """Whether characters without a token become bytes, as in a vocabulary of SentencePiece."""
-    model, cut = tokenizer.data["model"], steps_of(tokenizer.data.get("pre_tokenizer"), "pretokenizers")
-    is_byte_level = any(step.get("type") == "ByteLevel" for step in cut)
+    model = tokenizer.data["model"]
+    is_byte_level = any(step.get("type") == "ByteLevel" for step in tokenizer.cuts)
     return model.get("type") == "BPE" and bool(model.get("byte_fallback")) and not is_byte_level
 
 
@@ -71,17 +70,16 @@ def puts_space(tokenizer: Tokenizer) -> bool:
 
     Raises: InputError for a text that is changed or cut in any other way: llama.cpp only writes spaces as `▁`.
     """
-    normalizer, cut = tokenizer.data.get("normalizer"), tokenizer.data.get("pre_tokenizer")
-    steps = normalizer.get("normalizers", [normalizer]) if normalizer else []
+    steps, cuts = tokenizer.normalizers, tokenizer.cuts
     # With no space left this cuts nowhere; converters of transformers write it.
-    is_whole = cut is None or (cut.get("type") == "Split" and cut["pattern"] == {"String": " "})
+    is_whole = all(step.get("type") == "Split" and step["pattern"] == {"String": " "} for step in cuts)
     is_prefixed = steps[:1] == [{"type": "Prepend", "prepend": WORD_START}]
     if not is_whole or steps[is_prefixed:] != [_ESCAPE]:
-        kinds = [step.get("type") for step in steps]
+        kinds, cut = ([str(step.get("type")) for step in each] for each in (steps, cuts))
         raise InputError(
             f"{tokenizer.path}: llama.cpp has no counterpart of this tokenizer: expected one with byte_fallback that "
-            f"only writes spaces as '{WORD_START}', found normalizer {kinds or None} and pre_tokenizer "
-            f"{cut.get('type') if cut else None}"
+            f"only writes spaces as '{WORD_START}', found normalizer {' and '.join(kinds) or None} and pre_tokenizer "
+            f"{' and '.join(cut) or None}"
         )
     return is_prefixed
 

@@ -159,11 +159,12 @@ LOOSE_MARKS = ("e\u0301te", "\u1100\u1161")
 
 def n_ids(name: str) -> int:
     """The number of ids of a kind's tokenizer."""
-    made = _made(name)
-    return max(*made["model"]["vocab"].values(), *(token["id"] for token in made["added_tokens"])) + 1
+    found = made(name)
+    return max(*found["model"]["vocab"].values(), *(token["id"] for token in found["added_tokens"])) + 1
 
 
-def _made(name: str) -> dict[str, Any]:
+def made(name: str) -> dict[str, Any]:
+    """A kind's tokenizer.json."""
     return json.loads(byte_level_json(name)) if name in BYTE_KINDS else gemma_json()
 
 
@@ -173,10 +174,10 @@ def write_kind(folder: Path, name: str, *, has_model: bool = True) -> None:
     `has_model` is whether a tokenizer.model lies beside one of SentencePiece.
     """
     kind = KINDS[name]
-    made = _made(name)
+    found = made(name)
     named = {"bos_token": kind.bos, "eos_token": kind.eos, **kind.settings}
-    (folder / "tokenizer.json").write_text(json.dumps(made, ensure_ascii=False), encoding="utf-8")
-    decoder = {str(token["id"]): {k: v for k, v in token.items() if k != "id"} for token in made["added_tokens"]}
+    (folder / "tokenizer.json").write_text(json.dumps(found, ensure_ascii=False), encoding="utf-8")
+    decoder = {str(token["id"]): {k: v for k, v in token.items() if k != "id"} for token in found["added_tokens"]}
     settings = {**named, "added_tokens_decoder": decoder, "clean_up_tokenization_spaces": False}
     (folder / "tokenizer_config.json").write_text(
         json.dumps({**settings, "tokenizer_class": "PreTrainedTokenizerFast"})
@@ -185,12 +186,12 @@ def write_kind(folder: Path, name: str, *, has_model: bool = True) -> None:
     (folder / "chat_template.jinja").write_text(kind.template)
     if name not in BYTE_KINDS and has_model:
         (folder / "tokenizer.model").write_bytes(gemma_model())
-    _name_ids(folder, made, named)
+    _name_ids(folder, found, named)
 
 
-def _name_ids(folder: Path, made: Mapping[str, Any], named: Mapping[str, Any]) -> None:
+def _name_ids(folder: Path, tokenizer: Mapping[str, Any], named: Mapping[str, Any]) -> None:
     """Special ids of config.json and generation_config.json, as the tokenizer's."""
-    ids = {token["content"]: token["id"] for token in made["added_tokens"]}
+    ids = {token["content"]: token["id"] for token in tokenizer["added_tokens"]}
     special = {f"{kind}_token_id": ids.get(named.get(f"{kind}_token") or "") for kind in ("bos", "eos", "pad")}
     for name in ("config.json", "generation_config.json"):
         found = json.loads((folder / name).read_text())

@@ -226,17 +226,6 @@ def test_a_space_before_a_text(checkpoint: Any, write_quant: Any) -> None:
     assert pairs(source) == pairs(graph)
 
 
-@pytest.mark.peers
-@pytest.mark.parametrize("name", KINDS)
-def test_executorchs_runner_reads_it(checkpoint: Any, name: str) -> None:
-    pytest.importorskip("pytorch_tokenizers")
-    from lfm_convert.targets.executorch.tokenizer import check_tokenizer
-
-    graph = open_graph(checkpoint(name))
-    assert graph.tokenizer is not None
-    check_tokenizer(graph.tokenizer)
-
-
 def test_each_kind_is_of_another_name() -> None:
     assert len({kind.pre for kind in BYTE_KINDS.values()}) == len(BYTE_KINDS)
 
