@@ -171,7 +171,7 @@ class Tokenizer:
         import tokenizers
 
         with self._refused():
-            return tokenizers.Tokenizer.from_str(raw.decode("utf-8"))
+            return tokenizers.Tokenizer.from_buffer(raw)
 
     @contextmanager
     def _refused(self) -> Iterator[None]:

@@ -103,7 +103,8 @@ CUTTINGS = (
     Cutting(
         spellings=((rf"{_CASED}|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",),),
         names=(PreTokenizer(name="gpt-4o", others=frozenset({"llama4", "kanana2", "talkie", "minimax-m2"})),),
-        note="llama.cpp cuts words at combining marks and knows the case of the letters A to Z only",
+        note="llama.cpp cuts words at combining marks (--pre granite-embed-multi-97m does not) and knows the case of "
+        "A to Z only",
     ),
     Cutting(
         spellings=((_DIGIT, _GPT2),),

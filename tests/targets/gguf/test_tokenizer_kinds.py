@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,11 +12,13 @@ from typing import Any
 import pytest
 from lfm_convert.graph.graph import WeightGraph
 from lfm_convert.graph.opening import open_graph
+from lfm_convert.targets.gguf.pre_tokenizers import CUTTINGS
 from lfm_convert.targets.gguf.runner import LlamaRunner
 from lfm_convert.targets.gguf.source import open_source
 from lfm_convert.targets.gguf.target import TARGET
 from lfm_convert.targets.gguf.token_types import TokenType
 from lfm_convert.targets.gguf.vocab import text_notes, vocabulary
+from lfm_convert.validate.prompts import added_tokens_text
 from support.checkpoints import dense_config, make_checkpoint
 from support.llama_cpp import convert
 from support.refusals import refused
@@ -54,8 +57,8 @@ def pairs(graph: WeightGraph, **options: Any) -> dict[str, Any]:
 
 
 @contextmanager
-def running(graph: WeightGraph, write_quant: Any) -> Iterator[tuple[LlamaRunner, Path]]:
-    artifact = write_quant(graph, "Q8_0")
+def running(graph: WeightGraph, write_quant: Any, **options: Any) -> Iterator[tuple[LlamaRunner, Path]]:
+    artifact = write_quant(graph, "Q8_0", **options)
     llama = TARGET.run(artifact, threads=1)
     assert isinstance(llama, LlamaRunner)
     try:
@@ -80,6 +83,8 @@ def test_llama_cpp_gives_the_tokenizers_ids(checkpoint: Any, write_quant: Any, n
     with running(graph, write_quant) as (llama, path):
         wrong = [text for text in table if text not in others and llama.tokenize(text) != own.encode(text)]
         assert not wrong
+        added = added_tokens_text(own)
+        assert added is not None and added.text is not None and added.is_encoded_as(tuple(llama.tokenize(added.text)))
         source = open_source(path)
         assert source is not None and source.tokenizer is not None
         assert [text for text in table if source.tokenizer.encode(text) != llama.tokenize(text)] == others
@@ -97,7 +102,29 @@ def test_what_the_notes_say_is_so(checkpoint: Any, write_quant: Any) -> None:
         assert said in " ".join(text_notes(graph)) and graph.tokenizer is not None
         with running(graph, write_quant) as (llama, _):
             assert any(llama.tokenize(word) != graph.tokenizer.encode(word) for word in words), name
+    with running(graph, write_quant, pre="granite-embed-multi-97m") as (llama, _):
+        assert [llama.tokenize(word) for word in MARKED] == [graph.tokenizer.encode(word) for word in MARKED]
     assert text_notes(open_graph(checkpoint("llama3"))) == ()
+
+
+@pytest.mark.peers
+def test_a_token_that_takes_the_spaces_beside_it(checkpoint: Any, write_quant: Any) -> None:
+    """Phi's do; llama.cpp's do not, which is said, and which no artifact fails for."""
+    pytest.importorskip("xllamacpp")
+    folder = checkpoint("phi4-mini")
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    for token in settings["added_tokens_decoder"].values():
+        token["rstrip"] = token["content"] in ("<|end|>", "<|user|>")
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    graph = open_graph(folder)
+    assert "llama.cpp leaves the spaces beside '<|end|>' and 1 more, which the tokenizer takes away" in text_notes(
+        graph
+    )
+    assert graph.tokenizer is not None
+    added = added_tokens_text(graph.tokenizer)
+    with running(graph, write_quant) as (llama, _):
+        assert llama.tokenize("<|end|> x") != graph.tokenizer.encode("<|end|> x")
+        assert added is not None and added.text is not None and added.is_encoded_as(tuple(llama.tokenize(added.text)))
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -228,6 +255,13 @@ def test_a_space_before_a_text(checkpoint: Any, write_quant: Any) -> None:
 
 def test_each_kind_is_of_another_name() -> None:
     assert len({kind.pre for kind in BYTE_KINDS.values()}) == len(BYTE_KINDS)
+
+
+def test_the_page_names_every_cut() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "gguf.md").read_text(encoding="utf-8")
+    rows = page.partition("\n## Tokenizers\n")[2].partition("\n## ")[0].splitlines()
+    named = [tuple(re.findall("`([^`]+)`", row.split("|")[2])) for row in rows if row.startswith("| ")][1:]
+    assert named == [tuple(each.name for each in cutting.names) for cutting in CUTTINGS]
 
 
 # In the converter, whose table of hashes knows no vocabulary made here: the name, and how the architecture writes it.
