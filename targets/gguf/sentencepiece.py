@@ -15,9 +15,9 @@ Source: llama.cpp `conversion/base.py` (`_create_vocab_sentencepiece`), `src/lla
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import NamedTuple, NoReturn
 
 from ...graph.errors import BackendError, InputError
 from ...graph.source.tokenizer import Tokenizer
@@ -164,7 +164,7 @@ def _scores(tokenizer: Tokenizer) -> dict[str, float]:
         ranks.setdefault(text, len(ranks))
         last = text
     listed = frozenset(merges)
-    unlisted = next((pair for text in plain for pair in splits(text, plain) if pair not in listed), None)
+    unlisted = next((pair for pair in splits(plain) if pair not in listed), None)
     if unlisted is not None:
         _refuse(tokenizer, f"{unlisted[0]!r:.40} and {unlisted[1]!r:.40} are not merged, though both make a token")
     for text in sorted(plain, key=plain.__getitem__):
@@ -172,9 +172,13 @@ def _scores(tokenizer: Tokenizer) -> dict[str, float]:
     return {text: -float(rank) for text, rank in ranks.items()}
 
 
-def splits(text: str, vocab: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """The ways in which two tokens make a text."""
-    return ((text[:i], text[i:]) for i in range(1, len(text)) if text[:i] in vocab and text[i:] in vocab)
+def splits(vocab: Collection[str]) -> Iterator[tuple[str, str]]:
+    """Every two tokens that make a third, in the order of the third ones."""
+    lengths = {len(text) for text in vocab}
+    for text in vocab:
+        for i in range(1, len(text)):
+            if i in lengths and len(text) - i in lengths and text[:i] in vocab and text[i:] in vocab:
+                yield text[:i], text[i:]
 
 
 def _refuse(tokenizer: Tokenizer, found: str) -> NoReturn:

@@ -101,9 +101,9 @@ def _pairs(listed: Listed, scores: Sequence[float]) -> list[list[str]]:
 
     Tokens that stand apart from text come out of no merge, and no other is made of them.
     """
-    plain = {text: i for i, text in enumerate(listed.tokens) if listed.types[i] == TokenType.NORMAL}
-    by_score = sorted(plain, key=lambda text: (-scores[plain[text]], plain[text]))
-    return [list(pair) for text in by_score for pair in splits(text, plain)]
+    plain = (i for i, kind in enumerate(listed.types) if kind == TokenType.NORMAL)
+    by_score = {listed.tokens[i]: i for i in sorted(plain, key=lambda i: (-scores[i], i))}
+    return [list(pair) for pair in splits(by_score)]
 
 
 def _written(
