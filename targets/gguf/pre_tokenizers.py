@@ -147,9 +147,9 @@ def pre_tokenizer(tokenizer: Tokenizer) -> str:
     return next(fitting, min(known, key=lambda each: bool(each.marks))).name
 
 
-def cutting_notes(tokenizer: Tokenizer) -> tuple[str, ...]:
-    """What llama.cpp does otherwise than a byte-level tokenizer."""
-    cutting = _cutting_of(tokenizer)
+def cutting_notes(tokenizer: Tokenizer, *, is_named: bool) -> tuple[str, ...]:
+    """What llama.cpp does otherwise than a byte-level tokenizer, which `is_named` where it is not to be recognised."""
+    cutting = None if is_named else _cutting_of(tokenizer)
     notes = [cutting.note] if cutting and cutting.note else []
     if tokenizer.is_composed:
         notes.append("llama.cpp does not bring texts into form NFC")

@@ -102,7 +102,7 @@ class GgufTarget(Target):
             ),
             notes=(
                 *_notes(graph),
-                *text_notes(graph),
+                *text_notes(graph, pre=self.pre),
                 *stop_notes(graph),
                 *((_REFINED,) if is_refined else ()),
                 *self._option_notes(is_float=is_float),

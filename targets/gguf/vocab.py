@@ -100,12 +100,12 @@ def _sentencepiece(tokenizer: Tokenizer, n_rows: int) -> list[KeyValue]:
     ]
 
 
-def text_notes(graph: WeightGraph) -> tuple[str, ...]:
-    """What llama.cpp does otherwise with texts than the checkpoint's tokenizer."""
+def text_notes(graph: WeightGraph, *, pre: str | None = None) -> tuple[str, ...]:
+    """What llama.cpp does otherwise with texts than the checkpoint's tokenizer; `pre` as in `vocabulary`."""
     tokenizer = graph.tokenizer
     if tokenizer is None:
         return ()
-    notes = () if is_sentencepiece(tokenizer) else cutting_notes(tokenizer)
+    notes = () if is_sentencepiece(tokenizer) else cutting_notes(tokenizer, is_named=pre is not None)
     greedy = [str(token["content"]) for token in tokenizer.added_tokens if token.get("lstrip") or token.get("rstrip")]
     others = f" and {len(greedy) - 1} more" if greedy[1:] else ""
     keeps = (
