@@ -19,7 +19,9 @@ from .recipe.reading import load_recipe
 
 SETTINGS_FILE = "lfm-convert.toml"
 # Weights as safetensors only: pickles are never fetched.
-_HUB_FILES = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "LICENSE*", "README.md")
+_HUB_FILES = (
+    "*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "tokenizer.model", "LICENSE*", "README.md",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -83,11 +84,17 @@ class EncodedPrompt:
 
 
 def added_tokens_text(tokenizer: Tokenizer | None) -> EncodedPrompt | None:
-    """A text of every token that a tokenizer has beside its own vocabulary: prompts use few of them."""
-    contents = [] if tokenizer is None else [str(token["content"]) for token in tokenizer.added_tokens]
-    if tokenizer is None or not contents:
+    """A text of every token that a tokenizer has beside its own vocabulary: prompts use few of them.
+
+    A space lies between two, but beside one that takes it away, which not every runtime can. A token that is a run of
+    spaces is written with spaces, as in a text.
+    """
+    if tokenizer is None or not tokenizer.added_tokens:
         return None
-    text = " ".join(contents)
+    tokens = tokenizer.added_tokens
+    gaps = ("" if left.get("rstrip") or right.get("lstrip") else " " for left, right in pairwise(tokens))
+    pieces = (f"{token['content']}{gap}" for token, gap in zip(tokens, (*gaps, ""), strict=True))
+    text = "".join(pieces).replace("▁", " ")
     return EncodedPrompt("added tokens", tuple(tokenizer.encode(text)), text=text)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -119,6 +119,41 @@ class Tokenizer:
         return [token for token in stated if self.vocab[token.content] != token.stated_id]
 
     @property
+    def is_file(self) -> bool:
+        """Whether it stands in a file of its own, so that what lies beside it may belong to it."""
+        return self._given is None
+
+    @property
+    def normalizers(self) -> list[Mapping[str, Any]]:
+        """What a text goes through before it is cut, step by step."""
+        return _steps(self.data.get("normalizer"), "normalizers")
+
+    @property
+    def cuts(self) -> list[Mapping[str, Any]]:
+        """How a text is cut before its pieces are merged, step by step."""
+        return _steps(self.data.get("pre_tokenizer"), "pretokenizers")
+
+    @property
+    def is_composed(self) -> bool:
+        """Whether texts are brought into form NFC, and that is all."""
+        return {step.get("type") for step in self.normalizers} == {"NFC"}
+
+    @property
+    def merges(self) -> list[tuple[str, str]]:
+        """The pairs of a BPE, first the ones that are merged first; files have them as such, or as texts with a space."""
+        found = self.data["model"].get("merges") or []
+        pairs = ((pair.split(" ") if isinstance(pair, str) else pair) for pair in found)
+        return [(left, right) for left, right in pairs]
+
+    @cached_property
+    def has_merges_of_all(self) -> bool:
+        """Whether the merges give each of the model's tokens: then it is all the same if a piece that is one is merged."""
+        model = self._load(self.raw).model
+        model.ignore_merges = False
+        added = {str(token["content"]) for token in self.added_tokens}
+        return all(len(model.tokenize(text)) == 1 for text in self.data["model"]["vocab"].keys() - added)
+
+    @property
     def n_tokens(self) -> int:
         """Ids needed: the largest one plus one."""
         return max(self.vocab.values(), default=-1) + 1
@@ -136,7 +171,7 @@ class Tokenizer:
         import tokenizers
 
         with self._refused():
-            return tokenizers.Tokenizer.from_str(raw.decode("utf-8"))
+            return tokenizers.Tokenizer.from_buffer(raw)
 
     @contextmanager
     def _refused(self) -> Iterator[None]:
@@ -157,6 +192,13 @@ class Tokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         return str(self.backend.decode(list(ids), skip_special_tokens=False))
+
+
+def _steps(declared: Mapping[str, Any] | None, field: str) -> list[Mapping[str, Any]]:
+    """The steps of a part of a tokenizer.json, which may be a sequence of sequences."""
+    if not declared:
+        return []
+    return [step for each in declared[field] for step in _steps(each, field)] if field in declared else [declared]
 
 
 def read_tokenizer(

@@ -109,6 +109,10 @@ def int32s(key: str, values: Sequence[int]) -> KeyValue:
     return KeyValue(key, ValueType.ARRAY, list(values), ValueType.INT32)
 
 
+def float32s(key: str, values: Sequence[float]) -> KeyValue:
+    return KeyValue(key, ValueType.ARRAY, list(values), ValueType.FLOAT32)
+
+
 def aligned(n_bytes: int, alignment: int = ALIGNMENT) -> int:
     """The next multiple of the alignment; ours is always 32, other people's files may say otherwise."""
     return -(-n_bytes // alignment) * alignment

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from .layout import DATA_SUFFIX, place
 from .memory import base_memory_bytes
 from .recognise import recognise
 from .refusals import refuse_blocks
+from .tokenizer import COMPOSED_NOTE, check_tokenizer, followed
 
 _DEFAULT_CONTEXT = 4096
 
@@ -121,11 +122,10 @@ class ExecutorchTarget(Target):
             from .constants import Constants
             from .lowering import write_pte
             from .operators import refuse_old_executorch
-            from .tokenizer import check_tokenizer
         if self.et_moe == "moe_ffn":
             refuse_old_executorch(version("executorch"))
         if graph.tokenizer is not None:
-            check_tokenizer(graph.tokenizer)
+            check_tokenizer(followed(graph.tokenizer))
         scratch = folder / plan.details.scratch
         prepare_file(scratch, header=b"", n_bytes=plan.details.scratch_bytes)
         write_tensors(plan.tensors, folder, run)
@@ -137,7 +137,8 @@ class ExecutorchTarget(Target):
         scratch.unlink()
 
     def shared_files(self, graph: WeightGraph, artifacts: Iterable[Plan | Artifact]) -> dict[str, bytes]:
-        return {CONFIG_FILE: json_bytes(base_config(graph)), **common_files(graph)}
+        read = None if graph.tokenizer is None else followed(graph.tokenizer)
+        return {CONFIG_FILE: json_bytes(base_config(graph)), **common_files(replace(graph, tokenizer=read))}
 
     def recognise(self, path: Path) -> Sequence[Artifact]:
         return recognise(path)
@@ -212,6 +213,8 @@ def _notes(graph: WeightGraph, context: int, *, is_float: bool, is_fused: bool) 
         notes.append(f"needs executorch {MINIMUM_RUNTIME} or newer: its custom_ops have {OPERATOR}")
     if graph.tokenizer is None:
         notes.append("the checkpoint has no tokenizer.json, which the LLM runner needs beside the file")
+    elif graph.tokenizer.is_composed:
+        notes.append(COMPOSED_NOTE)
     return tuple(notes)
 
 

@@ -29,7 +29,7 @@ from .running import run_memory
 from .shards import lay_out
 from .source import open_source
 from .stored import Stored, converter_order, quantizer_order, stored_tensors
-from .vocab import stop_notes
+from .vocab import stop_notes, text_notes
 
 _REFINED = (
     "refined: a longer search finds scales and levels of lower error in the same format; where it does, the bytes are "
@@ -102,6 +102,7 @@ class GgufTarget(Target):
             ),
             notes=(
                 *_notes(graph),
+                *text_notes(graph, pre=self.pre),
                 *stop_notes(graph),
                 *((_REFINED,) if is_refined else ()),
                 *self._option_notes(is_float=is_float),

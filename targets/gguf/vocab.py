@@ -1,11 +1,10 @@
-"""The tokenizer as GGUF metadata: llama.cpp runs byte-level BPE itself.
+"""The tokenizer as GGUF metadata: llama.cpp runs byte-level BPE and SentencePiece's itself.
 
-Source: llama.cpp `conversion/base.py` (`_set_vocab_gpt2`), `gguf-py/gguf/vocab.py`, `src/llama-vocab.cpp`.
+Source: llama.cpp `conversion/base.py` (`_set_vocab_gpt2`, `_set_vocab_sentencepiece`), `gguf-py/gguf/vocab.py`, `src/llama-vocab.cpp`.
 """
 
 from __future__ import annotations
 
-import enum
 import string as characters
 from collections.abc import Mapping
 from typing import Any
@@ -13,14 +12,16 @@ from typing import Any
 from ...graph.graph import WeightGraph
 from ...graph.source.assets import Assets, token_text
 from ...graph.source.tokenizer import Tokenizer
-from ...quantize.gguf_file.header import KeyValue, boolean, int32s, string, strings, uint32
-from .pre_tokenizers import pre_tokenizer
+from ...quantize.gguf_file.header import KeyValue, boolean, float32s, int32s, string, strings, uint32
+from .pre_tokenizers import cutting_notes, pre_tokenizer
+from .sentencepiece import is_sentencepiece, pieces, puts_space
+from .token_types import UNUSED_TOKEN, TokenType, added_token
 
-MODEL, BPE, NO_VOCABULARY = "tokenizer.ggml.model", "gpt2", "none"
+MODEL, BPE, SENTENCEPIECE, NO_VOCABULARY = "tokenizer.ggml.model", "gpt2", "llama", "none"
 PRE, TOKENS, TOKEN_TYPES = "tokenizer.ggml.pre", "tokenizer.ggml.tokens", "tokenizer.ggml.token_type"
-MERGES, ADDS = "tokenizer.ggml.merges", "tokenizer.ggml.add_{kind}_token"
+MERGES, SCORES, ADDS = "tokenizer.ggml.merges", "tokenizer.ggml.scores", "tokenizer.ggml.add_{kind}_token"
+SPACE_PREFIX = "tokenizer.ggml.add_space_prefix"
 TEMPLATE, TEMPLATE_NAMES = "tokenizer.chat_template", "tokenizer.chat_templates"
-UNUSED_TOKEN = "[PAD{i}]"
 # Special token of tokenizer_config.json -> key of its id.
 SPECIAL_IDS = {
     "bos": "tokenizer.ggml.bos_token_id",
@@ -38,45 +39,79 @@ ENDS_BY_TEXT = frozenset(
         "<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>", "<end_of_turn>",
         "<|endoftext|>", "</s>", "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<|end_of_text|>",
         "<end_of_utterance>", "<eos>", "<turn|>", "<|tool_response>", "<｜end▁of▁sentence｜>", "[e~[",
+        # of code: what fills a gap, and what parts files and repositories
+        "<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]", "<|fim_repo|>", "<|repo_name|>", "<fim-repo>",
+        "<REPO>", "<reponame>", "<|file_sep|>",
     )
 )  # fmt: skip
 _NAME_CHARACTERS = frozenset(characters.ascii_letters + characters.digits)
 
 
-class TokenType(enum.IntEnum):
-    """`enum llama_token_type`, as far as byte-level BPE uses it."""
-
-    NORMAL = 1
-    CONTROL = 3
-    USER_DEFINED = 4
-    UNUSED = 5
-
-
-def vocabulary(graph: WeightGraph, *, pre: str | None = None) -> list[KeyValue]:
+def vocabulary(graph: WeightGraph, *, pre: str | None = None, says_prefix: bool = False) -> list[KeyValue]:
     """The `tokenizer.*` pairs. Without a tokenizer: model `none`, which takes token ids only.
 
-    `pre` is what llama.cpp calls the pre-tokenizer; without it tokenizer.json's own is recognised.
+    `pre` is what llama.cpp calls the pre-tokenizer; without it tokenizer.json's own is recognised. `says_prefix` is of
+    an architecture whose converter repeats tokenizer_config.json's `add_prefix_space`.
 
-    Raises: InputError for a tokenizer that llama.cpp has no counterpart of.
+    Raises: InputError for a tokenizer that llama.cpp has no counterpart of; BackendError as `pieces`.
     """
     tokenizer = graph.tokenizer
     if tokenizer is None:
         return [string(MODEL, NO_VOCABULARY)]
     _ = tokenizer.backend  # the library refuses a malformed file, so that its structure is known from here on
-    tokens, types = _tokens(tokenizer, graph.config.vocab_size)
-    merges = _merges(tokenizer)
+    stated = graph.assets.tokenizer_config.get("add_prefix_space") if says_prefix else None
+    has_prefix = puts_space(tokenizer) if is_sentencepiece(tokenizer) else None
     ends = zip(TURN_ENDS, turn_ends(graph, tokenizer), strict=False)
+    return [
+        *([boolean(SPACE_PREFIX, stated)] if isinstance(stated, bool) and has_prefix is None else []),
+        *(
+            _byte_level(tokenizer, graph.config.vocab_size, pre)
+            if has_prefix is None
+            else _sentencepiece(tokenizer, graph.config.vocab_size)
+        ),
+        *(uint32(SPECIAL_IDS[kind], token_id) for kind, token_id in _special_ids(graph, tokenizer).items()),
+        *(uint32(key, token_id) for key, token_id in ends),
+        *(boolean(ADDS.format(kind=kind), added) for kind, added in _added(graph, tokenizer).items()),
+        *_templates(graph.assets),
+        *([] if has_prefix is None else [boolean(SPACE_PREFIX, has_prefix)]),
+    ]
+
+
+def _byte_level(tokenizer: Tokenizer, n_rows: int, pre: str | None) -> list[KeyValue]:
+    tokens, types = _tokens(tokenizer, n_rows)
+    merges = [" ".join(part.replace(" ", "Ġ") for part in pair) for pair in tokenizer.merges]
     return [
         string(MODEL, BPE),
         string(PRE, pre or pre_tokenizer(tokenizer)),
         strings(TOKENS, tokens),
         int32s(TOKEN_TYPES, types),
         *([strings(MERGES, merges)] if merges else []),
-        *(uint32(SPECIAL_IDS[kind], token_id) for kind, token_id in _special_ids(graph, tokenizer).items()),
-        *(uint32(key, token_id) for key, token_id in ends),
-        *(boolean(ADDS.format(kind=kind), added) for kind, added in _added(graph, tokenizer).items()),
-        *_templates(graph.assets),
     ]
+
+
+def _sentencepiece(tokenizer: Tokenizer, n_rows: int) -> list[KeyValue]:
+    found = pieces(tokenizer, n_rows)
+    return [
+        string(MODEL, SENTENCEPIECE),
+        string(PRE, "default"),
+        strings(TOKENS, [piece.text for piece in found]),
+        float32s(SCORES, [piece.score for piece in found]),
+        int32s(TOKEN_TYPES, [piece.type for piece in found]),
+    ]
+
+
+def text_notes(graph: WeightGraph, *, pre: str | None = None) -> tuple[str, ...]:
+    """What llama.cpp does otherwise with texts than the checkpoint's tokenizer; `pre` as in `vocabulary`."""
+    tokenizer = graph.tokenizer
+    if tokenizer is None:
+        return ()
+    notes = () if is_sentencepiece(tokenizer) else cutting_notes(tokenizer, is_named=pre is not None)
+    greedy = [str(token["content"]) for token in tokenizer.added_tokens if token.get("lstrip") or token.get("rstrip")]
+    others = f" and {len(greedy) - 1} more" if greedy[1:] else ""
+    keeps = (
+        f"llama.cpp leaves the spaces beside {greedy[0]!r}{others}, which the tokenizer takes away" if greedy else ""
+    )
+    return (*notes, *([keeps] if keeps else []))
 
 
 def _templates(assets: Assets) -> list[KeyValue]:
@@ -102,17 +137,8 @@ def _tokens(tokenizer: Tokenizer, n_rows: int) -> tuple[list[str], list[TokenTyp
     for text, i in tokenizer.vocab.items():
         tokens[i], types[i] = text, TokenType.NORMAL
     for token in tokenizer.added_tokens:
-        text = token["content"]
-        # Some checkpoints leave "special" out for tokens that are: these look like it.
-        is_control = token.get("special") or (text.startswith("<|") and text.endswith("|>"))
-        types[token["id"]] = TokenType.CONTROL if is_control else TokenType.USER_DEFINED
+        tokens[token["id"]], types[token["id"]] = added_token(token)
     return tokens, types
-
-
-def _merges(tokenizer: Tokenizer) -> list[str]:
-    """`left right` each; tokenizer.json has them as such, or as pairs in which a space is possible."""
-    merges = tokenizer.data["model"].get("merges") or []
-    return [m if isinstance(m, str) else " ".join(part.replace(" ", "Ġ") for part in m) for m in merges]
 
 
 def _special_ids(graph: WeightGraph, tokenizer: Tokenizer) -> dict[str, int]:

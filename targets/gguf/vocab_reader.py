@@ -4,16 +4,15 @@
 |-------------------|-------------------------------------------------------------------------------------------|
 | model.vocab       | every token but those that only fill rows, so that each has its id whoever adds it          |
 | added_tokens      | tokens of type control, which are special, and user-defined                                 |
-| pre_tokenizer     | the expression that llama.cpp cuts by under the file's name of it, then bytes               |
+| pre_tokenizer     | the expressions that llama.cpp cuts by under the file's name of them, then bytes            |
+| model.merges      | the file's; of a vocabulary with scores, every two tokens that make a third                 |
 | post_processor    | what the file says is put before and after a text                                           |
 
-How an added token takes the spaces around it, and whether it is normalised, no GGUF says: neither is llama.cpp's way.
 Source: as `vocab`; transformers `integrations/ggml.py` for what others make of it.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +21,9 @@ from typing import Any
 from ...graph.errors import Faults, InputError
 from ...quantize.gguf_file.header import ValueType
 from .metadata import SAMPLING, SAMPLING_KEY
-from .pre_tokenizers import PRE_TOKENIZERS, split_expression
+from .pre_tokenizers import PreTokenizer, cutting_called, known_names
+from .token_types import TokenType
+from .tokenizer_json import SPECIAL, Listed, byte_level, framed, scored
 from .vocab import (
     ADDS,
     BPE,
@@ -31,19 +32,16 @@ from .vocab import (
     MODEL,
     NO_VOCABULARY,
     PRE,
+    SCORES,
+    SENTENCEPIECE,
+    SPACE_PREFIX,
     SPECIAL_IDS,
     TEMPLATE,
     TEMPLATE_NAMES,
     TOKEN_TYPES,
     TOKENS,
     TURN_ENDS,
-    UNUSED_TOKEN,
-    TokenType,
 )
-
-_UNKNOWN = 2  # `LLAMA_TOKEN_TYPE_UNKNOWN`, which stands for no text
-_SPECIAL = (TokenType.CONTROL, _UNKNOWN)
-_ADDED = (*_SPECIAL, TokenType.USER_DEFINED)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,24 +64,27 @@ def read_vocabulary(said: Mapping[str, Any], where: Path) -> Vocabulary:
     kind = said.get(MODEL, NO_VOCABULARY)
     if kind == NO_VOCABULARY:
         return Vocabulary(generation_config=_sampling(said))
-    if kind != BPE:
-        raise InputError(f"{where}: {MODEL} is {kind!r:.40}: expected '{BPE}', byte-level BPE")
+    if kind not in (BPE, SENTENCEPIECE):
+        raise InputError(
+            f"{where}: {MODEL} is {kind!r:.40}: expected '{BPE}', byte-level BPE, or '{SENTENCEPIECE}', SentencePiece's"
+        )
     read = _Reader(said, Faults())
-    tokens, types = read.tokens(), read.types()
-    special = read.special(len(tokens))
-    pattern = split_expression(str(said.get(PRE)))
-    if pattern is None:
-        names = ", ".join(dict.fromkeys(PRE_TOKENIZERS.values()))
-        read.faults.add(f"{PRE} is {said.get(PRE)!r:.40}: expected {names}, whose expression is known here")
-    merges, templates = read.merges(), read.templates()
-    frames = {name: read.flag(ADDS.format(kind=name), name == "bos") for name in ("bos", "eos")}
+    listed = Listed(tokens=read.tokens(), types=read.types())
+    special = read.special(len(listed.tokens))
+    cutting = read.cutting() if kind == BPE else None
+    merges, scores = (read.merges(), []) if kind == BPE else ([], read.scores())
+    begins = cutting[1].begins if cutting else True
+    templates, puts_space = read.templates(), read.flag(SPACE_PREFIX, kind == SENTENCEPIECE)
+    frames = {"bos": read.flag(ADDS.format(kind="bos"), begins), "eos": read.flag(ADDS.format(kind="eos"), False)}
     read.faults.raise_if_any(str(where))
-    added = {i: text for i, text in enumerate(tokens) if types[i] in _ADDED}
-    texts = {kind: tokens[i] for kind, i in special.items()}
+    texts = {kind: listed.tokens[i] for kind, i in special.items()}
+    framing = framed(frames, texts, special)
     return Vocabulary(
-        tokenizer=_tokenizer_json(tokens, types, added, merges, pattern or "", _framed(frames, texts, special)),
+        tokenizer=byte_level(listed, merges, *cutting, framing)
+        if cutting
+        else scored(listed, scores, framing, puts_space=puts_space),
         special=special,
-        stops=_stops(said, special, added),
+        stops=_stops(said, special, listed),
         tokenizer_config={
             **{f"{kind}_token": text for kind, text in texts.items()},
             **{f"add_{kind}_token": is_added for kind, is_added in frames.items()},
@@ -129,6 +130,21 @@ class _Reader:
             self.faults.add(f"{TOKEN_TYPES} has {len(found)} entries, {TOKENS} {n_tokens}")
         return found if len(found) == n_tokens else [TokenType.NORMAL] * n_tokens
 
+    def scores(self) -> list[float]:
+        n_tokens, found = len(self.said.get(TOKENS) or ()), self.items(SCORES, float)
+        if len(found) != n_tokens:
+            self.faults.add(f"{SCORES} has {len(found)} entries, {TOKENS} {n_tokens}")
+        return found
+
+    def cutting(self) -> tuple[Sequence[str], PreTokenizer] | None:
+        name = self.said.get(PRE)
+        found = cutting_called(str(name))
+        if found is None:
+            self.faults.add(
+                f"{PRE} is {name!r:.40}: expected {', '.join(known_names())}, whose expression is known here"
+            )
+        return found
+
     def special(self, n_tokens: int) -> dict[str, int]:
         found = {}
         for kind, key in SPECIAL_IDS.items():
@@ -158,11 +174,16 @@ class _Reader:
         return {name: text for name, text in found.items() if isinstance(text, str) and text}
 
 
-def _stops(said: Mapping[str, Any], special: Mapping[str, int], added: Mapping[int, str]) -> list[int]:
-    """Its end of a sequence, then those that end a turn, then what llama.cpp knows by its text."""
+def _stops(said: Mapping[str, Any], special: Mapping[str, int], listed: Listed) -> list[int]:
+    """Its end of a sequence, then those that end a turn, then what llama.cpp knows by its text.
+
+    Of the last, only what stands apart from text: a vocabulary may have `</s>` as a word of HTML.
+    """
+    added = listed.added
     named = [special.get("eos"), *(said.get(key) for key in TURN_ENDS)]
     known = [i for i in named if type(i) is int and i in added]
-    return list(dict.fromkeys([*known, *(i for i, text in added.items() if text in ENDS_BY_TEXT)]))
+    by_text = (i for i, text in added.items() if text in ENDS_BY_TEXT and listed.types[i] in SPECIAL)
+    return list(dict.fromkeys([*known, *by_text]))
 
 
 def _sampling(said: Mapping[str, Any]) -> dict[str, Any]:
@@ -174,60 +195,3 @@ def _sampling(said: Mapping[str, Any]) -> dict[str, Any]:
         and not isinstance(value, bool)
     }
     return {"do_sample": True, **found} if found.get("temperature") else found
-
-
-def _framed(frames: Mapping[str, bool], texts: Mapping[str, str], ids: Mapping[str, int]) -> dict[str, Any] | None:
-    """A post-processor that puts special tokens before and after each text; None if there are none."""
-    before, after = (
-        [{"SpecialToken": {"id": texts[kind], "type_id": 0}}] if frames[kind] and kind in texts else []
-        for kind in ("bos", "eos")
-    )
-    if not before and not after:
-        return None
-    first, second = ([*before, {"Sequence": {"id": name, "type_id": 0}}, *after] for name in ("A", "B"))
-    used = [kind for kind in ("bos", "eos") if frames[kind] and kind in texts]
-    return {
-        "type": "TemplateProcessing",
-        "single": first,
-        "pair": [*first, *second],
-        "special_tokens": {texts[k]: {"id": texts[k], "ids": [ids[k]], "tokens": [texts[k]]} for k in used},
-    }
-
-
-def _tokenizer_json(
-    tokens: Sequence[str],
-    types: Sequence[int],
-    added: Mapping[int, str],
-    merges: Sequence[Sequence[str]],
-    pattern: str,
-    framing: Mapping[str, Any] | None,
-) -> bytes:
-    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
-    split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
-    filled = {UNUSED_TOKEN.format(i=i) for i, kind in enumerate(types) if kind == TokenType.UNUSED}
-    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
-    written = {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [
-            {"id": i, "content": text, **flags, "special": types[i] in _SPECIAL} for i, text in added.items()
-        ],
-        "normalizer": None,
-        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, byte_level]},
-        "post_processor": framing,
-        "decoder": byte_level,
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": None,
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": False,
-            "byte_fallback": False,
-            "ignore_merges": True,  # as llama.cpp takes a whole piece that is a token
-            "vocab": {text: i for i, text in enumerate(tokens) if text not in filled},
-            "merges": [list(pair) for pair in merges],
-        },
-    }
-    return (json.dumps(written, ensure_ascii=False, indent=2) + "\n").encode()

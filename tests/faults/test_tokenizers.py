@@ -10,7 +10,8 @@ import pytest
 from lfm_convert.convert.pipeline import convert
 from lfm_convert.graph.errors import ExitCode
 from lfm_convert.graph.opening import open_graph
-from lfm_convert.targets.gguf.vocab import TokenType, vocabulary
+from lfm_convert.targets.gguf.token_types import TokenType
+from lfm_convert.targets.gguf.vocab import vocabulary
 from lfm_convert.targets.hub_folder import common_files
 from support.artifacts import write_artifact
 from support.checkpoints import dense_config, make_checkpoint

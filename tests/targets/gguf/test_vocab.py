@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lfm_convert.graph.graph import WeightGraph
 from lfm_convert.graph.source.tokenizer import Tokenizer
-from lfm_convert.targets.gguf.pre_tokenizers import PRE_TOKENIZERS
-from lfm_convert.targets.gguf.vocab import TokenType, vocabulary
+from lfm_convert.targets.gguf.pre_tokenizers import CUTTINGS
+from lfm_convert.targets.gguf.token_types import TokenType
+from lfm_convert.targets.gguf.vocab import vocabulary
 from support.refusals import refused
 
 
@@ -62,7 +63,8 @@ def test_ids_of_the_config_fill_what_the_tokenizer_config_leaves_out(dense_graph
     "changes",
     [
         {"pre_tokenizer": None},
-        {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}},
+        {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}},
+        {"normalizer": {"type": "Lowercase"}},
         {
             "pre_tokenizer": {
                 "type": "Sequence",
@@ -80,7 +82,7 @@ def test_an_unknown_pre_tokenizer_is_refused(dense_graph: WeightGraph, tmp_path:
 
 
 def test_a_pre_tokenizer_can_be_named(dense_graph: WeightGraph, tmp_path: Path) -> None:
-    step = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    step = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
     unknown = edited(dense_graph, tmp_path, pre_tokenizer=step)
     with refused("--pre NAME"):
         vocabulary(unknown)
@@ -97,7 +99,7 @@ def test_both_spellings_of_the_expression_cut_alike(text: str) -> None:
     from tokenizers import Regex
     from tokenizers.pre_tokenizers import Split
 
-    first, second = (Split(Regex(pattern), "isolated").pre_tokenize_str(text) for pattern in PRE_TOKENIZERS)
+    first, second = (Split(Regex(pattern), "isolated").pre_tokenize_str(text) for (pattern,) in CUTTINGS[0].spellings)
     assert first == second
 
 
