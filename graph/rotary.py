@@ -67,7 +67,9 @@ def llama3_rope(
     is_long, is_short = waves > trained_length / low_freq_factor, waves < trained_length / high_freq_factor
     found = _of_table(theta, np.where(is_long, slow, np.where(is_short, table, between)))
     # llama.cpp's converter divides in this order
-    divisors = np.where(is_long, np.float32(factor), np.where(is_short, one, one / ((one - share) / np.float32(factor) + share)))
+    divisors = np.where(
+        is_long, np.float32(factor), np.where(is_short, one, one / ((one - share) / np.float32(factor) + share))
+    )
     return replace(found, divisors=tuple(divisors.tolist()))
 
 
@@ -186,7 +188,9 @@ def of_length(rope: Rope, n_tokens: int) -> Rope:
         return rope
     is_long = n_tokens > rope.long.longer_than
     table = rope.long.inverse_frequencies if is_long else rope.inverse_frequencies
-    return replace(rope, inverse_frequencies=table, long=None, divisors=rope.long.divisors if is_long else rope.divisors)
+    return replace(
+        rope, inverse_frequencies=table, long=None, divisors=rope.long.divisors if is_long else rope.divisors
+    )
 
 
 def rotary_angles(rope: Rope, start: int, stop: int) -> Float32:
