@@ -44,6 +44,7 @@ _NEEDED = {
     "attention.layer_norm_rms_epsilon": "norm_eps",
 }
 _FULL, _SLIDING = "full_attention", "sliding_attention"
+_TRAINED = "original_max_position_embeddings"
 
 
 def read_config(
@@ -91,7 +92,8 @@ def _built(
         eos_token_ids=(),
         pad_token_id=None,
         dtype="",
-        raw={"rope_parameters": blocks.ropes},
+        # some families look for the trained length beside the table
+        raw={**{key: value for key, value in blocks.ropes.items() if key == _TRAINED}, "rope_parameters": blocks.ropes},
     )
     scale = (numbers.embedding_scale or 1.0) if names.has_scales else names.embedding_scale(built)
     return _with_score_scales(replace(built, embedding_scale=scale), names)

@@ -23,7 +23,7 @@ from ...graph.tensor import ScaledTensor, SlicedTensor, TensorView
 from ...quantize.encoding import get_encoding, ggml_types
 from ...quantize.gguf_file.header import TensorInfo
 from ...quantize.gguf_file.reader import GgufFile, read_gguf
-from ...quantize.gguf_file.tensor_names import CONSTANTS, family_of, gguf_names, tensor_addresses
+from ...quantize.gguf_file.tensor_names import CONSTANTS, LONG_FACTORS, family_of, gguf_names, tensor_addresses
 from ...quantize.stored import EncodedTensor, StoredPart
 from ..target import NotJudged
 from .numbers import FOLDED_SCALE_KEY
@@ -52,6 +52,14 @@ def _unfolded(weights: Mapping[Address, TensorView], said: Mapping[str, Any]) ->
     folded = said.get(FOLDED_SCALE_KEY, 1.0)
     scaled = {} if folded == 1.0 else {a: v for a, v in weights.items() if a[0] is Role.EXPERT_DOWN}
     return {**weights, **{a: ScaledTensor(v, 1 / folded) for a, v in scaled.items()}}
+
+
+def longer_than(parts: Sequence[GgufFile]) -> int | None:
+    """The size of a context beyond which llama.cpp turns all positions by another table; None if there is one alone."""
+    said = metadata_of(parts)
+    length = said.get(f"{said.get('general.architecture')}.rope.scaling.original_context_length")
+    has_long = any(tensor.name == LONG_FACTORS for part in parts for tensor in part.tensors)
+    return length if has_long and isinstance(length, int) else None
 
 
 def metadata_of(parts: Sequence[GgufFile]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -61,7 +62,7 @@ def _read(said: Numbers, tables: Tables, theta: float, n_dims: int, faults: Faul
     more = 1.0 if said.attention_factor is None else said.attention_factor
     trained = {} if said.trained_length is None else {"original_max_position_embeddings": length}
     if LONG_FACTORS in tables or kind == LONG:
-        return _long(tables, theta, n_dims, length, more, faults)
+        return _long(said, tables, theta, n_dims, faults)
     if kind == YARN and factor:
         betas: Settings = {
             name: value for name in ("beta_fast", "beta_slow") if (value := getattr(said, name)) is not None
@@ -80,15 +81,19 @@ def _read(said: Numbers, tables: Tables, theta: float, n_dims: int, faults: Faul
     return linear_rope(theta, n_dims, factor=factor), {"rope_type": LINEAR, "factor": factor}
 
 
-def _long(tables: Tables, theta: float, n_dims: int, length: int, more: float, faults: Faults) -> tuple[Rope, Settings]:
+def _long(said: Numbers, tables: Tables, theta: float, n_dims: int, faults: Faults) -> tuple[Rope, Settings]:
+    context = said.context_length or 1
+    length, more = said.trained_length or context, 1.0 if said.attention_factor is None else said.attention_factor
     missing = [name for name in (LONG_FACTORS, SHORT_FACTORS) if name not in tables]
     if missing:
         faults.add(f"the rope is of two tables, and there is no tensor '{missing[0]}'")
         return default_rope(theta, n_dims), {}
     short, long = (list(map(_shortest, tables[name])) for name in (SHORT_FACTORS, LONG_FACTORS))
     settings = {"short_factor": short, "long_factor": long, "original_max_position_embeddings": length}
-    rope = long_rope(theta, short, long, trained_length=length, factor=1.0, attention_factor=more)
-    return rope, {"rope_type": LONG, **settings, "attention_factor": more}
+    rope = long_rope(theta, short, long, trained_length=length, factor=max(context / length, 1.0))
+    if math.isclose(rope.factor, more, rel_tol=_CLOSE):  # which follows from the two lengths
+        return rope, {"rope_type": LONG, **settings}
+    return replace(rope, factor=more), {"rope_type": LONG, **settings, "attention_factor": more}
 
 
 def _divided(factors: Float32, theta: float, n_dims: int) -> tuple[Rope, Settings]:
