@@ -35,6 +35,7 @@ class LongRope:
 
     inverse_frequencies: tuple[float, ...] = field(repr=False)
     longer_than: int
+    divisors: tuple[float, ...] | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +44,8 @@ class Rope:
 
     Every rope type is such a table. `theta` is the base it was made from, which formats store; `factor` multiplies
     cosines and sines. With r frequencies the first 2r numbers of a head turn: pairs are their halves (i, i + r), or
-    neighbours (2i, 2i + 1); the numbers behind them stay. `long` is another table for long sequences.
+    neighbours (2i, 2i + 1); the numbers behind them stay. `long` is another table for long sequences. `divisors` are what
+    the default table was divided by, where it was made so: to the bit what formats store of it.
     """
 
     theta: float
@@ -51,6 +53,7 @@ class Rope:
     factor: float = 1.0
     pairs_neighbours: bool = False
     long: LongRope | None = None
+    divisors: tuple[float, ...] | None = field(default=None, repr=False)
 
     @property
     def n_dims(self) -> int:

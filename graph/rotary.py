@@ -65,7 +65,12 @@ def llama3_rope(
     slow = table / np.float32(factor)
     between = (one - share) * slow + share * table
     is_long, is_short = waves > trained_length / low_freq_factor, waves < trained_length / high_freq_factor
-    return _of_table(theta, np.where(is_long, slow, np.where(is_short, table, between)))
+    found = _of_table(theta, np.where(is_long, slow, np.where(is_short, table, between)))
+    # llama.cpp's converter divides in this order
+    divisors = np.where(
+        is_long, np.float32(factor), np.where(is_short, one, one / ((one - share) / np.float32(factor) + share))
+    )
+    return replace(found, divisors=tuple(divisors.tolist()))
 
 
 def yarn_rope(
@@ -111,12 +116,16 @@ def long_rope(
     Source: `_compute_longrope_parameters` of transformers.
     """
     bases = _bases(theta, 2 * len(short_factors))
-    short, long = (np.float32(1) / (np.array(factors, np.float32) * bases) for factors in (short_factors, long_factors))
+    divisors = [np.array(factors, np.float32) for factors in (short_factors, long_factors)]
+    short, long = (np.float32(1) / (each * bases) for each in divisors)
     grown = math.sqrt(1 + math.log(factor) / math.log(trained_length)) if factor > 1 else 1.0
     return replace(
         _of_table(theta, short),
         factor=grown if attention_factor is None else attention_factor,
-        long=LongRope(inverse_frequencies=tuple(long.tolist()), longer_than=trained_length),
+        divisors=tuple(divisors[0].tolist()),
+        long=LongRope(
+            inverse_frequencies=tuple(long.tolist()), longer_than=trained_length, divisors=tuple(divisors[1].tolist())
+        ),
     )
 
 
@@ -165,6 +174,8 @@ def inverse_frequencies(rope: Rope) -> Float32:
 
 def frequency_factors(rope: Rope) -> Float32:
     """What the default table of the same base is divided by [n_dims / 2]: infinity for a pair that does not turn."""
+    if rope.divisors is not None:
+        return np.array(rope.divisors, np.float32)
     own = inverse_frequencies(rope)
     with np.errstate(divide="ignore"):
         factors: Float32 = _table(rope.theta, rope.n_dims) / own
@@ -177,7 +188,9 @@ def of_length(rope: Rope, n_tokens: int) -> Rope:
         return rope
     is_long = n_tokens > rope.long.longer_than
     table = rope.long.inverse_frequencies if is_long else rope.inverse_frequencies
-    return replace(rope, inverse_frequencies=table, long=None)
+    return replace(
+        rope, inverse_frequencies=table, long=None, divisors=rope.long.divisors if is_long else rope.divisors
+    )
 
 
 def rotary_angles(rope: Rope, start: int, stop: int) -> Float32:

@@ -239,7 +239,7 @@ class Target(ABC):
 
     def covers(self, tensor: TensorPlan) -> Sequence[Address]:
         """The weights that a planned tensor with a role holds."""
-        return () if tensor.role is None else ((tensor.role, tensor.layer),)
+        return tensor.addresses
 
     def stored_bytes(self, encoding: Encoding, tensor: TensorPlan) -> int:
         """Bytes that a tensor takes in an encoding, padding included."""

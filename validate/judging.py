@@ -192,7 +192,7 @@ def planned_encodings(target: Target, artifact: Artifact, graph: WeightGraph) ->
         plan = written.plan(graph, written.base_of(artifact.quant))
     except LfmConvertError:
         return {}
-    return {(tensor.role, tensor.layer): tensor.encoding for tensor in plan.tensors if tensor.role is not None}
+    return {address: tensor.encoding for tensor in plan.tensors for address in tensor.addresses}
 
 
 def _none_of(name: str, wrong: Sequence[str], source: str) -> GateResult:

@@ -18,6 +18,9 @@ from .places import Place
 from .ropes import read_rope, rope_settings
 
 FULL, SLIDING = "full_attention", "sliding_attention"
+BIASES = frozenset({Role.ATTN_Q_BIAS, Role.ATTN_K_BIAS, Role.ATTN_V_BIAS, Role.ATTN_OUT_BIAS})
+# What llama.cpp's converter for Llama, and those that follow it, say beside the usual.
+GGUF_KEYS = ("vocab_size", "rope.dimension_count")
 ALIASES = {"norm_eps": ("rms_norm_eps",), "hidden_act": ("hidden_activation",)}
 DEFAULTS: dict[str, Any] = {"tie_word_embeddings": False, "norm_eps": 1e-6, "hidden_act": "silu"}
 TOP_PLACES: Places = {

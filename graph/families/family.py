@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any
 
-from ..blocks import Branches, Norm
+from ..blocks import Activation, Attention, Branches, Norm, Scoring
 from ..config import ModelConfig
 from ..config_fields import Fields
 from ..errors import UsageError
@@ -21,23 +22,62 @@ from .places import Part, Place
 Places = Mapping[Role, Sequence[Place]]
 
 
+class RopeTables(Enum):
+    """Where llama.cpp's graph of an architecture finds what the default table of a rope is divided by."""
+
+    NONE = "nowhere"
+    TAKEN = "in a tensor, where the file has one"
+    DEMANDED = "in a tensor, for layers that see every position"
+    BY_LENGTH = "in two tensors, where the file has them: one for contexts longer than the trained"
+
+
 @dataclass(frozen=True, kw_only=True)
 class GgufNames:
     """What llama.cpp calls an architecture, and those of its tensors that are not called by their role.
 
     Its graph of an architecture is fixed. Of the weights that a block may have or lack it knows only those which it
-    `demands` of every such block, and those which it `takes` where they are. If it `has_windows`, some layers with
-    attention have one, and a rope of their own, while the ropes of the others are stored as factors. Only if it
-    `has_free_heads` may they together be of another size than the hidden state. `first_build` is that of llama.cpp
-    which first had it, where that matters.
+    `demands` of every such block, and those which it `takes` where they are. Weights of one name are one tensor, whose
+    rows are theirs in the order of the roles. If it `has_convolutions`, some layers are such. If it `has_windows`, some layers with attention have one and a rope of
+    their own; all but every `window_period`-th where the file does not say which. Only if it `has_free_heads` may heads
+    together be of another size than the hidden state. If it `pairs_neighbours`, the rows of each head of queries and
+    keys are stored in that order; if it `has_partial_ropes`, numbers of a head may stay as they are. Only layers that `turns` is true of have a rope; if `may_stand`, none may.
+
+    `has_scales` says that a file gives what embeddings, scores, branches and logits are multiplied with; of others
+    `embedding_scale` and `score_scale` are, where that is not one and the root of the head's size. `scoring` is that of
+    a mixture, None if there is none.
+
+    `keys` are those of its converter beside the usual ones; if not `has_usual_keys`, all of them, in its own order, and
+    `early_keys` come before all others. `has_head_size` says whether the size of heads is among them: None where
+    the config gives it. `lists_heads`: of keys and values for each layer even if all are alike. `says` are values that
+    follow from no block. Models of `wide_values` layers, whose heads share keys, have values in more bits in some
+    quants. `first_build` is that of llama.cpp which first had it, where that matters.
     """
 
     architecture: str
     tensors: Mapping[Role, str] = field(default_factory=dict)
     demands: frozenset[Role] = frozenset()
     takes: frozenset[Role] = frozenset()
+    has_convolutions: bool = False
     has_windows: bool = False
+    window_period: int | None = None
     has_free_heads: bool = False
+    pairs_neighbours: bool = False
+    has_partial_ropes: bool = False
+    turns: Callable[[int], bool] = lambda layer: True
+    may_stand: bool = False
+    rope_tables: RopeTables = RopeTables.NONE
+    activation: Activation = Activation.SILU
+    scoring: Scoring | None = None
+    has_scales: bool = False
+    embedding_scale: Callable[[ModelConfig], float] = lambda config: 1.0
+    score_scale: Callable[[ModelConfig, Attention], float] | None = None
+    keys: tuple[str, ...] = ()
+    has_usual_keys: bool = True
+    early_keys: tuple[str, ...] = ()
+    has_head_size: bool | None = None
+    lists_heads: bool = False
+    says: Callable[[ModelConfig], Mapping[str, int]] = lambda config: {}
+    wide_values: int | None = None
     first_build: int = 0
 
 

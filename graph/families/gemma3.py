@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from ..blocks import Attention, Branches
+from ..blocks import Activation, Attention, Branches
 from ..config import ModelConfig
 from ..config_fields import Fields
 from ..roles import Role
@@ -98,6 +98,12 @@ def _hub_fields(config: ModelConfig) -> dict[str, Any]:
     }
 
 
+def _gguf_score_scale(config: ModelConfig, attention: Attention) -> float:
+    """llama.cpp tells the 27B by its layers."""
+    size = config.hidden_size // attention.n_heads if config.n_layers == 62 else attention.head_dim
+    return float(size**-0.5)
+
+
 FAMILY = Family(
     name="Gemma 3",
     model_type="gemma3_text",
@@ -114,7 +120,13 @@ FAMILY = Family(
         architecture="gemma3",
         demands=frozenset({Role.Q_NORM, Role.K_NORM, Role.POST_OPERATOR_NORM, Role.POST_FFN_NORM}),
         has_windows=True,
+        window_period=6,
         has_free_heads=True,
+        activation=Activation.GELU_TANH,
+        embedding_scale=lambda config: float(config.hidden_size**0.5),
+        score_scale=_gguf_score_scale,
+        keys=("attention.sliding_window", "attention.sliding_window_pattern"),
+        has_head_size=True,
     ),
     mlx=MlxNames(),
     servers=ServerNames(),

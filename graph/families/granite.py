@@ -11,8 +11,22 @@ from ..blocks import Attention, Branches
 from ..config import ModelConfig
 from ..config_fields import Fields
 from . import decoder
-from .family import Family, GgufNames, MlxNames, Scales, ServerNames
+from .family import Family, GgufNames, MlxNames, RopeTables, Scales, ServerNames
 from .lfm2 import read_n_layers, read_norm
+
+# What llama.cpp's graph of all Granites knows, and its converter says.
+GGUF: dict[str, Any] = {
+    "takes": decoder.BIASES,
+    "pairs_neighbours": True,
+    "may_stand": True,
+    "rope_tables": RopeTables.TAKEN,
+    "has_scales": True,
+    "keys": (
+        *decoder.GGUF_KEYS, "attention.scale", "embedding_scale", "residual_scale", "logit_scale",
+        "rope.scaling.finetuned",
+    ),
+    "has_head_size": False,
+}  # fmt: skip
 
 
 def multiplier(read: Fields, key: str) -> float:
@@ -56,7 +70,7 @@ FAMILY = Family(
     top_places=decoder.TOP_PLACES,
     layer_places=decoder.LAYER_PLACES,
     hub_fields=hub_fields,
-    gguf=GgufNames(architecture="granite"),
+    gguf=GgufNames(architecture="granite", **GGUF),
     mlx=MlxNames(),
     servers=ServerNames(),
 )

@@ -83,7 +83,7 @@ FAMILY = Family(
     top_places=decoder.TOP_PLACES,
     layer_places={**decoder.LAYER_PLACES, **_PLACES},
     hub_fields=_hub_fields,
-    gguf=GgufNames(architecture="granitemoe"),
+    gguf=GgufNames(architecture="granitemoe", scoring=Scoring.SOFTMAX, **granite.GGUF),
     mlx=MlxNames(tensors=_MLX_TENSORS),
     servers=ServerNames(),
 )

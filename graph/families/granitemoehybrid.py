@@ -26,6 +26,18 @@ _PLACES: Places = {
     Role.FFN_DOWN: [Place("shared_mlp.output_linear.weight")],
 }
 
+# What llama.cpp's converter copies from a config, though models without Mamba have no use for it.
+_GGUF_COPIED = {
+    "expert_count": "num_local_experts",
+    "expert_used_count": "num_experts_per_tok",
+    "expert_shared_feed_forward_length": "shared_intermediate_size",
+    "ssm.conv_kernel": "mamba_d_conv",
+    "ssm.state_size": "mamba_d_state",
+    "ssm.group_count": "mamba_n_groups",
+    "ssm.inner_size": "mamba_expand",
+    "ssm.time_step_rank": "mamba_n_heads",
+}
+
 
 def _read_layers(read: Fields) -> tuple[Branches, ...]:
     _refuse_mamba(read)
@@ -64,6 +76,13 @@ def _hub_fields(config: ModelConfig) -> dict[str, Any]:
     }
 
 
+def _gguf_says(config: ModelConfig) -> dict[str, int]:
+    found = {key: config.raw[name] for key, name in _GGUF_COPIED.items() if isinstance(config.raw.get(name), int)}
+    if "ssm.inner_size" in found:
+        found["ssm.inner_size"] *= config.hidden_size
+    return {**found, "rope.scaling.finetuned": decoder.first_rope(config) is not None}
+
+
 FAMILY = Family(
     name="Granite 4",
     model_type="granitemoehybrid",
@@ -76,7 +95,12 @@ FAMILY = Family(
     top_places=decoder.TOP_PLACES,
     layer_places={**decoder.LAYER_PLACES, **_PLACES},
     hub_fields=_hub_fields,
-    gguf=GgufNames(architecture="granitehybrid"),
+    gguf=GgufNames(
+        **{**granite.GGUF, "keys": (*granite.GGUF["keys"], *_GGUF_COPIED)},
+        architecture="granite",
+        lists_heads=True,
+        says=_gguf_says,
+    ),
     mlx=MlxNames(),
     servers=ServerNames(),
 )

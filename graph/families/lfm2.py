@@ -50,6 +50,7 @@ LAYER_PLACES: Places = {
 # What GGUF calls the norm before the head: a name that llama.cpp keeps for old files.
 GGUF_TENSORS = {Role.FINAL_NORM: "token_embd_norm.weight"}
 GGUF_DEMANDS = frozenset({Role.Q_NORM, Role.K_NORM})
+GGUF_KEYS = ("vocab_size", "shortconv.l_cache")
 _MAX_LAYERS = 1024
 _NAMED = 8  # of names that are not known
 _CONV, _ATTENTION = "conv", "full_attention"
@@ -231,7 +232,9 @@ FAMILY = Family(
     top_places=TOP_PLACES,
     layer_places=LAYER_PLACES,
     hub_fields=_hub_fields,
-    gguf=GgufNames(architecture="lfm2", tensors=GGUF_TENSORS, demands=GGUF_DEMANDS),
+    gguf=GgufNames(
+        architecture="lfm2", tensors=GGUF_TENSORS, demands=GGUF_DEMANDS, has_convolutions=True, keys=GGUF_KEYS
+    ),
     mlx=MlxNames(),
     servers=ServerNames(fields=lambda config: {"conv_dim": config.hidden_size}),
 )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..blocks import Branches, Dense, Mixture
+from ..blocks import Branches, Dense, Mixture, Scoring
 from ..config import ModelConfig
 from ..config_fields import Fields
 from ..roles import Role
@@ -15,6 +15,7 @@ from .family import Family, GgufNames, MlxNames, Places, ServerNames
 from .lfm2 import (
     ALIASES,
     GGUF_DEMANDS,
+    GGUF_KEYS,
     GGUF_TENSORS,
     LAYER_PLACES,
     TOP_PLACES,
@@ -96,7 +97,14 @@ FAMILY = Family(
     top_places=TOP_PLACES,
     layer_places={**LAYER_PLACES, **_PLACES},
     hub_fields=_hub_fields,
-    gguf=GgufNames(architecture="lfm2moe", tensors=GGUF_TENSORS, demands=GGUF_DEMANDS | {Role.EXPERT_BIAS}),
+    gguf=GgufNames(
+        architecture="lfm2moe",
+        tensors=GGUF_TENSORS,
+        demands=GGUF_DEMANDS | {Role.EXPERT_BIAS},
+        has_convolutions=True,
+        scoring=Scoring.SIGMOID,
+        keys=("expert_feed_forward_length", "leading_dense_block_count", "expert_gating_func", *GGUF_KEYS),
+    ),
     mlx=MlxNames(tensors=_MLX_TENSORS),
     servers=ServerNames(),
 )

@@ -14,8 +14,17 @@ from ..config import ModelConfig
 from ..config_fields import Fields
 from ..roles import Role
 from ..rotary import default_rope, proportional_rope
-from .family import Family, GgufNames, MlxNames, OnnxNames, Places
-from .lfm2 import GGUF_DEMANDS, LAYER_PLACES, TOP_PLACES, check_layer_types, read_head_dim, read_n_layers, read_norm
+from .family import Family, GgufNames, MlxNames, OnnxNames, Places, RopeTables
+from .lfm2 import (
+    GGUF_DEMANDS,
+    GGUF_KEYS,
+    LAYER_PLACES,
+    TOP_PLACES,
+    check_layer_types,
+    read_head_dim,
+    read_n_layers,
+    read_norm,
+)
 from .places import Place
 
 _CONV, _FULL, _SLIDING = "conv", "full_attention", "sliding_attention"
@@ -193,8 +202,12 @@ FAMILY = Family(
         architecture="lfm3",
         demands=GGUF_DEMANDS | {Role.ATTN_GATE},
         takes=frozenset({Role.POST_OPERATOR_NORM, Role.POST_FFN_NORM}),
+        has_convolutions=True,
         has_windows=True,
+        rope_tables=RopeTables.DEMANDED,
         has_free_heads=True,
+        has_head_size=True,
+        keys=(*GGUF_KEYS, "attention.sliding_window", "attention.sliding_window_pattern", "rope.dimension_count"),
         first_build=11938,
     ),
     mlx=MlxNames(is_released=False),

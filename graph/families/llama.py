@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from . import decoder
-from .family import Family, GgufNames, MlxNames, ServerNames
+from .family import Family, GgufNames, MlxNames, RopeTables, ServerNames
 from .lfm2 import read_norm
 
 FAMILY = Family(
@@ -17,7 +17,16 @@ FAMILY = Family(
     top_places=decoder.TOP_PLACES,
     layer_places=decoder.LAYER_PLACES,
     hub_fields=decoder.common_fields,
-    gguf=GgufNames(architecture="llama"),
+    gguf=GgufNames(
+        architecture="llama",
+        takes=decoder.BIASES,
+        has_free_heads=True,
+        pairs_neighbours=True,
+        rope_tables=RopeTables.TAKEN,
+        keys=decoder.GGUF_KEYS,
+        has_head_size=True,
+        wide_values=80,
+    ),
     mlx=MlxNames(),
     servers=ServerNames(),
 )

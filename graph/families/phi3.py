@@ -13,7 +13,7 @@ from ..config import ModelConfig
 from ..config_fields import Fields
 from ..roles import Role
 from . import decoder
-from .family import Family, GgufNames, MlxNames, Places, ServerNames
+from .family import Family, GgufNames, MlxNames, Places, RopeTables, ServerNames
 from .lfm2 import read_n_layers, read_norm
 from .places import Part
 
@@ -26,6 +26,12 @@ _PLACES: Places = {
         for role in roles
     },
 }
+# Phi-3's converter in llama.cpp says less than others, and in another order.
+_GGUF_KEYS = (
+    "context_length", "rope.scaling.original_context_length", "embedding_length", "feed_forward_length", "block_count",
+    "attention.head_count", "attention.head_count_kv", "attention.layer_norm_rms_epsilon", "rope.dimension_count",
+    "rope.freq_base", "general.file_type", "attention.sliding_window",
+)  # fmt: skip
 _DEFAULTS: dict[str, Any] = {**decoder.DEFAULTS, "norm_eps": 1e-5, "original_max_position_embeddings": 4096}
 
 
@@ -59,6 +65,11 @@ def _hub_fields(config: ModelConfig) -> dict[str, Any]:
     }
 
 
+def _gguf_says(config: ModelConfig) -> dict[str, int]:
+    """The window as the config has it, which llama.cpp does not look at; 0 for none."""
+    return {"attention.sliding_window": config.raw.get("sliding_window") or 0}
+
+
 FAMILY = Family(
     name="Phi-3",
     model_type="phi3",
@@ -70,7 +81,17 @@ FAMILY = Family(
     top_places=decoder.TOP_PLACES,
     layer_places={**decoder.LAYER_PLACES, **_PLACES},
     hub_fields=_hub_fields,
-    gguf=GgufNames(architecture="phi3"),
+    gguf=GgufNames(
+        architecture="phi3",
+        tensors={**dict.fromkeys(_HEADS, "attn_qkv.weight"), **dict.fromkeys(_GATED, "ffn_up.weight")},
+        has_partial_ropes=True,
+        rope_tables=RopeTables.BY_LENGTH,
+        keys=_GGUF_KEYS,
+        has_usual_keys=False,
+        early_keys=("rope.scaling.attn_factor",),
+        has_head_size=False,
+        says=_gguf_says,
+    ),
     mlx=MlxNames(),
     servers=ServerNames(),
 )

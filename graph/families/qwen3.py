@@ -60,7 +60,9 @@ FAMILY = Family(
     top_places=decoder.TOP_PLACES,
     layer_places=decoder.LAYER_PLACES,
     hub_fields=hub_fields,
-    gguf=GgufNames(architecture="qwen3", demands=frozenset({Role.Q_NORM, Role.K_NORM}), has_free_heads=True),
+    gguf=GgufNames(
+        architecture="qwen3", demands=frozenset({Role.Q_NORM, Role.K_NORM}), has_free_heads=True, has_head_size=True
+    ),
     mlx=MlxNames(),
     servers=ServerNames(),
 )

@@ -88,7 +88,13 @@ FAMILY = Family(
     top_places=decoder.TOP_PLACES,
     layer_places={**decoder.LAYER_PLACES, **_PLACES},
     hub_fields=_hub_fields,
-    gguf=GgufNames(architecture="qwen3moe", demands=frozenset({Role.Q_NORM, Role.K_NORM}), has_free_heads=True),
+    gguf=GgufNames(
+        architecture="qwen3moe",
+        demands=frozenset({Role.Q_NORM, Role.K_NORM}),
+        has_free_heads=True,
+        scoring=Scoring.SOFTMAX,
+        keys=("expert_feed_forward_length",),
+    ),
     mlx=MlxNames(tensors=_MLX_TENSORS),
     servers=ServerNames(),
 )

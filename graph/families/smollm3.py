@@ -69,7 +69,13 @@ FAMILY = Family(
     top_places=decoder.TOP_PLACES,
     layer_places=decoder.LAYER_PLACES,
     hub_fields=_hub_fields,
-    gguf=GgufNames(architecture="smollm3"),
+    gguf=GgufNames(
+        architecture="smollm3",
+        has_free_heads=True,
+        pairs_neighbours=True,
+        turns=lambda layer: (layer + 1) % 4 != 0,
+        keys=decoder.GGUF_KEYS,
+    ),
     mlx=MlxNames(),
     servers=ServerNames(),
 )

@@ -47,7 +47,10 @@ _NAMES: Mapping[Role, str] = {
     Role.EXPERT_UP: "ffn_up_exps.weight",
     Role.EXPERT_DOWN: "ffn_down_exps.weight",
 }
+# What the default table of a rope is divided by; of sequences longer than the trained, and of others.
 ROPE_FACTORS = "rope_freqs.weight"
+LONG_FACTORS, SHORT_FACTORS = "rope_factors_long.weight", "rope_factors_short.weight"
+CONSTANTS = frozenset({ROPE_FACTORS, LONG_FACTORS, SHORT_FACTORS})
 _TOP = frozenset({Role.EMBED, Role.FINAL_NORM, Role.LM_HEAD})
 _LAYER_NAME = re.compile(r"blk\.(0|[1-9]\d{0,3})\.(.+)")
 
@@ -59,9 +62,14 @@ def gguf_names(family: Family) -> GgufNames:
     return family.gguf
 
 
+def families_of(architecture: object) -> tuple[Family, ...]:
+    """The families that llama.cpp calls so, whose graphs and tensors are the same there."""
+    return tuple(family for family in FAMILIES if family.gguf and family.gguf.architecture == architecture)
+
+
 def family_of(architecture: object) -> Family | None:
-    """The family that llama.cpp calls so; None if there is none."""
-    return next((family for family in FAMILIES if family.gguf and family.gguf.architecture == architecture), None)
+    """The first of them; None if there is none."""
+    return next(iter(families_of(architecture)), None)
 
 
 def tensor_name(address: Address, family: Family | None = None) -> str:
@@ -72,11 +80,22 @@ def tensor_name(address: Address, family: Family | None = None) -> str:
 
 
 def tensor_address(name: str, family: Family) -> Address | None:
-    """Inverse of `tensor_name`; None for a name that is not a weight's."""
+    """Inverse of `tensor_name`; None for a name that is not a weight's. Of a tensor of several weights the first."""
+    return next(iter(tensor_addresses(name, family)), None)
+
+
+def tensor_addresses(name: str, family: Family) -> tuple[Address, ...]:
+    """The weights whose rows a tensor of this name holds, in their order; none of a name that is no weight's."""
     match = _LAYER_NAME.fullmatch(name)
     layer, wanted = (int(match[1]), match[2]) if match else (None, name)
-    role = next((role for role, known in _names(family).items() if known == wanted), None)
-    return None if role is None or (role in _TOP) is not (layer is None) else (role, layer)
+    roles = (role for role, known in _names(family).items() if known == wanted)
+    return tuple((role, layer) for role in roles if (role in _TOP) is (layer is None))
+
+
+def held_together(role: Role, family: Family) -> tuple[Role, ...]:
+    """The weights of a layer that are one tensor of a file with this one, in the order of their rows."""
+    names = _names(family)
+    return tuple(other for other, name in names.items() if name == names[role])
 
 
 def _names(family: Family | None) -> Mapping[Role, str]:

@@ -9,7 +9,7 @@ Source: llama.cpp `src/llama-quant.cpp`, `tensor_allows_quantization`, `llama_te
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ...graph.blocks import Attention
 from ...graph.config import ModelConfig
@@ -140,6 +140,8 @@ FILE_TYPES = {name: quant.file_type for name, quant in _QUANTS.items()}
 # llama-quantize takes a model of exactly eight experts for Mixtral: keys and values in eight bits, and in these
 # quants the attention's output in five.
 _MIXTRAL_EXPERTS = 8
+# Of Llama 70B it widens values of these types, of which there are few.
+_NARROW_VALUES, _WIDE_VALUES = ("Q3_K", "Q4_K"), "Q5_K"
 _MIXTRAL_OUT = {"Q2_K", "Q3_K_S", "Q3_K_M", "Q4_K_S", "Q4_K_M", "IQ4_NL", "IQ4_XS"}
 
 
@@ -170,7 +172,23 @@ def _mixture(quant: str, config: ModelConfig, *, has_importance: bool) -> list[R
     wider = [each for each in chosen.wider if each.when(model)]
     if mixture and mixture.n_experts == _MIXTRAL_EXPERTS and quant not in FLOATS:
         wider[:0] = [_Wider("Q8_0", _K | _V), _Wider("Q5_K" if quant in _MIXTRAL_OUT else chosen.base, _OUT)]
+    if _has_wide_values(config):
+        wider = [*(part for each in wider for part in _with_wide_values(each)), _Wider(_WIDE_VALUES, _V)]
+        wider = wider if chosen.base in _NARROW_VALUES else wider[:-1]
     return [head, *(rule for each in wider for rule in _rules(each, config))]
+
+
+def _has_wide_values(config: ModelConfig) -> bool:
+    """Whether llama-quantize takes the model for Llama 70B."""
+    names, first = config.family.gguf, config.mixers[0]
+    is_large = names is not None and names.wide_values == config.n_layers
+    return is_large and isinstance(first, Attention) and first.n_heads != first.n_kv_heads
+
+
+def _with_wide_values(wider: _Wider) -> tuple[_Wider, ...]:
+    if wider.encoding not in _NARROW_VALUES or Role.ATTN_V not in wider.roles:
+        return (wider,)
+    return replace(wider, encoding=_WIDE_VALUES, roles=_V), replace(wider, roles=wider.roles - _V)
 
 
 def _rules(wider: _Wider, config: ModelConfig) -> list[Rule]:

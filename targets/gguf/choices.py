@@ -106,6 +106,7 @@ class Chosen:
             view=self.view,
             placements=(Placement(path, offset),),
             importance=self.importance,
+            others=self.tensor.others,
         )
 
 
@@ -134,7 +135,7 @@ class Choices:
         """Raises UsageError for a type that the rows do not fit and that has no fallback."""
         if tensor.role is None:
             return Choice(_KEPT, get_encoding(_KEPT), None)
-        weight = Weight(tensor.role, tensor.layer, tensor.view)
+        weight = Weight(tensor.ruled_as or tensor.role, tensor.layer, tensor.view)
         head = Weight(Role.LM_HEAD, None, tensor.view)
         # a tied embedding is asked for as the head it also is
         usual = self.mixture.choose(head if weight.role is Role.EMBED and self.is_tied else weight)
@@ -145,7 +146,7 @@ class Choices:
             return self._as(exact, fallbacks=False).choose(weight)
         if self.mixture.name in FLOATS:
             return usual
-        if (given := self.allotted.get(weight.address)) is not None:
+        if (given := self.allotted.get((tensor.role, tensor.layer))) is not None:
             return self._as(given, fallbacks=False).choose(weight)
         for rule in self.rules:
             if rule.matches(tensor):

@@ -26,6 +26,8 @@ class LlamaConversation(Runner):
 
     batches: Sequence[str] = ("together",)
     n_vocab: int
+    # A context of more tokens than this has another rope: texts that fit have one that is no larger.
+    longer_than: int | None = None
     _seen: list[int]
     _context: int | None
     _capacity: int
@@ -69,7 +71,10 @@ class LlamaConversation(Runner):
 
     def reset(self) -> None:
         self._seen = []
-        if self._context is not None:
+        if self._context is not None and self._capacity != self._room(1, self._capacity):
+            self._free(self._context)
+            self._forget()
+        elif self._context is not None:
             self._clear(self._context)
 
     def another(self) -> Self:
@@ -105,16 +110,21 @@ class LlamaConversation(Runner):
             return self._context
         if self._context is not None:
             self._free(self._context)
-        self._capacity = max(_FIRST_CONTEXT, 2 * self._capacity, n_tokens)
+        self._capacity = self._room(n_tokens, max(_FIRST_CONTEXT, 2 * self._capacity, n_tokens))
         self._context = self._open(self._capacity)
         for piece in _pieces(self._seen, start=0):
             self._decode(self._context, [piece])
         return self._context
 
+    def _room(self, n_tokens: int, wanted: int) -> int:
+        """The size of a context for so many tokens."""
+        limit = self.longer_than
+        return wanted if limit is None or n_tokens > limit else min(wanted, limit)
+
     @contextmanager
     def _own_context(self, n_tokens: int, **options: Any) -> Iterator[int]:
         """A context beside that of the conversation."""
-        context = self._open(max(n_tokens, _FIRST_CONTEXT), **options)
+        context = self._open(self._room(n_tokens, max(n_tokens, _FIRST_CONTEXT)), **options)
         try:
             yield context
         finally:

@@ -60,8 +60,12 @@ def metadata(
 
     llama-quantize takes the version and the file type out of what the converter wrote and appends them again.
     """
-    model = numbers_of(graph.config, file_type=FILE_TYPES[quant]).pairs(architecture(graph.config))
-    general, vocab = _general(graph, stored), vocabulary(graph, pre=pre)
+    names = gguf_names(graph.config.family)
+    model = numbers_of(graph.config, file_type=FILE_TYPES[quant]).pairs(names)
+    early = [pair for pair in model if pair.key.removeprefix(f"{names.architecture}.") in names.early_keys]
+    model = [pair for pair in model if pair not in early]
+    first, *general = _general(graph, stored)
+    general, vocab = [first, *early, *general], vocabulary(graph, pre=pre)
     if quantized:
         file_type = next(pair for pair in model if pair.key == FILE_TYPE_KEY)
         kept = [pair for pair in model if pair is not file_type]

@@ -6,8 +6,9 @@ import os
 
 from ...graph.errors import UsageError
 from ...quantize.gguf_file.tensor_names import family_of, gguf_names
-from ..target import Artifact, Runner
+from ..target import Artifact
 from . import runner
+from .conversation import LlamaConversation
 from .runner import PINNED_VERSION, LlamaRunner
 from .wllama import install
 from .wllama.runner import WllamaRunner
@@ -33,7 +34,7 @@ def runtime_for(architecture: str) -> str:
     return chosen
 
 
-def open_runner(artifact: Artifact, architecture: str, *, threads: int) -> Runner:
+def open_runner(artifact: Artifact, architecture: str, *, threads: int) -> LlamaConversation:
     """Loads a GGUF artifact into the llama.cpp that knows it.
 
     Raises: BackendError if that one is not installed; InputError for a bad file.

@@ -31,7 +31,7 @@ from ...graph.tensor import TensorView
 from ...quantize.encoding import get_encoding
 from ...quantize.gguf_file.header import TensorInfo
 from ...quantize.gguf_file.reader import GgufFile, read_gguf
-from ...quantize.gguf_file.tensor_names import ROPE_FACTORS, family_of, gguf_names
+from ...quantize.gguf_file.tensor_names import CONSTANTS, families_of, gguf_names
 from ...quantize.stored import StoredPart
 from ..encoded import SourceTensor
 from ..naming import read_part_name
@@ -45,7 +45,7 @@ from .vocab_reader import Vocabulary, read_vocabulary
 
 SUFFIX = ".gguf"
 # Keys by which llama.cpp stretches positions.
-_SCALED_ROPES = ("rope.scaling.type", "rope.scale_linear")
+_SCALED_ROPES = ("rope.scale_linear",)
 _LARGE = (Trait.TABLE, Trait.HEAD, Trait.MATRIX, Trait.EXPERTS)
 _FLOAT_NAMES = {dtype: name for name, dtype in TORCH_NAMES.items()}
 
@@ -69,13 +69,13 @@ def _opened(artifact: Artifact, name: str | None) -> WeightGraph:
     files = {each: OpenFile(each) for each in artifact.files}
     parts = [read_gguf(each) for each in artifact.files]
     said = metadata_of(parts)
-    family = family_of(said["general.architecture"])
-    if family is None:
+    families = families_of(said["general.architecture"])
+    if not families:
         raise InputError(f"{path}: holds a model of no family here")  # which `recognise` has refused
     dtype, is_packed = _float_type(parts)
     views = _weights(parts, said, files, dtype)
     faults = Faults()
-    arch = gguf_names(family).architecture
+    arch = gguf_names(families[0]).architecture
     numbers, unread = read_numbers(said, arch, faults), unread_keys(said, arch)
     for key in (f"{arch}.{name}" for name in _SCALED_ROPES):
         if key in unread and said[key] not in ("none", 1.0):
@@ -83,10 +83,10 @@ def _opened(artifact: Artifact, name: str | None) -> WeightGraph:
     faults.raise_if_any(str(path))
     vocabulary = read_vocabulary(said, path)
     config = read_config(
-        family,
+        families,
         numbers,
         {address: view.shape for address, view in views.items()},
-        factors=_factors(parts, files),
+        tables=_tables(parts, files),
         ids=_ids(vocabulary, dtype),
         where=path,
     )
@@ -117,7 +117,7 @@ def _float_type(parts: Iterable[GgufFile]) -> tuple[DType, bool]:
         tensor.encoding
         for part in parts
         for tensor in part.tensors
-        if len(tensor.shape) > 1 and tensor.name != ROPE_FACTORS
+        if len(tensor.shape) > 1 and tensor.name not in CONSTANTS
     )
     floats = {dtype.value: n for dtype in WEIGHT_DTYPES if (n := types.get(dtype.value, 0))}
     if len(floats) < len(types):
@@ -143,18 +143,23 @@ def _weights(
 _FLOATS = frozenset(dtype.value for dtype in WEIGHT_DTYPES)
 
 
-def _factors(parts: Iterable[GgufFile], files: Mapping[Path, OpenFile]) -> Float32 | None:
-    """What the default table of the rope is divided by, if the file says so."""
-    found = [(part, tensor) for part in parts for tensor in part.tensors if tensor.name == ROPE_FACTORS]
-    if not found:
-        return None
-    part, info = found[0]
+def _tables(parts: Iterable[GgufFile], files: Mapping[Path, OpenFile]) -> dict[str, Float32]:
+    """What the default table of the rope is divided by, where the file says so, by the names of the tensors."""
+    return {
+        tensor.name: _factors(part, tensor, files)
+        for part in parts
+        for tensor in part.tensors
+        if tensor.name in CONSTANTS
+    }
+
+
+def _factors(part: GgufFile, info: TensorInfo, files: Mapping[Path, OpenFile]) -> Float32:
     if info.encoding != DType.F32.value:
-        raise InputError(f"{part.path}: tensor '{ROPE_FACTORS}' is {info.encoding}: expected F32")
+        raise InputError(f"{part.path}: tensor '{info.name}' is {info.encoding}: expected F32")
     place = StoredPart(part.path, part.data_offset + info.offset, files[part.path])
     factors = SourceTensor(info.name, info.shape, get_encoding(info.encoding), (place,), DType.F32).read().reshape(-1)
     if not (factors > 0).all():
-        raise InputError(f"{part.path}: tensor '{ROPE_FACTORS}' holds {factors.min():g}: expected factors above zero")
+        raise InputError(f"{part.path}: tensor '{info.name}' holds {factors.min():g}: expected factors above zero")
     return factors
 
 

@@ -4,11 +4,13 @@
 |---|---|
 | a mixture of experts whose weights are scaled | the factor, multiplied into the experts' down projections |
 | a mixture without biases, where the loader demands them | biases of zero |
-| layers with and without windows | of the latter what the default table of the rope is divided by, 1e30 for a pair that does not turn |
+| weights that the architecture keeps in one tensor | their rows, one after the other |
+| queries and keys whose neighbours turn there | rows in that order, see `rows.py` |
+| a rope that no key says | tensors of divisors, see `ropes.py` |
 
 llama.cpp's own converter drops the first, and writes a file that does not load for the second.
-Source: llama.cpp `src/llama-graph.cpp`, `build_moe_ffn`; `conversion/gemma.py`, `generate_extra_tensors`; for the
-order `conversion/base.py`, `prepare_tensors`, and `src/llama-model-loader.h`.
+Source: llama.cpp `src/llama-graph.cpp`, `build_moe_ffn`; for the order `conversion/base.py`, `prepare_tensors`, and
+`src/llama-model-loader.h`.
 """
 
 from __future__ import annotations
@@ -16,29 +18,35 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import numpy as np
-
-from ...graph.blocks import Mixture
+from ...graph.blocks import Attention, Mixture
 from ...graph.config import ModelConfig
 from ...graph.families.family import Family
 from ...graph.graph import WeightGraph
 from ...graph.roles import Role
-from ...graph.rotary import frequency_factors
-from ...graph.tensor import ArrayTensor, ScaledTensor, TensorView, ZeroTensor
-from ...quantize.gguf_file.tensor_names import ROPE_FACTORS, gguf_names, tensor_name
-from .expressible import any_attention, refuse_inexpressible
-
-_AT_REST = np.float32(1e30)
+from ...graph.tensor import ArrayTensor, JoinedTensor, ScaledTensor, TensorView, ZeroTensor
+from ...quantize.gguf_file.tensor_names import gguf_names, held_together, tensor_name
+from .expressible import refuse_inexpressible
+from .ropes import rope_tensors
+from .rows import KEYS, QUERIES, as_pairs
 
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor of the file: a weight by its GGUF name, or a constant that follows from the blocks, which has no role."""
+    """A tensor of the file: a weight by its GGUF name, or a constant that follows from the blocks, which has no role.
+
+    `others` are weights of the same layer whose rows follow those of the first.
+    """
 
     name: str
     view: TensorView
     role: Role | None = None
     layer: int | None = None
+    others: tuple[Role, ...] = ()
+
+    @property
+    def ruled_as(self) -> Role | None:
+        """The role that decides its type: llama-quantize takes what is kept together for the last of it."""
+        return self.others[-1] if self.others else self.role
 
     @property
     def size(self) -> int:
@@ -65,17 +73,30 @@ def stored_tensors(graph: WeightGraph) -> tuple[Stored, ...]:
 
 
 def _weights(graph: WeightGraph) -> Iterator[Stored]:
-    mixture = graph.config.mixture
+    config, views = graph.config, {weight.address: weight.view for weight in graph.weights()}
+    family, mixture = config.family, config.mixture
     factor = 1.0 if mixture is None else mixture.scaling
-    for weight in graph.weights():
-        is_scaled = weight.role is Role.EXPERT_DOWN and factor != 1
-        yield _stored(
-            graph.config, weight.role, weight.layer, ScaledTensor(weight.view, factor) if is_scaled else weight.view
-        )
+    for (role, layer), view in views.items():
+        first, *others = held_together(role, family)
+        if others and role is first:
+            parts = [_moved(config, each, layer, views[each, layer]) for each in (role, *others)]
+            joined = JoinedTensor(tensor_name((role, layer), family), parts)
+            yield Stored(joined.name, joined, role, layer, tuple(others))
+        elif not others:
+            is_scaled = role is Role.EXPERT_DOWN and factor != 1
+            yield _stored(config, role, layer, ScaledTensor(view, factor) if is_scaled else view)
 
 
 def _stored(config: ModelConfig, role: Role, layer: int | None, view: TensorView) -> Stored:
-    return Stored(tensor_name((role, layer), config.family), view, role, layer)
+    return Stored(tensor_name((role, layer), config.family), _moved(config, role, layer, view), role, layer)
+
+
+def _moved(config: ModelConfig, role: Role, layer: int | None, view: TensorView) -> TensorView:
+    """Rows of queries and keys in the order in which they turn."""
+    if layer is None or role not in QUERIES | KEYS or not gguf_names(config.family).pairs_neighbours:
+        return view
+    attention = config.of_kind(Attention)[layer]
+    return as_pairs(view, attention.n_heads if role in QUERIES else attention.n_kv_heads)
 
 
 def _absent_biases(config: ModelConfig) -> Iterator[Stored]:
@@ -86,7 +107,5 @@ def _absent_biases(config: ModelConfig) -> Iterator[Stored]:
 
 
 def _constants(config: ModelConfig) -> Iterator[Stored]:
-    attention = any_attention(config)
-    rope = attention.rope if attention.window is None else None
-    if rope is not None and gguf_names(config.family).has_windows:
-        yield Stored(ROPE_FACTORS, ArrayTensor(ROPE_FACTORS, np.minimum(frequency_factors(rope), _AT_REST)))
+    for name, values in rope_tensors(config).items():
+        yield Stored(name, ArrayTensor(name, values))

@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ...graph.graph import WeightGraph
-from ...graph.roles import Address
+from ...graph.roles import Address, Role
 from ...graph.tensor import TensorView
 from ...quantize.encoding import Encoding
 from ...quantize.gguf_file.header import KeyValue, aligned, boolean, string
 from ...quantize.gguf_file.reader import read_gguf
+from ...quantize.gguf_file.tensor_names import gguf_names
 from ...quantize.imatrix import ImportanceMatrix, read_importance
 from ...quantize.policies.gguf import FLOATS, POLICIES, gguf_policy, mixable
 from ...quantize.policy import Policy
@@ -23,8 +24,9 @@ from ..target import Artifact, ListedTensor, Runner, Target, named_stem
 from .choices import Choices, Chosen, type_name, type_rules
 from .file_names import file_stem
 from .metadata import REFINED_KEY, SOURCE_KEY, metadata, overridden
-from .reader import read_weights
+from .reader import longer_than, read_weights
 from .recognise import listed, recognise
+from .ropes import rope_of
 from .running import run_memory
 from .shards import lay_out
 from .source import open_source
@@ -182,7 +184,9 @@ class GgufTarget(Target):
         architecture = found[artifact.path].metadata.get("general.architecture")
         from .runtimes import open_runner
 
-        return open_runner(artifact, str(architecture), threads=threads)
+        opened = open_runner(artifact, str(architecture), threads=threads)
+        opened.longer_than = longer_than(list(found.values()))
+        return opened
 
     def missing(self) -> str | None:
         from .runtimes import missing
@@ -222,7 +226,13 @@ def _notes(graph: WeightGraph) -> tuple[str, ...]:
         notes.append("the checkpoint has no tokenizer.json: the file holds no vocabulary and takes token ids only")
     if mixture and mixture.scaling != 1.0:
         notes.append(f"routed_scaling_factor {mixture.scaling} is multiplied into the experts' down projections")
-    if mixture and not mixture.has_bias:
+    rope = rope_of(graph.config)
+    if rope and rope.long:
+        notes.append(
+            f"llama.cpp turns every position by the table for long texts wherever its context is larger than "
+            f"{rope.long.longer_than} tokens: for shorter texts choose one that is not (-c {rope.long.longer_than})"
+        )
+    if mixture and not mixture.has_bias and Role.EXPERT_BIAS in gguf_names(graph.config.family).demands:
         notes.append("the model has no expert biases: zeros are stored, which llama.cpp demands")
     return tuple(notes)
 
