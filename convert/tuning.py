@@ -83,8 +83,8 @@ class CodeTuning:
         weights = {each.address: each for each in self.graph.weights()}
         found: dict[Address, set[Encoding]] = {}
         for tensor in plan.tensors:
-            if tensor.role is not None:
-                found.setdefault((tensor.role, tensor.layer), set()).add(tensor.encoding)
+            for address in tensor.addresses:
+                found.setdefault(address, set()).add(tensor.encoding)
         wanted = {
             address: encoding
             for address, (encoding, *others) in found.items()
@@ -93,7 +93,7 @@ class CodeTuning:
         if (Role.LM_HEAD, None) in found and self.graph.is_tied:  # stored apart: the table is looked up and no more
             wanted.pop((Role.EMBED, None), None)
         trial = planned(self.target, announced_graph(self.graph, wanted, self._about), plan.quant)
-        lost = {(tensor.role, tensor.layer) for tensor in trial.tensors if not tensor.passes}
+        lost = {address for tensor in trial.tensors if not tensor.passes for address in tensor.addresses}
         return {address: encoding for address, encoding in wanted.items() if address not in lost}
 
 

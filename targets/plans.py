@@ -9,7 +9,7 @@ from typing import Any
 
 from ..graph.dtypes import Float32
 from ..graph.errors import UsageError
-from ..graph.roles import Role
+from ..graph.roles import Address, Role
 from ..graph.tensor import TensorView
 from ..quantize.encoding import Encoding
 from ..quantize.grids import passes
@@ -31,8 +31,9 @@ class Placement:
 class TensorPlan:
     """One stored tensor: what it is called there, how it is encoded, where each part lies.
 
-    `role` is None for a constant that the config determines, such as a rotary table. `importance` [slices, n_cols]
-    weighs the columns of each of that many equal runs of rows, such as the experts of a stack.
+    `role` is None for a constant that the config determines, such as a rotary table. `others` are weights of the same
+    layer whose rows follow those of the first. `importance` [slices, n_cols] weighs the columns of each of that many
+    equal runs of rows, such as the experts of a stack.
     """
 
     name: str
@@ -43,11 +44,17 @@ class TensorPlan:
     view: TensorView = field(repr=False)
     placements: tuple[Placement, ...]
     importance: Float32 | None = field(default=None, repr=False)
+    others: tuple[Role, ...] = ()
 
     @cached_property
     def passes(self) -> bool:
         """Whether its rows go in as the source has them: the format is the same, or holds their grid."""
         return passes(self.view, self.encoding)
+
+    @property
+    def addresses(self) -> tuple[Address, ...]:
+        """The weights that it holds."""
+        return () if self.role is None else tuple((role, self.layer) for role in (self.role, *self.others))
 
     @property
     def rows_per_slice(self) -> int:

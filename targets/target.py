@@ -239,7 +239,7 @@ class Target(ABC):
 
     def covers(self, tensor: TensorPlan) -> Sequence[Address]:
         """The weights that a planned tensor with a role holds."""
-        return () if tensor.role is None else ((tensor.role, tensor.layer),)
+        return tensor.addresses
 
     def stored_bytes(self, encoding: Encoding, tensor: TensorPlan) -> int:
         """Bytes that a tensor takes in an encoding, padding included."""
@@ -325,6 +325,10 @@ class Target(ABC):
 
         Raises: InputError for a malformed file; NotJudged for a sound one whose weights are not all readable here.
         """
+
+    def as_run(self, graph: WeightGraph) -> WeightGraph:
+        """The model with the numbers of its config as the runtime has them, where it rounds one of them by itself."""
+        return graph
 
     @abstractmethod
     def run(self, artifact: Artifact, *, threads: int) -> Runner:

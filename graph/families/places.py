@@ -103,6 +103,10 @@ class Place:
         """The values that a tensor has here, of those that the weight has."""
         return view
 
+    def as_weight(self, tensor: TensorView) -> TensorView:
+        """The values that the weight has, of those that a tensor has here."""
+        return tensor
+
 
 @dataclass(frozen=True)
 class Kernel(Place):
@@ -124,10 +128,13 @@ class GainLessOne(Place):
 
     def take(self, shelf: Shelf, prefix: str, shape: Shape, layer: Shapes) -> TensorView | None:
         tensor = shelf.take(prefix + self.name, shape)
-        return tensor and OffsetTensor(tensor, 1)
+        return tensor and self.as_weight(tensor)
 
     def as_stored(self, view: TensorView) -> TensorView:
         return without_offset(view, 1)
+
+    def as_weight(self, tensor: TensorView) -> TensorView:
+        return OffsetTensor(tensor, 1)
 
 
 @dataclass(frozen=True)
