@@ -10,9 +10,12 @@ from typing import Any
 from ..blocks import Attention, Branches
 from ..config import ModelConfig
 from ..config_fields import Fields
+from ..roles import Role
 from . import decoder
-from .family import Family, GgufNames, MlxNames, Scales, ServerNames
+from .family import Family, GgufNames, MlxCan, MlxNames, Scales, ServerNames
 from .lfm2 import read_n_layers, read_norm
+
+MLX_CAN = decoder.MLX_CAN | {MlxCan.BIASES, MlxCan.SCORE_SCALE, MlxCan.SCALES}
 
 
 def multiplier(read: Fields, key: str) -> float:
@@ -57,6 +60,11 @@ FAMILY = Family(
     layer_places=decoder.LAYER_PLACES,
     hub_fields=hub_fields,
     gguf=GgufNames(architecture="granite"),
-    mlx=MlxNames(),
+    mlx=MlxNames(
+        can=MLX_CAN,
+        ropes=decoder.MLX_ROPES,
+        wide={Role.ATTN_OUT, Role.FFN_DOWN, Role.LM_HEAD},
+        fields=lambda config: {"mlp_bias": False},
+    ),
     servers=ServerNames(),
 )

@@ -12,7 +12,7 @@ from ..config import ModelConfig
 from ..config_fields import Fields
 from ..roles import Role
 from . import decoder, granite
-from .family import Family, GgufNames, MlxNames, Places, ServerNames
+from .family import Family, GgufNames, MlxCan, MlxNames, Places, ServerNames
 from .lfm2 import read_n_layers, read_norm
 from .places import Part, Place
 
@@ -24,6 +24,12 @@ _PLACES: Places = {
     Role.FFN_GATE: [Part(_BOTH, "shared_mlp.gate.weight", Role.FFN_GATE, _GATED)],
     Role.FFN_UP: [Part(_BOTH, "shared_mlp.up.weight", Role.FFN_UP, _GATED)],
     Role.FFN_DOWN: [Place("shared_mlp.output_linear.weight")],
+}
+
+_MLX_TENSORS = {
+    Role.FFN_GATE: "mlp.gate_proj.weight",
+    Role.FFN_UP: "mlp.up_proj.weight",
+    Role.FFN_DOWN: "mlp.down_proj.weight",
 }
 
 
@@ -77,6 +83,6 @@ FAMILY = Family(
     layer_places={**decoder.LAYER_PLACES, **_PLACES},
     hub_fields=_hub_fields,
     gguf=GgufNames(architecture="granitehybrid"),
-    mlx=MlxNames(),
+    mlx=MlxNames(tensors=_MLX_TENSORS, can=granite.MLX_CAN | {MlxCan.NO_ROPE}),
     servers=ServerNames(),
 )

@@ -11,7 +11,7 @@ from ..blocks import Branches, Dense, Mixture
 from ..config import ModelConfig
 from ..config_fields import Fields
 from ..roles import Role
-from .family import Family, GgufNames, MlxNames, Places, ServerNames
+from .family import Family, GgufNames, MlxCan, MlxNames, Places, ServerNames
 from .lfm2 import (
     ALIASES,
     GGUF_DEMANDS,
@@ -97,6 +97,6 @@ FAMILY = Family(
     layer_places={**LAYER_PLACES, **_PLACES},
     hub_fields=_hub_fields,
     gguf=GgufNames(architecture="lfm2moe", tensors=GGUF_TENSORS, demands=GGUF_DEMANDS | {Role.EXPERT_BIAS}),
-    mlx=MlxNames(tensors=_MLX_TENSORS),
+    mlx=MlxNames(tensors=_MLX_TENSORS, can={MlxCan.MIXTURES}),
     servers=ServerNames(),
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from . import decoder
-from .family import Family, GgufNames, MlxNames, ServerNames
+from .family import Family, GgufNames, MlxCan, MlxNames, ServerNames
 from .lfm2 import read_norm
 
 FAMILY = Family(
@@ -18,6 +18,6 @@ FAMILY = Family(
     layer_places=decoder.LAYER_PLACES,
     hub_fields=decoder.common_fields,
     gguf=GgufNames(architecture="llama"),
-    mlx=MlxNames(),
+    mlx=MlxNames(can=decoder.MLX_CAN | {MlxCan.FREE_HEADS, MlxCan.BIASES}, ropes=decoder.MLX_ROPES),
     servers=ServerNames(),
 )

@@ -12,7 +12,7 @@ from ..config import ModelConfig
 from ..config_fields import Fields
 from ..roles import Role
 from . import decoder, qwen3
-from .family import Family, GgufNames, MlxNames, Places, ServerNames
+from .family import Family, GgufNames, MlxCan, MlxNames, Places, ServerNames
 from .lfm2 import read_norm
 from .places import Part, PerExpert, Place
 
@@ -89,6 +89,6 @@ FAMILY = Family(
     layer_places={**decoder.LAYER_PLACES, **_PLACES},
     hub_fields=_hub_fields,
     gguf=GgufNames(architecture="qwen3moe", demands=frozenset({Role.Q_NORM, Role.K_NORM}), has_free_heads=True),
-    mlx=MlxNames(tensors=_MLX_TENSORS),
+    mlx=MlxNames(tensors=_MLX_TENSORS, can=decoder.MLX_CAN | {MlxCan.FREE_HEADS, MlxCan.MIXTURES}),
     servers=ServerNames(),
 )
