@@ -61,9 +61,7 @@ def ours(graph: WeightGraph, prompt: Sequence[int], chunks: Sequence[int] = ()) 
 
 @pytest.mark.parametrize("as_saved", [False, True], ids=["as published", "as saved"])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_logits_equal_those_of_transformers(
-    variant: str, as_saved: bool, tmp_path: Path, record_property: Any
-) -> None:
+def test_logits_equal_those_of_transformers(variant: str, as_saved: bool, tmp_path: Path, record_property: Any) -> None:
     name, fields = VARIANTS[variant]
     folder = make_model(tmp_path, small(name, **fields), as_saved=as_saved)
     graph = open_graph(folder)
