@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from lfm_convert.graph.families.places import GainLessOne
-from lfm_convert.graph.graph import WeightGraph
-from lfm_convert.graph.opening import open_graph
 from lfm_convert.graph.roles import Role
 from lfm_convert.graph.tensor import ArrayTensor, OffsetTensor
 from lfm_convert.quantize.encoding import get_encoding
 from lfm_convert.targets.encoded import as_stored
 from lfm_convert.targets.kept import graph_weights, kept_tensors, kept_weights
 from lfm_convert.targets.target import get_target
+from support.drawn_graphs import declared, drawn
 from support.family_configs import PUBLISHED
 from support.fitting_models import fitting
 
@@ -24,22 +22,9 @@ QUANTS = {"mlx": ("8bit", "4bit-e6", "mxfp4", "bf16"), "compressed-tensors": ("W
 QKV, GATE_UP = (Role.ATTN_Q, Role.ATTN_K, Role.ATTN_V), (Role.FFN_GATE, Role.FFN_UP)
 
 
-def declared(folder: Path, config: dict[str, object]) -> WeightGraph:
-    (folder / "config.json").write_text(json.dumps(config))
-    return open_graph(folder, weights=False)
-
-
-def drawn(graph: WeightGraph) -> WeightGraph:
-    """With weights in memory."""
-    rng = np.random.default_rng(3)
-    return graph.with_weights(
-        {w.address: ArrayTensor(w.view.name, rng.standard_normal(w.shape).astype(np.float32)) for w in graph.weights()}
-    )
-
-
 @pytest.mark.parametrize("name", ["Phi-4-mini", "Granite-4.0-1B", "gemma-3-270m", "Llama-3.2-1B"])
 def test_what_is_kept_is_the_model_again(name: str, tmp_path: Path) -> None:
-    graph = drawn(declared(tmp_path, fitting(name)))
+    graph = drawn(tmp_path, name)
     kept = kept_tensors(graph.config)
     stored = {(w.role, w.layer): w for w in kept_weights(graph)}
     assert [(each.role, each.layer) for each in kept] == list(stored)
@@ -52,7 +37,7 @@ def test_what_is_kept_is_the_model_again(name: str, tmp_path: Path) -> None:
 
 
 def test_what_is_fused(tmp_path: Path) -> None:
-    phi = drawn(declared(tmp_path, fitting("Phi-4-mini")))
+    phi = drawn(tmp_path, "Phi-4-mini")
     fused = {(w.role, *w.others): w for w in kept_weights(phi) if w.layer == 1}
     assert {QKV, GATE_UP} <= fused.keys()
     assert fused[QKV].view.name == "model.layers.1.self_attn.qkv_proj.weight"
