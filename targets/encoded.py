@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 
 from ..graph.dtypes import DType, Float32
 from ..graph.errors import InputError, UsageError
 from ..graph.grid import Grid, GridRows
 from ..graph.roles import Address, find_role
-from ..graph.tensor import ScaledTensor, Shape, TensorView
+from ..graph.tensor import OffsetTensor, ScaledTensor, Shape, TensorView
 from ..quantize.encoding import Bytes, Encoding, get_encoding
 from ..quantize.grids import OnGrid
 from ..quantize.stored import Encoded, EncodedTensor, StoredPart
@@ -43,12 +45,23 @@ def encoding_of(view: TensorView) -> Encoding | None:
     return next((found for source in view.sources() if (found := encoding_of(source)) is not None), None)
 
 
+def stored_under(views: Iterable[TensorView]) -> list[EncodedTensor]:
+    """The stored tensors that some are views of, each once, in their order."""
+    found: dict[int, EncodedTensor] = {}
+    for view in views:
+        own = [view] if isinstance(view, EncodedTensor) else stored_under(view.sources())
+        found |= {id(each): each for each in own}
+    return list(found.values())
+
+
 def as_stored(view: TensorView, rows: Float32, encoding: Encoding | None = None) -> Float32:
     """Rows [n, n_cols] as the encoder of a stored tensor leaves them, or another in its place; themselves where none does.
 
-    What is stored times a factor is rounded so.
+    What is stored times a factor, or less a number, is rounded so.
     """
     sources = view.sources()
+    if isinstance(view, OffsetTensor):
+        return as_stored(view.base, rows - view.offset, encoding) + view.offset
     if isinstance(view, ScaledTensor):
         return as_stored(sources[0], rows / view.factor, encoding) * view.factor
     if sources:

@@ -326,6 +326,10 @@ class Target(ABC):
         Raises: InputError for a malformed file; NotJudged for a sound one whose weights are not all readable here.
         """
 
+    def as_run(self, graph: WeightGraph) -> WeightGraph:
+        """The model with the numbers of its config as the runtime has them, where it rounds one of them by itself."""
+        return graph
+
     @abstractmethod
     def run(self, artifact: Artifact, *, threads: int) -> Runner:
         """Loads an artifact into its runtime. Raises BackendError if the runtime is not installed."""

@@ -169,7 +169,8 @@ class Judge:
         gate = judge_format(stored.errors)
         if gate.passed:
             return gate
-        stock = as_format_makes_it(self.graph, stored.decoded, stored.planned)
+        as_run = replace(self.graph, config=stored.own.graph.config)
+        stock = as_format_makes_it(as_run, stored.decoded, stored.planned)
         expected = Forward(stock).lazy_logits([prompt.token_ids for prompt in self.checkpoint.prompts])
         rows = zip(self.checkpoint.logits, stored.own.logits, expected, strict=True)
         pairs = [(position_kld(right, held), position_kld(right, made)) for right, held, made in rows]

@@ -210,7 +210,7 @@ class _Session:
             own = judge.checkpoint
             floor = class_distance(own, arithmetic, artifact.class_name)
         else:
-            own, floor = run_with_floor(self.graph.with_weights(decoded), self.probe, arithmetic)
+            own, floor = run_with_floor(target.as_run(self.graph).with_weights(decoded), self.probe, arithmetic)
         stored = Stored(decoded=decoded, planned=planned, errors=errors, own=own, floor=floor, unread=unread)
         run = self._run(artifact, reference, stored, judge.checkpoint)
         gates, location, mistake = judge.explained(judge.gates(run, stored), run, stored)

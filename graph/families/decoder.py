@@ -12,7 +12,7 @@ from ..blocks import Activation, Attention, Branch, Branches, Dense, FeedForward
 from ..config import ModelConfig
 from ..config_fields import Fields
 from ..roles import Role
-from .family import Places
+from .family import MlxCan, Places
 from .lfm2 import check_layer_types, read_head_dim, read_n_layers, read_norm
 from .places import Place
 from .ropes import read_rope, rope_settings
@@ -58,6 +58,12 @@ def layer(
     """Attention and feed-forward, each behind its norm."""
     branches = (Branch(norm=norm, block=block, post_norm=post_norm, scale=scale) for block in (attention, feed_forward))
     return tuple(branches)
+
+
+# What mlx-lm's classes of such families have in common.
+MLX_CAN = frozenset({MlxCan.OWN_HEAD, MlxCan.ONE_KIND, MlxCan.PLAIN_HEADS})
+# The types of a rope that mlx-lm makes. Source: its `rope_utils.py`, `initialize_rope`.
+MLX_ROPES = frozenset({"linear", "llama3", "yarn", "longrope"})
 
 
 def read_layers(read: Fields) -> tuple[Branches, ...]:
@@ -147,6 +153,14 @@ def rope_fields(config: ModelConfig) -> dict[str, Any]:
         "rope_parameters": {**settings, "rope_theta": theta},
         **({} if scaling == {"rope_type": "default"} else {"rope_scaling": scaling}),
     }
+
+
+def window_period(config: ModelConfig) -> int | None:
+    """How many layers a run has, of which the last sees all and the others have a window; None of no such pattern."""
+    windowed = [block.window is not None for block in config.of_kind(Attention).values()]
+    period = windowed.index(False) + 1 if False in windowed else 0
+    expected = [(i + 1) % period != 0 for i in range(len(windowed))] if period else []
+    return period if windowed == expected else None
 
 
 def first_rope(config: ModelConfig) -> Rope | None:

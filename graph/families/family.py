@@ -6,16 +6,16 @@ a format's names are listed by role in that format's folder, and a family states
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import Enum, auto
 from typing import Any
 
 from ..blocks import Activation, Attention, Branches, Norm, Scoring
 from ..config import ModelConfig
 from ..config_fields import Fields
 from ..errors import UsageError
-from ..roles import Role
+from ..roles import Role, Trait, of_trait
 from .places import Part, Place
 
 # Role -> where checkpoints keep it, the usual place first.
@@ -81,15 +81,45 @@ class GgufNames:
     first_build: int = 0
 
 
+class MlxCan(Enum):
+    """What a class that mlx-lm runs may do with a model's blocks, beside what all of them do."""
+
+    OWN_HEAD = auto()  # logits by another matrix than the embedding
+    ONE_KIND = auto()  # layers that all mix tokens alike
+    FREE_HEADS = auto()  # which together are of another size than the hidden state
+    PLAIN_HEADS = auto()  # queries and keys that are not normed
+    BIASES = auto()  # of the four projections of attention
+    GATES = auto()  # of heads
+    WINDOWS = auto()
+    SOME_WINDOWS = auto()  # if a layer has none
+    WINDOWS_BY_TURNS = auto()  # in all layers of a run but the last
+    WINDOW_ROPE = auto()  # a default one of their own in layers with a window
+    NO_ROPE = auto()  # attention that knows no positions
+    PART_TURNS = auto()  # the first numbers of a head
+    PAIRS_REST = auto()  # the last pairs of a head
+    SCORE_SCALE = auto()  # any
+    SCALES = auto()  # of embeddings, branches and logits
+    ROOT_SCALE = auto()  # the embedding's is the root of the hidden size, rounded to bfloat16
+    GELU = auto()  # in place of SiLU
+    POST_NORMS = auto()
+    MIXTURES = auto()
+
+
 @dataclass(frozen=True, kw_only=True)
 class MlxNames:
-    """Those tensors of a layer that mlx-lm does not call as the checkpoint does.
+    """Those tensors of a layer that mlx-lm does not call as the checkpoint does, and what its class of the family can.
 
-    `is_released` says whether a released mlx-lm has a class for the family; for others this house has one.
+    `is_released` says whether a released mlx-lm has such a class; for others this house has one. `ropes` are the types
+    that it reads of `rope_scaling`; `wide` is what it packs with 8 bits in groups of 64 whatever the others have;
+    `fields` are those that it reads beside transformers' own.
     """
 
     tensors: Mapping[Role, str] = field(default_factory=dict)
     is_released: bool = True
+    can: Set[MlxCan] = frozenset()
+    ropes: Set[str] = frozenset()
+    wide: Set[Role] = of_trait(Trait.ROUTER)
+    fields: Callable[[ModelConfig], dict[str, Any]] = lambda config: {}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from ..config import ModelConfig
 from ..config_fields import Fields
 from ..roles import Role
 from . import decoder
-from .family import Family, GgufNames, MlxNames, Places, Scales, ServerNames
+from .family import Family, GgufNames, MlxCan, MlxNames, Places, Scales, ServerNames
 from .lfm2 import read_n_layers, read_norm
 from .places import GainLessOne
 from .ropes import read_rope, settled
@@ -36,6 +36,11 @@ _DEFAULTS: dict[str, Any] = {
     "tie_word_embeddings": True, "bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0,
 }  # fmt: skip
 _THETAS = {decoder.FULL: ("rope_theta", 1e6), decoder.SLIDING: ("rope_local_base_freq", 1e4)}
+
+_MLX_CAN = {
+    MlxCan.FREE_HEADS, MlxCan.WINDOWS_BY_TURNS, MlxCan.WINDOW_ROPE, MlxCan.SCORE_SCALE, MlxCan.ROOT_SCALE, MlxCan.GELU,
+    MlxCan.POST_NORMS,
+}  # fmt: skip
 
 
 def _read_layers(read: Fields) -> tuple[Branches, ...]:
@@ -90,7 +95,7 @@ def _hub_fields(config: ModelConfig) -> dict[str, Any]:
         **{key: value for key, value in common.items() if not key.startswith("rope_")},
         "layer_types": [decoder.SLIDING if block.window else decoder.FULL for block in blocks],
         "sliding_window": windows[0] if windows else _DEFAULTS["sliding_window"],
-        "query_pre_attn_scalar": round(next(iter(blocks)).scale ** -2, 6),
+        "query_pre_attn_scalar": round(next(iter(blocks)).scale ** -2),
         "rope_theta": settings[decoder.FULL]["rope_theta"],
         "rope_local_base_freq": settings[decoder.SLIDING]["rope_theta"],
         "rope_parameters": settings,
@@ -128,6 +133,10 @@ FAMILY = Family(
         keys=("attention.sliding_window", "attention.sliding_window_pattern"),
         has_head_size=True,
     ),
-    mlx=MlxNames(),
+    mlx=MlxNames(
+        can=decoder.MLX_CAN | _MLX_CAN,
+        ropes=decoder.MLX_ROPES,
+        fields=lambda config: {"sliding_window_pattern": decoder.window_period(config)},
+    ),
     servers=ServerNames(),
 )

@@ -10,8 +10,9 @@ from typing import Any
 from ..blocks import Attention, Branches
 from ..config import ModelConfig
 from ..config_fields import Fields
+from ..roles import Role
 from . import decoder
-from .family import Family, GgufNames, MlxNames, RopeTables, Scales, ServerNames
+from .family import Family, GgufNames, MlxCan, MlxNames, RopeTables, Scales, ServerNames
 from .lfm2 import read_n_layers, read_norm
 
 # What llama.cpp's graph of all Granites knows, and its converter says.
@@ -27,6 +28,7 @@ GGUF: dict[str, Any] = {
     ),
     "has_head_size": False,
 }  # fmt: skip
+MLX_CAN = decoder.MLX_CAN | {MlxCan.BIASES, MlxCan.SCORE_SCALE, MlxCan.SCALES}
 
 
 def multiplier(read: Fields, key: str) -> float:
@@ -71,6 +73,11 @@ FAMILY = Family(
     layer_places=decoder.LAYER_PLACES,
     hub_fields=hub_fields,
     gguf=GgufNames(architecture="granite", **GGUF),
-    mlx=MlxNames(),
+    mlx=MlxNames(
+        can=MLX_CAN,
+        ropes=decoder.MLX_ROPES,
+        wide={Role.ATTN_OUT, Role.FFN_DOWN, Role.LM_HEAD},
+        fields=lambda config: {"mlp_bias": False},
+    ),
     servers=ServerNames(),
 )

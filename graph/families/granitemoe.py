@@ -12,7 +12,7 @@ from ..config import ModelConfig
 from ..config_fields import Fields
 from ..roles import Role
 from . import decoder, granite
-from .family import Family, GgufNames, MlxNames, Places, ServerNames
+from .family import Family, GgufNames, MlxCan, MlxNames, Places, ServerNames
 from .lfm2 import read_n_layers, read_norm
 from .places import Part, Place
 
@@ -84,6 +84,11 @@ FAMILY = Family(
     layer_places={**decoder.LAYER_PLACES, **_PLACES},
     hub_fields=_hub_fields,
     gguf=GgufNames(architecture="granitemoe", scoring=Scoring.SOFTMAX, **granite.GGUF),
-    mlx=MlxNames(tensors=_MLX_TENSORS),
+    mlx=MlxNames(
+        tensors=_MLX_TENSORS,
+        can=granite.MLX_CAN | {MlxCan.MIXTURES},
+        ropes=decoder.MLX_ROPES,
+        wide={Role.ROUTER, Role.ATTN_OUT, Role.EXPERT_DOWN, Role.LM_HEAD},
+    ),
     servers=ServerNames(),
 )

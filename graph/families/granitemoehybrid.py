@@ -12,7 +12,7 @@ from ..config import ModelConfig
 from ..config_fields import Fields
 from ..roles import Role
 from . import decoder, granite
-from .family import Family, GgufNames, MlxNames, Places, ServerNames
+from .family import Family, GgufNames, MlxCan, MlxNames, Places, ServerNames
 from .lfm2 import read_n_layers, read_norm
 from .places import Part, Place
 
@@ -36,6 +36,11 @@ _GGUF_COPIED = {
     "ssm.group_count": "mamba_n_groups",
     "ssm.inner_size": "mamba_expand",
     "ssm.time_step_rank": "mamba_n_heads",
+}
+_MLX_TENSORS = {
+    Role.FFN_GATE: "mlp.gate_proj.weight",
+    Role.FFN_UP: "mlp.up_proj.weight",
+    Role.FFN_DOWN: "mlp.down_proj.weight",
 }
 
 
@@ -101,6 +106,6 @@ FAMILY = Family(
         lists_heads=True,
         says=_gguf_says,
     ),
-    mlx=MlxNames(),
+    mlx=MlxNames(tensors=_MLX_TENSORS, can=granite.MLX_CAN | {MlxCan.NO_ROPE}),
     servers=ServerNames(),
 )

@@ -11,7 +11,7 @@ from ..blocks import Branches, Dense, Mixture, Scoring
 from ..config import ModelConfig
 from ..config_fields import Fields
 from ..roles import Role
-from .family import Family, GgufNames, MlxNames, Places, ServerNames
+from .family import Family, GgufNames, MlxCan, MlxNames, Places, ServerNames
 from .lfm2 import (
     ALIASES,
     GGUF_DEMANDS,
@@ -105,6 +105,6 @@ FAMILY = Family(
         scoring=Scoring.SIGMOID,
         keys=("expert_feed_forward_length", "leading_dense_block_count", "expert_gating_func", *GGUF_KEYS),
     ),
-    mlx=MlxNames(tensors=_MLX_TENSORS),
+    mlx=MlxNames(tensors=_MLX_TENSORS, can={MlxCan.MIXTURES}),
     servers=ServerNames(),
 )

@@ -14,7 +14,7 @@ from ..config import ModelConfig
 from ..config_fields import Fields
 from ..roles import Role
 from ..rotary import default_rope, proportional_rope
-from .family import Family, GgufNames, MlxNames, OnnxNames, Places, RopeTables
+from .family import Family, GgufNames, MlxCan, MlxNames, OnnxNames, Places, RopeTables
 from .lfm2 import (
     GGUF_DEMANDS,
     GGUF_KEYS,
@@ -60,6 +60,11 @@ _RELABELLED = (
     "rope_parameters.full_attention calls a rotation of part of the head 'default', which transformers takes for a "
     "whole one: it is read as 'proportional', as the model was trained"
 )
+
+_MLX_CAN = {
+    MlxCan.OWN_HEAD, MlxCan.ONE_KIND, MlxCan.FREE_HEADS, MlxCan.BIASES, MlxCan.GATES, MlxCan.WINDOWS, MlxCan.WINDOW_ROPE,
+    MlxCan.PAIRS_REST, MlxCan.POST_NORMS,
+}  # fmt: skip
 
 
 def _read_layers(read: Fields) -> tuple[Branches, ...]:
@@ -210,6 +215,6 @@ FAMILY = Family(
         keys=(*GGUF_KEYS, "attention.sliding_window", "attention.sliding_window_pattern", "rope.dimension_count"),
         first_build=11938,
     ),
-    mlx=MlxNames(is_released=False),
+    mlx=MlxNames(is_released=False, can=_MLX_CAN),
     onnx=OnnxNames(model_type="lfm2", layer_types={_SLIDING: _FULL}),
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from . import decoder
-from .family import Family, GgufNames, MlxNames, RopeTables, ServerNames
+from .family import Family, GgufNames, MlxCan, MlxNames, RopeTables, ServerNames
 from .lfm2 import read_norm
 
 FAMILY = Family(
@@ -27,6 +27,6 @@ FAMILY = Family(
         has_head_size=True,
         wide_values=80,
     ),
-    mlx=MlxNames(),
+    mlx=MlxNames(can=decoder.MLX_CAN | {MlxCan.FREE_HEADS, MlxCan.BIASES}, ropes=decoder.MLX_ROPES),
     servers=ServerNames(),
 )

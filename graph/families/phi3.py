@@ -13,7 +13,7 @@ from ..config import ModelConfig
 from ..config_fields import Fields
 from ..roles import Role
 from . import decoder
-from .family import Family, GgufNames, MlxNames, Places, RopeTables, ServerNames
+from .family import Family, GgufNames, MlxCan, MlxNames, Places, RopeTables, ServerNames
 from .lfm2 import read_n_layers, read_norm
 from .places import Part
 
@@ -70,6 +70,14 @@ def _gguf_says(config: ModelConfig) -> dict[str, int]:
     return {"attention.sliding_window": config.raw.get("sliding_window") or 0}
 
 
+def _mlx_fields(config: ModelConfig) -> dict[str, Any]:
+    """A linear rope under the key by which mlx-lm knows a rope's type here."""
+    scaling = decoder.rope_fields(config).get("rope_scaling", {})
+    if scaling.get("rope_type") != "linear":
+        return {}
+    return {"rope_scaling": {"type": "linear", "factor": float(scaling["factor"])}}
+
+
 FAMILY = Family(
     name="Phi-3",
     model_type="phi3",
@@ -92,6 +100,6 @@ FAMILY = Family(
         has_head_size=False,
         says=_gguf_says,
     ),
-    mlx=MlxNames(),
+    mlx=MlxNames(can=decoder.MLX_CAN | {MlxCan.PART_TURNS}, ropes={"linear", "longrope"}, fields=_mlx_fields),
     servers=ServerNames(),
 )

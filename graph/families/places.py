@@ -103,9 +103,9 @@ class Place:
         """The values that a tensor has here, of those that the weight has."""
         return view
 
-    def as_weight(self, view: TensorView) -> TensorView:
-        """The other way round."""
-        return view
+    def as_weight(self, tensor: TensorView) -> TensorView:
+        """The values that the weight has, of those that a tensor has here."""
+        return tensor
 
 
 @dataclass(frozen=True)
@@ -133,8 +133,8 @@ class GainLessOne(Place):
     def as_stored(self, view: TensorView) -> TensorView:
         return without_offset(view, 1)
 
-    def as_weight(self, view: TensorView) -> TensorView:
-        return OffsetTensor(view, 1)
+    def as_weight(self, tensor: TensorView) -> TensorView:
+        return OffsetTensor(tensor, 1)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from ..config import ModelConfig
 from ..config_fields import Fields
 from ..roles import Role
 from . import decoder
-from .family import Family, GgufNames, MlxNames, ServerNames
+from .family import Family, GgufNames, MlxCan, MlxNames, ServerNames
 from .lfm2 import read_n_layers, read_norm
 
 DEFAULTS: dict[str, Any] = {**decoder.DEFAULTS, "head_dim": 128}
@@ -63,6 +63,6 @@ FAMILY = Family(
     gguf=GgufNames(
         architecture="qwen3", demands=frozenset({Role.Q_NORM, Role.K_NORM}), has_free_heads=True, has_head_size=True
     ),
-    mlx=MlxNames(),
+    mlx=MlxNames(can=decoder.MLX_CAN | {MlxCan.FREE_HEADS}, ropes=decoder.MLX_ROPES),
     servers=ServerNames(),
 )

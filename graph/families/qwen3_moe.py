@@ -12,7 +12,7 @@ from ..config import ModelConfig
 from ..config_fields import Fields
 from ..roles import Role
 from . import decoder, qwen3
-from .family import Family, GgufNames, MlxNames, Places, ServerNames
+from .family import Family, GgufNames, MlxCan, MlxNames, Places, ServerNames
 from .lfm2 import read_norm
 from .places import Part, PerExpert, Place
 
@@ -95,6 +95,6 @@ FAMILY = Family(
         scoring=Scoring.SOFTMAX,
         keys=("expert_feed_forward_length",),
     ),
-    mlx=MlxNames(tensors=_MLX_TENSORS),
+    mlx=MlxNames(tensors=_MLX_TENSORS, can=decoder.MLX_CAN | {MlxCan.FREE_HEADS, MlxCan.MIXTURES}),
     servers=ServerNames(),
 )

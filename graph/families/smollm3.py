@@ -12,7 +12,7 @@ from ..blocks import Attention, Branches
 from ..config import ModelConfig
 from ..config_fields import Fields
 from . import decoder
-from .family import Family, GgufNames, MlxNames, ServerNames
+from .family import Family, GgufNames, MlxCan, MlxNames, ServerNames
 from .lfm2 import read_n_layers, read_norm
 
 _DEFAULTS: dict[str, Any] = {**decoder.DEFAULTS, "tie_word_embeddings": True, "rope_theta": 2_000_000.0}
@@ -76,6 +76,9 @@ FAMILY = Family(
         turns=lambda layer: (layer + 1) % 4 != 0,
         keys=decoder.GGUF_KEYS,
     ),
-    mlx=MlxNames(),
+    mlx=MlxNames(
+        can=decoder.MLX_CAN | {MlxCan.FREE_HEADS, MlxCan.BIASES, MlxCan.NO_ROPE, MlxCan.SOME_WINDOWS},
+        ropes=decoder.MLX_ROPES,
+    ),
     servers=ServerNames(),
 )

@@ -9,7 +9,7 @@
 | `-e4`, `-e5`, `-e6`, `-e8` at an end | affine bits of the embedding, and of a head of its own                    |
 | `bf16`                               | plain bfloat16                                                            |
 
-The router is 8-bit in groups of 64 whatever the rest is. Norms, biases and conv kernels stay in the checkpoint's float
+The router is 8-bit in groups of 64 whatever the rest is, and so is what mlx-lm's class of a family says. Norms, biases and conv kernels stay in the checkpoint's float
 type, and so do rows that a group does not divide.
 Source: mlx-lm `mlx_lm/utils.py`, `quantize_model`, and the `quant_predicate` of its models with routers.
 """
@@ -59,6 +59,11 @@ class MlxQuant:
     sensitive: str = ""
     table: str = ""
 
+    @property
+    def names_table(self) -> bool:
+        """Whether the bits of embedding and head are its own."""
+        return self.table != self.sensitive
+
 
 def parse_quant(text: str) -> MlxQuant:
     """What a name means, whatever its case; names of the same are given the same `name`.
@@ -83,17 +88,26 @@ def parse_quant(text: str) -> MlxQuant:
 
 
 @cache
-def mlx_policy(quant: MlxQuant, dtype: DType, *, refined: bool = False, packs_routers: bool = True) -> Policy:
+def mlx_policy(
+    quant: MlxQuant,
+    dtype: DType,
+    *,
+    refined: bool = False,
+    packs_routers: bool = True,
+    wide: frozenset[Role] = ROUTERS,
+) -> Policy:
     """The policy of a quant for weights that come in `dtype`: MLX keeps scales and floats in that type.
 
-    Routers that a quantised source kept as floats stay so without `packs_routers`.
+    Routers that a quantised source kept as floats stay so without `packs_routers`. What is `wide` has 8 bits whatever
+    the others have, but for a head whose bits the quant names.
     """
     floats = dtype.value
     if quant.matrices is None:
         return Policy(name=quant.name, class_name=quant.class_name, rules=(Rule(floats),))
     ending = f"_{floats.lower()}" + ("_refined" if refined else "")
+    wide = (wide if packs_routers else wide - ROUTERS) - (_TABLES if quant.names_table else frozenset())
     packed = (
-        *([Rule(f"affine8_g{_GROUP}" + ending, ROUTERS)] if packs_routers else []),
+        *([Rule(f"affine8_g{_GROUP}" + ending, wide)] if wide else []),
         Rule(quant.table + ending, _TABLES),
         Rule(quant.sensitive + ending, _SENSITIVE),
         Rule(quant.matrices + ending, _MATRICES),

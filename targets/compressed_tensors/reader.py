@@ -13,7 +13,6 @@ from pathlib import Path
 from ...graph.dtypes import WEIGHT_DTYPES, DType
 from ...graph.errors import Faults, InputError, UsageError
 from ...graph.families.places import EXPERT, without_number
-from ...graph.opening import Slot, declare
 from ...graph.roles import Address
 from ...graph.source.checkpoint import Checkpoint
 from ...graph.source.config_file import load_config
@@ -23,6 +22,7 @@ from ...quantize.encoding import Encoding, get_encoding
 from ...quantize.encodings.ct_base import PACKED, SCALE, ZERO_POINT
 from ...quantize.encodings.ct_fp4 import GLOBAL_SCALE, NvFp4
 from ...quantize.stored import EncodedTensor, StoredPart
+from ..kept import Kept, graph_weights, kept_tensors
 from ..target import NotJudged
 from .layout import Array, module_path, stored_runs
 
@@ -42,12 +42,12 @@ def read_weights(folder: Path) -> dict[Address, TensorView]:
     """
     config = load_config(folder)
     left = dict(Checkpoint(folder).tensors)
-    weights: dict[Address, TensorView] = {}
+    tensors: dict[Kept, TensorView] = {}
     faults, unknown = Faults(), list[str]()
-    for slot in declare(config):
-        parameter = config.family.tensor_name(slot.role, slot.layer)
+    for kept in kept_tensors(config):
+        parameter = config.family.tensor_name(kept.role, kept.layer)
         try:
-            weights[slot.role, slot.layer] = _read(slot, parameter, left)
+            tensors[kept] = _read(kept, parameter, left)
         except _Unknown as error:
             unknown.append(str(error))
             _drop(parameter, left)
@@ -58,23 +58,24 @@ def read_weights(folder: Path) -> dict[Address, TensorView]:
         if not name.endswith(_BESIDE):
             faults.add(f"array '{name}' is not part of the model the config describes")
     faults.raise_if_any(str(folder))
+    weights = graph_weights(config, tensors)
     if unknown:
         raise NotJudged(f"{len(unknown)} weights are stored as is not decoded here: {unknown[0]}", weights)
     return weights
 
 
-def _read(slot: Slot, parameter: str, left: dict[str, StoredTensor]) -> TensorView:
+def _read(kept: Kept, parameter: str, left: dict[str, StoredTensor]) -> TensorView:
     if EXPERT not in parameter:
-        return _matrix(slot, parameter, slot.shape, left)
-    matrices = [_matrix(slot, parameter.replace(EXPERT, str(e)), slot.shape[1:], left) for e in range(slot.shape[0])]
+        return _matrix(kept, parameter, kept.shape, left)
+    matrices = [_matrix(kept, parameter.replace(EXPERT, str(e)), kept.shape[1:], left) for e in range(kept.shape[0])]
     return StackedTensor(without_number(parameter), matrices)
 
 
-def _matrix(slot: Slot, parameter: str, shape: Shape, left: dict[str, StoredTensor]) -> TensorView:
+def _matrix(kept: Kept, parameter: str, shape: Shape, left: dict[str, StoredTensor]) -> TensorView:
     """One array of floats, or one matrix with its scales, taken off the list if it is what its encoding makes of the shape."""
     encoding = _encoding(parameter, shape, left)
     parts = []
-    for run in stored_runs(parameter, slot.role.trait, shape, encoding):
+    for run in stored_runs(parameter, kept.role.trait, shape, encoding):
         (array,) = run.arrays
         found = _taken(array, left)
         if not run.is_constant:

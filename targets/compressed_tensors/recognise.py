@@ -18,6 +18,7 @@ from ...quantize.encodings.ct_fp4 import MxFp4, NvFp4
 from ...quantize.encodings.ct_fp8 import ChannelFp8
 from ...quantize.encodings.ct_int import ChannelInt8, GroupInt
 from ...quantize.stored import EncodedTensor
+from ..encoded import stored_under
 from ..recognised import coarsest, folder_artifact, model_folders, most_common
 from ..target import Artifact, ListedTensor, NotJudged
 from .reader import read_weights
@@ -62,9 +63,11 @@ def _stored(folder: Path) -> Iterator[tuple[Trait, EncodedTensor]]:
         found: Mapping[Any, TensorView] = read_weights(folder)
     except NotJudged as error:
         found = error.decoded
+    seen = set[int]()
     for (role, _), view in found.items():
-        for one in (view, *view.sources()):
-            if isinstance(one, EncodedTensor):
+        for one in stored_under([view]):
+            if id(one) not in seen:
+                seen.add(id(one))
                 yield role.trait, one
 
 

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from ...graph.errors import BackendError
+from ...graph.blocks import Mixture
+from ...graph.config import ModelConfig
+from ...graph.errors import BackendError, UsageError
+from ...graph.families.places import EXPERT
 from ...graph.roles import EXPERTS, Address
 from ...graph.tensor import TensorView
 from ...quantize.encoding import Encoding
@@ -18,6 +21,16 @@ from ...quantize.encodings.ct_int import AsymmetricInt, GroupInt
 from ..encoded import encoding_of
 
 _NOT_RUN = "not run here: transformers 5.23 does not decode"
+
+
+def refuse_inexpressible(config: ModelConfig) -> None:
+    """Raises UsageError for experts that have no module of their own, by which a config could name their scheme."""
+    family = config.family
+    if any(EXPERT not in family.tensor_name(role, 0) for role in EXPERTS if config.of_kind(Mixture)):
+        raise UsageError(
+            f"compressed-tensors stores experts one by one, and those of {family.name} are read from one tensor: choose "
+            "another target"
+        )
 
 
 def refuse_unloadable(weights: Mapping[Address, TensorView]) -> None:

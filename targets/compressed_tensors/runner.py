@@ -100,11 +100,12 @@ class TransformersRunner(Runner):
     def experts(self, token_ids: Sequence[int]) -> dict[int, NDArray[np.int64]] | None:
         """What each mixture hands to its experts, seen before they run."""
         chosen: dict[int, NDArray[np.int64]] = {}
-        hooks = []
-        for i, layer in enumerate(self._model.model.layers):
-            experts = getattr(layer.feed_forward, "experts", None)
-            if experts is not None:
-                hooks.append(experts.register_forward_pre_hook(_keeping(chosen, i)))
+        blocks = ((i, block) for i, layer in enumerate(self._model.model.layers) for block in layer.children())
+        hooks = [
+            block.experts.register_forward_pre_hook(_keeping(chosen, i))
+            for i, block in blocks
+            if hasattr(block, "experts")
+        ]
         try:
             self.logits(token_ids)
         finally:

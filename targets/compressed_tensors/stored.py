@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 
 from ...graph.dtypes import DType
 from ...graph.families.places import without_number
-from ...graph.graph import Weight, WeightGraph
+from ...graph.graph import WeightGraph
 from ...graph.roles import EXPERTS
 from ...quantize.encoding import get_encoding
 from ...quantize.policies.compressed_tensors import ALIKE
 from ...quantize.policy import Choice, Policy
+from ..kept import KeptWeight, kept_weights
 from .layout import Run, module_path, stored_runs
 
 # The policy for weights that come in a type.
@@ -23,7 +24,7 @@ class Stored:
     """One weight on its way into the folder. `parameter` has "{e}" where an expert's number stands."""
 
     parameter: str
-    weight: Weight
+    weight: KeptWeight
     choice: Choice
     runs: tuple[Run, ...]
 
@@ -39,7 +40,7 @@ class Stored:
 
 def stored_weights(graph: WeightGraph, policy_of: PolicyOf) -> list[Stored]:
     """Every weight of a graph, in model order, by the policy for the type that it comes in."""
-    choices = _alike({w: policy_of(w.view.dtype).choose(w) for w in graph.weights()}, policy_of)
+    choices = _alike({w: policy_of(w.view.dtype).choose(w) for w in kept_weights(graph)}, policy_of)
     found = []
     for weight, choice in choices.items():
         parameter = graph.config.family.tensor_name(weight.role, weight.layer)
@@ -48,14 +49,14 @@ def stored_weights(graph: WeightGraph, policy_of: PolicyOf) -> list[Stored]:
     return found
 
 
-def _alike(choices: Mapping[Weight, Choice], policy_of: PolicyOf) -> dict[Weight, Choice]:
+def _alike(choices: Mapping[KeptWeight, Choice], policy_of: PolicyOf) -> dict[KeptWeight, Choice]:
     """The same, where the weights that servers run as one have what all of them can have.
 
     Readers take all experts of a model to be stored alike, other weights those of a layer.
     """
     found = dict(choices)
     for roles in ALIKE:
-        together: dict[int | None, list[Weight]] = {}
+        together: dict[int | None, list[KeptWeight]] = {}
         for weight in (weight for weight in choices if weight.role in roles):
             together.setdefault(None if roles is EXPERTS else weight.layer, []).append(weight)
         for weights in together.values():
@@ -68,7 +69,7 @@ def _alike(choices: Mapping[Weight, Choice], policy_of: PolicyOf) -> dict[Weight
     return found
 
 
-def _steps(weight: Weight, policy_of: PolicyOf) -> list[str]:
+def _steps(weight: KeptWeight, policy_of: PolicyOf) -> list[str]:
     """The encoding that a policy wants for a weight, and those that take its place one after the other."""
     policy = policy_of(weight.view.dtype)
     steps = [policy.choose(weight).wanted]

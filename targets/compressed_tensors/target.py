@@ -36,7 +36,7 @@ from .layout import index_json, split
 from .package import package_files
 from .reader import read_weights
 from .recognise import listed, recognise
-from .refusals import decodes_first, refuse_unloadable
+from .refusals import decodes_first, refuse_inexpressible, refuse_unloadable
 from .running import run_memory
 from .stored import Stored, stored_weights
 
@@ -84,6 +84,7 @@ class CompressedTensorsTarget(Target):
 
     def plan(self, graph: WeightGraph, quant: str) -> Plan:
         chosen = writable_quant(quant)
+        refuse_inexpressible(graph.config)
         folder = fit_name(graph.name, self.ending(graph, chosen.name))
         stored = stored_weights(graph, lambda dtype: self.mixed(ct_policy(chosen, dtype)))
         shards = split([each.runs for each in stored], max_bytes=self.max_shard_size)
@@ -163,6 +164,7 @@ def _tensor_plans(stored: Sequence[Stored], places: Mapping[str, Placement]) -> 
             encoding=each.choice.encoding,
             view=each.weight.view,
             placements=tuple(places[run.name] for run in each.runs if not run.is_constant),
+            others=each.weight.others,
         )
         for each in stored
     )

@@ -10,10 +10,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ...graph.dtypes import TORCH_NAMES, DType, Float32
-from ...graph.graph import Weight, WeightGraph
+from ...graph.graph import WeightGraph
 from ...graph.roles import Role
 from ...graph.tensor import TensorView
 from ...quantize.encoding import get_encoding
+from ..kept import KeptWeight, kept_weights
+from .parameters import mlx_names
 
 
 class _CastTensor(TensorView):
@@ -31,14 +33,14 @@ class _CastTensor(TensorView):
         return self._base.place(row)
 
 
-def cast_weights(graph: WeightGraph, *, to_bfloat16: bool) -> list[Weight]:
-    """Every weight in its type, in model order; all in bfloat16 if that is the quant."""
+def cast_weights(graph: WeightGraph, *, to_bfloat16: bool) -> list[KeptWeight]:
+    """Every tensor that is stored, in its type and in model order; all in bfloat16 if that is the quant."""
     stated = graph.config.raw.get("torch_dtype") if graph.quantised_as is None else None
     dtype = DType.BF16 if to_bfloat16 else TORCH_NAMES.get(str(stated))
-    return [_cast(weight, dtype) for weight in graph.weights()]
+    return [_cast(weight, dtype) for weight in kept_weights(graph, apart=mlx_names(graph.config.family).tensors)]
 
 
-def _cast(weight: Weight, dtype: DType | None) -> Weight:
+def _cast(weight: KeptWeight, dtype: DType | None) -> KeptWeight:
     if dtype in (None, weight.view.dtype) or weight.role is Role.EXPERT_BIAS:
         return weight
     return replace(weight, view=_CastTensor(weight.view, dtype))

@@ -8,6 +8,8 @@ from typing import Any
 
 from ...graph.config import CONFIG_FILE
 from ...graph.dtypes import DType
+from ...graph.families import find_family
+from ...graph.families.family import Family
 from ...graph.json_text import read_object
 from ...graph.source.checkpoint import Checkpoint, has_weights
 from ...graph.tensor import TensorView
@@ -24,17 +26,27 @@ def is_mlx_folder(folder: Path) -> bool:
     config = folder / CONFIG_FILE
     if not (config.is_file() and has_weights(folder)):
         return False
-    return isinstance(read_object(config).get("quantization"), Mapping) or has_mlx_arrays(Checkpoint(folder).tensors)
+    said = read_object(config)
+    is_said = isinstance(said.get("quantization"), Mapping)
+    return is_said or has_mlx_arrays(Checkpoint(folder).tensors, find_family(said.get("model_type")))
 
 
-def has_mlx_arrays(arrays: Mapping[str, TensorView]) -> bool:
+def has_mlx_arrays(arrays: Mapping[str, TensorView], family: Family | None) -> bool:
     """Whether arrays are as MLX has them, whatever the config says: merging tools leave its settings over plain floats."""
+    renamed = _renamed(family) if family is not None else ()
     return any(
-        _EXPERTS in name
+        name.endswith(renamed)
+        or _EXPERTS in name
         or (name.endswith(_KERNEL) and array.shape[1:2] > (1,) and array.shape[-1] == 1)
         or (array.dtype is DType.U32 and is_packed(name, arrays))
         for name, array in arrays.items()
     )
+
+
+def _renamed(family: Family) -> tuple[str, ...]:
+    """How names end that mlx-lm alone has."""
+    kept = {place.name for places in family.layer_places.values() for place in places}
+    return tuple(f".{name}" for name in (family.mlx.tensors.values() if family.mlx else ()) if name not in kept)
 
 
 def describe_folder(folder: Path) -> dict[str, Any]:

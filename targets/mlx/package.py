@@ -14,6 +14,7 @@ from ...graph.graph import WeightGraph
 from ...quantize.policies.mlx import MlxQuant
 from ..hub_folder import base_config, common_files, json_bytes, licence_lines
 from .parameters import mlx_names
+from .ropes import with_one_table
 
 _INDENT = 4  # as mlx_lm writes
 _CARD = """\
@@ -46,6 +47,12 @@ def model_file(config: ModelConfig) -> dict[str, bytes]:
     return {f"{config.model_type}.py": files(__package__).joinpath("model.py").read_bytes()}
 
 
+def config_fields(config: ModelConfig) -> dict[str, Any]:
+    """The fields by which mlx-lm's class knows the model, whatever spelling the checkpoint has."""
+    family = config.family
+    return with_one_table({**family.hub_fields(config), **mlx_names(family).fields(config)})
+
+
 def package_files(
     graph: WeightGraph, *, title: str, quant: MlxQuant, quantization: Mapping[str, Any], beside: Mapping[str, bytes]
 ) -> dict[str, bytes]:
@@ -65,7 +72,7 @@ def _config(
     """The checkpoint's config, with every field mlx-lm demands under the name it has there."""
     config = graph.config
     written = {key: value for key, value in base_config(graph).items() if key not in _LEFT_OUT}
-    fields = config.family.hub_fields(config)
+    fields = config_fields(config)
     if config.tied:  # as every reader takes it for granted; the checkpoint may say it under an older name
         fields.pop("tie_word_embeddings", None)
     written |= fields

@@ -9,7 +9,6 @@ from typing import Any
 from ...graph.config import CONFIG_FILE, ModelConfig
 from ...graph.dtypes import WEIGHT_DTYPES
 from ...graph.errors import InputError, UsageError
-from ...graph.opening import Slot, declare
 from ...graph.roles import Address
 from ...graph.source.checkpoint import Checkpoint
 from ...graph.source.config_file import load_config
@@ -17,9 +16,10 @@ from ...graph.source.safetensors import StoredTensor
 from ...graph.tensor import Shape, TensorView
 from ...quantize.encoding import Encoding, get_encoding
 from ...quantize.stored import EncodedTensor, StoredPart
+from ..kept import Kept, graph_weights, kept_tensors
 from ..target import NotJudged
 from .layout import stored_arrays
-from .parameters import is_packed, module_path, parameter_name
+from .parameters import is_packed, mlx_names, module_path, parameter_name
 
 _SETTINGS = ("mode", "bits", "group_size")
 # What MLX takes where a mode's settings are not given, as `mlx_lm.convert` leaves the group of mixed recipes.
@@ -44,20 +44,21 @@ def weights_of(config: ModelConfig, checkpoint: Checkpoint, view_of: ViewOf) -> 
     if not isinstance(quantization, Mapping):
         raise InputError(f"{folder / CONFIG_FILE}: quantization must be an object")
     left = dict(checkpoint.tensors)
-    weights: dict[Address, TensorView] = {}
-    for slot in declare(config):
-        name = parameter_name(config.family, slot.role, slot.layer)
+    found: dict[Kept, TensorView] = {}
+    for kept in kept_tensors(config, apart=mlx_names(config.family).tensors):
+        name = parameter_name(config.family, kept.role, kept.layer)
         encoding = _encoding(folder, name, quantization, left)
-        parts = _take(folder, slot, name, encoding, left)
-        weights[slot.role, slot.layer] = view_of(name, slot.shape, encoding, parts)
+        parts = _take(folder, kept, name, encoding, left)
+        found[kept] = view_of(name, kept.shape, encoding, parts)
     scaled = {module_path(name) for name in left if name.endswith(_GLOBAL_SCALE)}
     others = [name for name in left if not name.endswith(_GLOBAL_SCALE)]
     if others:
         raise InputError(f"{folder}: array '{min(others)}' is not part of the model the config describes")
     if scaled:
-        plain = {address: view for address, view in weights.items() if module_path(view.name) not in scaled}
-        raise NotJudged(f"{len(scaled)} arrays have a global scale, which is not decoded here", plain)
-    return weights
+        plain = {kept: view for kept, view in found.items() if module_path(view.name) not in scaled}
+        reason = f"{len(scaled)} arrays have a global scale, which is not decoded here"
+        raise NotJudged(reason, graph_weights(config, plain))
+    return graph_weights(config, found)
 
 
 def _encoding(folder: Path, name: str, quantization: Mapping[str, Any], arrays: Mapping[str, StoredTensor]) -> Encoding:
@@ -88,11 +89,11 @@ def _encoding(folder: Path, name: str, quantization: Mapping[str, Any], arrays: 
 
 
 def _take(
-    folder: Path, slot: Slot, name: str, encoding: Encoding, left: dict[str, StoredTensor]
+    folder: Path, kept: Kept, name: str, encoding: Encoding, left: dict[str, StoredTensor]
 ) -> tuple[StoredPart, ...]:
     """Takes a weight's arrays off the list, if they are what its encoding makes of its shape."""
     parts = []
-    for array in stored_arrays(name, slot.role, slot.shape, encoding):
+    for array in stored_arrays(name, kept.role, kept.shape, encoding):
         found = left.pop(array.name, None)
         if found is None:
             raise InputError(f"{folder}: array '{array.name}' is missing")

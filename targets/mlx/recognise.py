@@ -7,15 +7,18 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ...graph.config import CONFIG_FILE
+from ...graph.families.family import Family
 from ...graph.json_text import read_object
 from ...graph.roles import Address, Role, Trait
+from ...graph.source.config_file import load_config
 from ...graph.tensor import TensorView
 from ...quantize.encoding import Encoding
 from ...quantize.encodings.mlx_pack import GroupEncoding
-from ...quantize.stored import EncodedTensor
+from ..encoded import encoding_of, stored_under
 from ..recognised import coarsest, folder_artifact, model_folders, most_common
 from ..target import Artifact, ListedTensor, NotJudged
 from .folder import is_mlx_folder
+from .parameters import mlx_names
 from .reader import read_weights
 
 # What mlx-lm and its tokenizer read beside the weights.
@@ -34,9 +37,12 @@ def recognise(path: Path) -> tuple[Artifact, ...]:
 
 
 def _artifact(folder: Path) -> Artifact:
-    encodings = _encodings(_weights(folder))
+    encodings = encodings_of(_weights(folder))
+    family = load_config(folder).family
     class_name = coarsest(e.class_name for a, e in encodings.items() if a[0].trait in (*_NARROWED, *_TABLES))
-    return folder_artifact(folder, target="mlx", quant=quant_of(encodings), class_name=class_name, beside=_BESIDE)
+    return folder_artifact(
+        folder, target="mlx", quant=quant_of(encodings, family), class_name=class_name, beside=_BESIDE
+    )
 
 
 def _is_mlx(folder: Path) -> bool:
@@ -52,13 +58,18 @@ def _weights(folder: Path) -> Mapping[Address, TensorView]:
         return error.decoded
 
 
-def _encodings(weights: Mapping[Address, TensorView]) -> dict[Address, Encoding]:
-    return {address: view.encoding for address, view in weights.items() if isinstance(view, EncodedTensor)}
+def encodings_of(weights: Mapping[Address, TensorView]) -> dict[Address, Encoding]:
+    """What each weight is stored as."""
+    found = ((address, encoding_of(view)) for address, view in weights.items())
+    return {address: encoding for address, encoding in found if encoding is not None}
 
 
-def quant_of(encodings: Mapping[Address, Encoding]) -> str:
-    """As mlx-community names it: `4bit`, `mxfp4`, `bf16`; `mixed_3_6` where bits differ inside the layers."""
-    narrowed = {address: each for address, each in encodings.items() if address[0].trait in _NARROWED}
+def quant_of(encodings: Mapping[Address, Encoding], family: Family) -> str:
+    """As mlx-community names it: `4bit`, `mxfp4`, `bf16`; `mixed_3_6` where bits differ inside the layers by no rule of
+    mlx-lm's class of the family.
+    """
+    roles = {role for role, _ in encodings if role.trait in _NARROWED} - mlx_names(family).wide
+    narrowed = {address: each for address, each in encodings.items() if address[0] in roles}
     packed = {address: each for address, each in narrowed.items() if isinstance(each, GroupEncoding)}
     sizes = Counter(_word(each) for each in (packed or narrowed).values())
     if len(sizes) > 1 and packed:
@@ -80,9 +91,7 @@ def _word(encoding: Encoding) -> str:
 
 def listed(artifact: Artifact) -> tuple[ListedTensor, ...]:
     """Every weight that is read, by mlx-lm's name of it."""
-    found = _weights(artifact.folder)
     return tuple(
         ListedTensor(view.name, view.encoding.name, view.n_rows * view.encoding.row_nbytes(view.n_cols))
-        for view in found.values()
-        if isinstance(view, EncodedTensor)
+        for view in stored_under(_weights(artifact.folder).values())
     )

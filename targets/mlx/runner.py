@@ -15,7 +15,14 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-from mlx_lm.models.cache import ArraysCache, BatchKVCache, BatchRotatingKVCache, KVCache, RotatingKVCache
+from mlx_lm.models.cache import (
+    ArraysCache,
+    BatchKVCache,
+    BatchRotatingKVCache,
+    KVCache,
+    RotatingKVCache,
+    make_prompt_cache,
+)
 from mlx_lm.utils import load_config, load_model, load_tokenizer
 from numpy.typing import NDArray
 
@@ -63,7 +70,7 @@ class MlxRunner(Runner):
         return f"mlx {metadata.version('mlx')} {device}, mlx-lm {metadata.version('mlx-lm')}{own}, float32"
 
     def reset(self) -> None:
-        self._cache = self._model.make_cache()
+        self._cache = make_prompt_cache(self._model)
 
     def stops(self) -> dict[str, list[int]]:
         """As `mlx_lm.load` reads them: of both configs, and the tokenizer's own."""
@@ -93,7 +100,7 @@ class MlxRunner(Runner):
         """Rows of zeros padded on the left, as `mlx_lm.generate`'s batches are; each is continued by its last token."""
         longest = max(map(len, prompts))
         gaps = [longest - len(prompt) for prompt in prompts]
-        cache = [_padded(each, gaps) for each in self._model.make_cache()]
+        cache = [_padded(each, gaps) for each in make_prompt_cache(self._model)]
         first = self._run([[0] * gap + list(prompt[:-1]) for gap, prompt in zip(gaps, prompts, strict=True)], cache)
         last = self._run([list(prompt[-1:]) for prompt in prompts], cache)
         rows = np.concatenate([first, last], axis=1)
@@ -101,10 +108,8 @@ class MlxRunner(Runner):
 
     def experts(self, token_ids: Sequence[int]) -> dict[int, NDArray[np.int64]] | None:
         """What each mixture hands to its experts, seen by a module between the two."""
-        layers = self._model.layers
-        mixtures = {
-            i: layer.feed_forward for i, layer in enumerate(layers) if hasattr(layer.feed_forward, "switch_mlp")
-        }
+        modules = ((i, module) for i, layer in enumerate(self._model.layers) for module in layer.children().values())
+        mixtures = {i: module for i, module in modules if hasattr(module, "switch_mlp")}
         watched = {i: _Watched(mixture.switch_mlp) for i, mixture in mixtures.items()}
         for i, mixture in mixtures.items():
             mixture.switch_mlp = watched[i]

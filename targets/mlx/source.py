@@ -9,6 +9,7 @@ from pathlib import Path
 from ...graph.config import CONFIG_FILE
 from ...graph.dtypes import DType
 from ...graph.errors import InputError
+from ...graph.families import find_family
 from ...graph.graph import WeightGraph
 from ...graph.json_text import read_object
 from ...graph.opening import graph_of, model_name
@@ -25,7 +26,7 @@ from ..target import NotJudged
 from .folder import has_mlx_arrays
 from .parameters import is_packed
 from .reader import weights_of
-from .recognise import quant_of
+from .recognise import encodings_of, quant_of
 
 # Of a config, what the weights are no longer once they are decoded; types that a loader casts to, whatever they are in.
 _STALE = ("quantization", "quantization_config", "torch_dtype")
@@ -38,10 +39,10 @@ def open_source(path: Path, *, name: str | None = None) -> WeightGraph | None:
     """
     if not (path / CONFIG_FILE).is_file() or not has_weights(path):
         return None
-    checkpoint = Checkpoint(path)
-    if not has_mlx_arrays(checkpoint.tensors):
+    checkpoint, raw = Checkpoint(path), read_object(path / CONFIG_FILE)
+    if not has_mlx_arrays(checkpoint.tensors, find_family(raw.get("model_type"))):
         return None
-    config, said = load_config(path), read_object(path / CONFIG_FILE).get("quantization")
+    config, said = load_config(path), raw.get("quantization")
     if not isinstance(said, Mapping) and any(is_packed(name, checkpoint.tensors) for name in checkpoint.tensors):
         return None  # MLX itself takes no array for packed in a folder whose config says nothing of it
     dtype = config.float_type
@@ -53,19 +54,19 @@ def open_source(path: Path, *, name: str | None = None) -> WeightGraph | None:
         views = weights_of(config, checkpoint, view_of)
     except NotJudged as error:
         raise InputError(f"{path}: {error}") from None
-    encodings = {address: view.encoding for address, view in views.items() if isinstance(view, SourceTensor)}
+    encodings = encodings_of(views)
     has_codes = any(isinstance(encoding, GroupEncoding) for encoding in encodings.values())
-    raw = {key: value for key, value in config.raw.items() if key not in _STALE}
+    kept = {key: value for key, value in config.raw.items() if key not in _STALE}
     tokenizer = path / TOKENIZER_FILE
     return graph_of(
-        replace(config, raw={"dtype": config.dtype, **raw}),
+        replace(config, raw={"dtype": config.dtype, **kept}),
         views,
         name=name or model_name(path),
         folder=path,
         tokenizer=Tokenizer(tokenizer) if tokenizer.is_file() else None,
         assets=read_assets(path),
         files=checkpoint,
-        quantised_as=f"MLX {quant_of(encodings)}" if has_codes else None,
+        quantised_as=f"MLX {quant_of(encodings, config.family)}" if has_codes else None,
         notes=checkpoint.notes,
     )
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ...graph.config import CONFIG_FILE
-from ...graph.dtypes import DType, Float32
+from ...graph.dtypes import DType, Float32, to_bfloat16, widen
 from ...graph.errors import UsageError, needs_extra
-from ...graph.graph import Weight, WeightGraph
-from ...graph.roles import Address, Trait
+from ...graph.families.family import MlxCan
+from ...graph.graph import WeightGraph
+from ...graph.roles import Address, Role
 from ...graph.source.checkpoint import INDEX_FILE
 from ...graph.source.config_file import load_config
 from ...graph.tensor import TensorView
@@ -21,6 +24,7 @@ from ...quantize.encodings.mlx_pack import GroupEncoding
 from ...quantize.imatrix import ImportanceMatrix, read_importance
 from ...quantize.policies.mlx import GRAMMAR, POLICIES, ROUTERS, MlxQuant, mixable, mlx_policy, parse_quant
 from ...quantize.policy import Choice, Policy
+from ..kept import KeptWeight
 from ..naming import fit_name
 from ..options import imatrix_option, option, refine_option
 from ..plans import Fallback, FilePlan, Placement, Plan, TensorPlan
@@ -28,11 +32,12 @@ from ..stream import Execution, prepare_file, write_tensors
 from ..target import Artifact, ListedTensor, NotJudged, Runner, Target
 from .casts import cast_weights
 from .layout import Array, Shard, index_json, split, stored_arrays
-from .package import model_file, package_files
+from .package import config_fields, model_file, package_files
 from .parameters import mlx_names, module_path, parameter_name
 from .reader import read_weights
 from .recognise import listed, recognise
 from .refusals import refuse_inexpressible
+from .ropes import rope_notes
 from .source import open_source
 
 _WEIGHED = "the search weighs columns by an importance matrix, where it has the tensor"
@@ -48,7 +53,7 @@ class _Stored:
     """One weight on its way into the folder."""
 
     name: str
-    weight: Weight
+    weight: KeptWeight
     choice: Choice
     arrays: tuple[Array, ...]
 
@@ -79,15 +84,15 @@ class MlxTarget(Target):
         chosen = parse_quant(quant)
         importance = self._importance()
         is_released = mlx_names(graph.config.family).is_released
-        refuse_inexpressible(graph, is_released=is_released)
+        refuse_inexpressible(graph, config_fields(graph.config))
         folder = fit_name(graph.name, self.ending(graph, chosen.name) + ("-refined" if self.refine else ""))
         weights = cast_weights(graph, to_bfloat16=chosen.matrices is None)
         stored = [self._store(graph, weight, chosen) for weight in weights]
         if importance is not None:
-            importance.refuse_foreign(each.weight.address for each in stored)
+            importance.refuse_foreign(weight.address for weight in graph.weights())
         shards = split([each.arrays for each in stored])
         beside = self._model_file(graph, is_released=is_released)
-        quantization = _quantization(chosen, stored)
+        quantization = _quantization(chosen, stored, mlx_names(graph.config.family).wide)
         small = package_files(graph, title=folder, quant=chosen, quantization=quantization, beside=beside)
         small[INDEX_FILE] = index_json(shards, n_parameters=graph.n_parameters)
         sizes = {shard.name: shard.nbytes for shard in shards} | {name: len(data) for name, data in small.items()}
@@ -106,6 +111,7 @@ class MlxTarget(Target):
             ),
             notes=(
                 *((_REFINED,) if self.refine else ()),
+                *rope_notes(graph.config),
                 *_weighed_notes(importance, stored),
                 *(() if is_released or beside else (_UNKNOWN.format(model_type=graph.config.model_type),)),
             ),
@@ -124,9 +130,10 @@ class MlxTarget(Target):
             raise UsageError(f"--mlx-model-file: mlx-lm has a class for {graph.config.model_type}, which needs no file")
         return model_file(graph.config) if self.mlx_model_file else {}
 
-    def _store(self, graph: WeightGraph, weight: Weight, quant: MlxQuant) -> _Stored:
+    def _store(self, graph: WeightGraph, weight: KeptWeight, quant: MlxQuant) -> _Stored:
         packs = graph.quantised_as is None or weight.view.stored_as is not None
-        policy = mlx_policy(quant, weight.view.dtype, refined=self.refine, packs_routers=packs)
+        wide = frozenset(mlx_names(graph.config.family).wide)
+        policy = mlx_policy(quant, weight.view.dtype, refined=self.refine, packs_routers=packs, wide=wide)
         choice = self.mixed(policy).choose(weight)
         name = parameter_name(graph.config.family, weight.role, weight.layer)
         return _Stored(name, weight, choice, stored_arrays(name, weight.role, weight.shape, choice.encoding))
@@ -157,6 +164,14 @@ class MlxTarget(Target):
     def read(self, artifact: Artifact) -> dict[Address, TensorView]:
         return read_weights(artifact.path.parent)
 
+    def as_run(self, graph: WeightGraph) -> WeightGraph:
+        """With the scale of embeddings that mlx-lm rounds to bfloat16, whatever it computes in, where its class does."""
+        if MlxCan.ROOT_SCALE not in mlx_names(graph.config.family).can:
+            return graph
+        scale = np.array([graph.config.embedding_scale], np.float32)
+        rounded = float(widen(to_bfloat16(scale), DType.BF16)[0])
+        return replace(graph, config=replace(graph.config, embedding_scale=rounded))
+
     def run(self, artifact: Artifact, *, threads: int) -> Runner:
         folder = artifact.path.parent
         with suppress(NotJudged):
@@ -182,6 +197,7 @@ def _tensor_plans(
             view=each.weight.view,
             placements=tuple(places[array.name] for array in each.arrays),
             importance=_columns(each, importance),
+            others=each.weight.others,
         )
         for each in stored
     )
@@ -202,15 +218,15 @@ def _weighed_notes(importance: ImportanceMatrix | None, stored: list[_Stored]) -
     return (_WEIGHED, *importance.notes(shapes, [each.name for each in weighing if _columns(each, importance) is None]))
 
 
-def _quantization(quant: MlxQuant, stored: list[_Stored]) -> dict[str, Any]:
-    """The config's `quantization`: what holds for most modules, then those that differ, and every router."""
+def _quantization(quant: MlxQuant, stored: list[_Stored], wide: Set[Role]) -> dict[str, Any]:
+    """The config's `quantization`: what holds for most modules, then those that differ, and all that are wide."""
     if quant.matrices is None:
         return {}
     common = _settings(get_encoding(quant.matrices + "_bf16"))
     settings: dict[str, Any] = dict(common)
     for each in stored:
         own = _settings(each.choice.encoding)
-        if own and (own != common or each.weight.role.trait is Trait.ROUTER):
+        if own and (own != common or each.weight.role in wide):
             settings[module_path(each.name)] = own
     return settings
 

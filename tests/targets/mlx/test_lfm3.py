@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,11 @@ import numpy as np
 import pytest
 from lfm_convert.convert import plan
 from lfm_convert.graph.errors import UsageError
+from lfm_convert.graph.families.family import MlxCan, MlxNames
 from lfm_convert.graph.graph import WeightGraph
 from lfm_convert.graph.opening import open_graph
 from lfm_convert.graph.reference.forward import Forward
 from lfm_convert.targets.mlx.folder import describe_folder
-from lfm_convert.targets.mlx.refusals import refuse_inexpressible
 from lfm_convert.targets.target import Artifact, Runner, get_target
 from support import lfm3
 from support.artifacts import write_artifact
@@ -233,11 +234,15 @@ def test_blocks_are_refused_by_name(graph: WeightGraph, moe_graph: WeightGraph) 
         "rotation of part of a head",
     )  # fmt: skip
     with refused(*blocks, "choose another target", error=UsageError):
-        refuse_inexpressible(graph, is_released=True)
+        get_target("mlx").plan(by_class_of(graph, MlxNames()), "8bit")
     with refused("a mixture of experts", error=UsageError):
-        refuse_inexpressible(moe_graph, is_released=False)
-    refuse_inexpressible(graph, is_released=False)
-    refuse_inexpressible(moe_graph, is_released=True)
+        get_target("mlx").plan(by_class_of(moe_graph, MlxNames(can=set(MlxCan) - {MlxCan.MIXTURES})), "8bit")
+
+
+def by_class_of(graph: WeightGraph, names: MlxNames) -> WeightGraph:
+    """The graph as if another class ran it."""
+    family = replace(graph.config.family, mlx=names)
+    return replace(graph, config=replace(graph.config, family=family))
 
 
 # Of the published shape: 8 bits in groups of 64 as published elsewhere, 4 bits and bfloat16 by arithmetic.

@@ -6,13 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-import mlx.core as mx
 import mlx_lm
 import pytest
 from lfm_convert.convert import bundled
 from lfm_convert.graph.opening import open_graph
 from support.artifacts import write_artifact
 from support.checkpoints import dense_config, make_checkpoint, moe_config
+from support.mlx_arrays import assert_equal
 
 pytestmark = pytest.mark.peers
 
@@ -85,15 +85,3 @@ def test_a_changed_code_is_seen(checkpoints: dict[str, Path], tmp_path: Path) ->
     weights.write_bytes(data)
     with pytest.raises(AssertionError):
         assert_equal(tmp_path / "theirs", artifact.path.parent)
-
-
-def assert_equal(theirs: Path, mine: Path) -> None:
-    expected, found = (mx.load(str(folder / "model.safetensors")) for folder in (theirs, mine))
-    assert sorted(found) == sorted(expected)
-    for name, array in expected.items():
-        assert (found[name].dtype, found[name].shape) == (array.dtype, array.shape), name
-        assert mx.array_equal(found[name].view(mx.uint8), array.view(mx.uint8)).item(), name
-    homes = [
-        json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"] for folder in (theirs, mine)
-    ]
-    assert homes[0] == homes[1]
