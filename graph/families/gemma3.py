@@ -14,7 +14,7 @@ from ..config import ModelConfig
 from ..config_fields import Fields
 from ..roles import Role
 from . import decoder
-from .family import Family, GgufNames, MlxNames, Places, Scales, ServerNames
+from .family import Family, GgufNames, MlxNames, OnnxNames, Places, Scales, ServerNames
 from .lfm2 import read_n_layers, read_norm
 from .places import GainLessOne
 from .ropes import read_rope
@@ -119,5 +119,6 @@ FAMILY = Family(
         has_free_heads=True,
     ),
     mlx=MlxNames(),
+    onnx=OnnxNames(is_wide=True),
     servers=ServerNames(),
 )

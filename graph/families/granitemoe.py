@@ -12,7 +12,7 @@ from ..config import ModelConfig
 from ..config_fields import Fields
 from ..roles import Role
 from . import decoder, granite
-from .family import Family, GgufNames, MlxNames, Places, ServerNames
+from .family import Family, GgufNames, MlxNames, OnnxNames, Places, ServerNames
 from .lfm2 import read_n_layers, read_norm
 from .places import Part, Place
 
@@ -85,5 +85,6 @@ FAMILY = Family(
     hub_fields=_hub_fields,
     gguf=GgufNames(architecture="granitemoe"),
     mlx=MlxNames(tensors=_MLX_TENSORS),
+    onnx=OnnxNames(model_type="granite"),
     servers=ServerNames(),
 )
