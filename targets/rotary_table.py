@@ -16,7 +16,7 @@ ROTARY_FUNCTIONS: tuple[tuple[str, RotaryFunction], ...] = (("cos", cosine), ("s
 
 
 class RotaryTable(TensorView):
-    """Cosines or sines of the first positions, computed on demand: [n_positions, head_dim / 2]."""
+    """Cosines or sines of the first positions, computed on demand: [n_positions, n_dims / 2]."""
 
     def __init__(self, name: str, rope: Rope, n_positions: int, function: RotaryFunction) -> None:
         super().__init__(name, DType.F32, (n_positions, len(rope.inverse_frequencies)))

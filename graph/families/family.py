@@ -124,13 +124,16 @@ class MlxNames:
 
 @dataclass(frozen=True, kw_only=True)
 class OnnxNames:
-    """What Transformers.js and onnxruntime-genai, which do not know the family, may take it for.
+    """What Transformers.js and onnxruntime-genai may take a family for that they do not know; its caches are the same.
 
-    A model type and, of its layers, those that are called otherwise there; their caches are the same.
+    A `model_type` for both, and of its layers those that are called otherwise there; `genai_type` is one for genai
+    alone. `is_wide` says that the residual stream of its models leaves the range of half precision.
     """
 
-    model_type: str
+    model_type: str = ""
     layer_types: Mapping[str, str] = field(default_factory=dict)
+    genai_type: str = ""
+    is_wide: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,7 +173,7 @@ class Family:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     gguf: GgufNames | None = None
     mlx: MlxNames | None = None
-    onnx: OnnxNames | None = None
+    onnx: OnnxNames = field(default_factory=OnnxNames)
     servers: ServerNames | None = None
     # Buffers that some checkpoints carry and the config fully determines: endings of their names.
     derived: Sequence[str] = (".rotary_emb.inv_freq", ".pos_emb.inv_freq")

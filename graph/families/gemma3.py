@@ -14,7 +14,7 @@ from ..config import ModelConfig
 from ..config_fields import Fields
 from ..roles import Role
 from . import decoder
-from .family import Family, GgufNames, MlxCan, MlxNames, Places, Scales, ServerNames
+from .family import Family, GgufNames, MlxCan, MlxNames, OnnxNames, Places, Scales, ServerNames
 from .lfm2 import read_n_layers, read_norm
 from .places import GainLessOne
 from .ropes import read_rope, settled
@@ -138,5 +138,6 @@ FAMILY = Family(
         ropes=decoder.MLX_ROPES,
         fields=lambda config: {"sliding_window_pattern": decoder.window_period(config)},
     ),
+    onnx=OnnxNames(is_wide=True),
     servers=ServerNames(),
 )

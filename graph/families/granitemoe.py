@@ -12,7 +12,7 @@ from ..config import ModelConfig
 from ..config_fields import Fields
 from ..roles import Role
 from . import decoder, granite
-from .family import Family, GgufNames, MlxCan, MlxNames, Places, ServerNames
+from .family import Family, GgufNames, MlxCan, MlxNames, OnnxNames, Places, ServerNames
 from .lfm2 import read_n_layers, read_norm
 from .places import Part, Place
 
@@ -90,5 +90,6 @@ FAMILY = Family(
         ropes=decoder.MLX_ROPES,
         wide={Role.ROUTER, Role.ATTN_OUT, Role.EXPERT_DOWN, Role.LM_HEAD},
     ),
+    onnx=OnnxNames(model_type="granite"),
     servers=ServerNames(),
 )

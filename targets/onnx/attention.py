@@ -37,7 +37,7 @@ def attention(context: Context, block: Attention, layer: Layer, x: str) -> str:
         qk = norm_heads(b, qk, gains, n_heads=n, head_dim=block.head_dim, norm=block.qk_norm)
     rotation = context.prelude.rotations[block.rope] if block.rope else None
     if rotation and not rotation.is_inside:
-        qk, rotation = turn(b, qk, rotation), None
+        qk, rotation = turn(b, qk, rotation, head_dim=block.head_dim, n_heads=block.n_heads + block.n_kv_heads), None
     q, k = split(b, qk, [block.q_size, block.kv_size])
     out = _attend(context, block, layer.index, (q, k, v), rotation)
     for gate in gates:
@@ -63,13 +63,16 @@ def _attend(context: Context, block: Attention, i: int, qkv: Sequence[str], rota
     """The values [B, S, n_heads * head_dim] that each head sees; `rotation` is still to be done."""
     b, n_kept = context.b, context.kept[i]
     span = context.prelude.spans[n_kept]
-    tables, options = ("", ""), {"do_rotary": 0}
+    tables: tuple[str, str] = "", ""
+    options: dict[str, int | float] = {"do_rotary": 0}
     if rotation:
         tables, options = (rotation.cos, rotation.sin), {"do_rotary": 1}
         if rotation.pairs_neighbours:
             options["rotary_interleaved"] = 1
     if block.window is not None:
         options["local_window_size"] = block.window
+    if block.score_scale is not None:
+        options["scale"] = block.score_scale
     pasts, presents = ([f"{cache}.{i}.{part}" for part in ("key", "value")] for cache in ("past_key_values", "present"))
     out, *caches = b.ops(
         "GroupQueryAttention",

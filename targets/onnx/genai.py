@@ -56,25 +56,25 @@ def genai_config(graph: WeightGraph, main_file: str) -> dict[str, Any]:
         "num_attention_heads": attention and attention.n_heads,
         "num_hidden_layers": config.n_layers,
         "num_key_value_heads": attention and attention.n_kv_heads,
-        "layer_types": known["layer_types"],
+        "layer_types": known["layer_types"] if conv else None,
         "conv_cache_size": conv and conv.width,
         "inputs": {
             "input_ids": "input_ids",
             "attention_mask": "attention_mask",
             "past_key_names": "past_key_values.%d.key",
             "past_value_names": "past_key_values.%d.value",
-            "past_conv_names": "past_conv.%d",
+            **({"past_conv_names": "past_conv.%d"} if conv else {}),
         },
         "outputs": {
             "logits": "logits",
             "present_key_names": "present.%d.key",
             "present_value_names": "present.%d.value",
-            "present_conv_names": "present_conv.%d",
+            **({"present_conv_names": "present_conv.%d"} if conv else {}),
         },
     }
     return {
         "model": {
-            "type": known["model_type"],
+            "type": config.family.onnx.genai_type or known["model_type"],
             "vocab_size": config.vocab_size,
             "context_length": config.context_length,
             **{key: value for key, value in ids.items() if value is not None},

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from ...graph.blocks import Mixture
+from ...graph.blocks import Mixture, Scoring
 from ...graph.graph import Layer, Weight
 from ...graph.roles import Role
 from ...graph.tensor import WindowTensor
@@ -50,15 +50,10 @@ def _of_tokens(context: Context, block: Mixture, layer: Layer, x: str) -> str:
 
 
 def _route(b: GraphBuilder, store: WeightStore, layer: Layer, block: Mixture, x: str) -> tuple[str, str]:
-    """What experts are chosen by, and their weights, zero for those not chosen: float32 [T, n_experts].
-
-    The sigmoid is written out: the fused one has an absolute error that shows in small scores.
-    """
+    """What experts are chosen by, and their weights, zero for those not chosen: float32 [T, n_experts]."""
     prefix = f"model.layers.{layer.index}.feed_forward"
     logits = matmul(b, x, store.add(f"{prefix}.gate", [layer.weights[Role.ROUTER]]), is_flat=True)
-    one = b.scalar(1)
-    scores = b.op("Div", one, b.op("Add", one, b.op("Exp", b.op("Neg", logits))))
-    ranked = scores
+    ranked = scores = _scores(b, block.scoring, logits)
     bias = layer.weights.get(Role.EXPERT_BIAS)
     if bias is not None:
         ranked = b.op("Add", scores, store.add(bias.view.name, [bias], bias.shape).parts[0])
@@ -66,10 +61,18 @@ def _route(b: GraphBuilder, store: WeightStore, layer: Layer, block: Mixture, x:
     top = b.op("GatherElements", scores, experts, axis=1)
     if block.is_normalised:
         total = b.op("ReduceSum", top, b.ints(1), keepdims=1)
-        top = b.op("Div", top, b.op("Add", total, b.scalar(block.sum_eps)))
+        top = b.op("Div", top, b.op("Add", total, b.scalar(block.sum_eps)) if block.sum_eps else total)
     if block.scaling != 1:
         top = b.op("Mul", top, b.scalar(block.scaling))
     return ranked, b.op("ScatterElements", b.op("Mul", scores, b.scalar(0)), experts, top, axis=1)
+
+
+def _scores(b: GraphBuilder, scoring: Scoring, logits: str) -> str:
+    """The sigmoid is written out: the fused one has an absolute error that shows in small scores."""
+    if scoring is Scoring.SOFTMAX:
+        return b.op("Softmax", logits, axis=-1)
+    one = b.scalar(1)
+    return b.op("Div", one, b.op("Add", one, b.op("Exp", b.op("Neg", logits))))
 
 
 def _expert_matrices(store: WeightStore, layer: Layer, expert: int) -> tuple[list[Matrix], Matrix]:

@@ -13,7 +13,7 @@ from ...quantize.policy import Policy
 from .builder import IR_VERSION, OPSETS, GraphBuilder
 from .caches import Kept, kept_positions
 from .linear import lookup, matmul
-from .prelude import Context, Prelude, emit_prelude
+from .prelude import Context, emit_prelude
 from .residual import Residual
 from .signature import signature
 from .store import Matrix, WeightStore
@@ -50,19 +50,14 @@ def build_graph(
     head = table if graph.is_tied else store.add("lm_head", [graph.top[Role.LM_HEAD]])
     with b.scope("prelude"):
         prelude = emit_prelude(b, store, graph.config, kept)
-        hidden = _embed(b, table, prelude, graph.config.embedding_scale)
-    residual = Residual(Context(b, store, prelude, kept, fused_experts), hidden)
+        embedded = b.op("Mul", lookup(b, table, "input_ids"), prelude.token_mask)  # zeros for padding
+        context = Context(b, store, prelude, kept, fused_experts, graph.config.family.onnx.is_wide)
+        residual = Residual(context, embedded, scale=graph.config.embedding_scale)
     residual.run(graph.layers)
     with b.scope("head"):
         normed = residual.normed(graph.config.final_norm, graph.top[Role.FINAL_NORM])
         _head(b, head, normed, graph.config.logit_scale)
     return OnnxGraph(_proto(b, store, graph, kept), store)
-
-
-def _embed(b: GraphBuilder, table: Matrix, prelude: Prelude, scale: float) -> str:
-    """The rows of tokens, and zeros for padding."""
-    hidden = b.op("Mul", lookup(b, table, "input_ids"), prelude.token_mask)
-    return hidden if scale == 1 else b.op("Mul", hidden, b.constant(scale, b.float_dtype))
 
 
 def _head(b: GraphBuilder, head: Matrix, normed: str, scale: float) -> None:

@@ -18,8 +18,9 @@ HALF_CACHES = {"fp16": "float16", "q4f16": "float16"}
 
 # What clients ask of a config by one spelling, where checkpoints have several.
 _CLIENT_FIELDS = (
-    "layer_types", "num_attention_heads", "num_key_value_heads", "hidden_size", "conv_L_cache", "rope_theta",
-    "rope_parameters", "tie_word_embeddings",
+    "layer_types", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "hidden_size",
+    "conv_L_cache", "rope_theta", "rope_parameters", "rope_scaling", "rope_local_base_freq", "partial_rotary_factor",
+    "original_max_position_embeddings", "tie_word_embeddings",
 )  # fmt: skip
 
 

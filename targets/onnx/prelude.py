@@ -41,7 +41,7 @@ class Prelude:
 class Context:
     """What an emitter is given beside its block: where nodes go, where weights lie, what layers share.
 
-    `fused_experts` asks for one QMoE node a mixture.
+    `fused_experts` asks for one QMoE node a mixture; `is_wide` for a residual stream in float32.
     """
 
     b: GraphBuilder
@@ -49,6 +49,7 @@ class Context:
     prelude: Prelude
     kept: Kept
     fused_experts: bool
+    is_wide: bool
 
 
 def emit_prelude(b: GraphBuilder, store: WeightStore, config: ModelConfig, kept: Kept) -> Prelude:

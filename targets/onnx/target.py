@@ -162,14 +162,14 @@ class OnnxTarget(Target):
 
     def _notes(self, graph: WeightGraph) -> tuple[str, ...]:
         """What a reader of the manifest must know of runtimes."""
-        found, names = [], graph.config.family.onnx
+        found, stand_in = [], graph.config.family.onnx.model_type
         if self.onnx_moe == "qmoe":
             found.append(f"experts are QMoE nodes: needs ONNX Runtime {MINIMUM_RUNTIME} or later, on the CPU")
         elif graph.config.is_mixture:
             found.append("experts are unrolled into conditionals: runs on ONNX Runtime 1.24 and later")
-        if names is not None:
+        if stand_in:
             found.append(
-                f"config.json says model_type '{names.model_type}', which Transformers.js knows and whose caches are the "
+                f"config.json says model_type '{stand_in}', which Transformers.js knows and whose caches are the "
                 f"same; '{OWN_NAMES}' there has the model's own"
             )
         if not self._has_equal_caches(graph):
