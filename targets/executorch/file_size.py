@@ -13,7 +13,7 @@ from ...graph.config import ModelConfig
 from ...graph.roles import Role
 from ..plans import TensorPlan
 from .fused import is_tiled, operands
-from .layout import VECTORS, aligned, held_window, n_cuts, part_sizes, parts_of
+from .layout import VECTORS, aligned, head_regions, held_window, n_cuts, part_sizes, parts_of
 
 # Bytes of values, instructions, delegates and entries of the index, in files of executorch 1.5.1.
 PIECES = {
@@ -27,7 +27,7 @@ PIECES = {
     # a name under which data is found; a quantized matrix beside a float one
     "name": 121, "quantized": 210,
     # held once for all layers of the same sizes: delegates without weights, operators that only convolutions call
-    "rotate": 3710, "norm_heads": 2430, "turn": 2180, "gates": 510, "add_normed": 1020, "convs": 880,
+    "rotate": 3710, "norm_heads": 2430, "turn": 2180, "turn_part": 2180, "gates": 510, "add_normed": 1020, "convs": 880,
 }  # fmt: skip
 
 
@@ -81,7 +81,7 @@ def _of_block(block: Block, context: int, *, is_fused: bool) -> Iterator[tuple[s
             yield from (("conv", 1), ("tap", block.width), ("bias", 5 * block.is_biased))
         case Attention():
             yield from (("attention", 1), ("windowed", held_window(block, context) is not None))
-            yield from (("head_norms", block.qk_norm is not None), ("rotation", bool(block.qk_norm or block.rope)))
+            yield from (("head_norms", block.qk_norm is not None), ("rotation", len(head_regions(block))))
             yield from (("gate", block.is_gated), ("bias", 4 * block.is_biased))
         case Mixture():
             yield "bias", block.has_bias
@@ -99,9 +99,6 @@ def _shared(branch: Branch) -> Iterator[tuple[str, tuple[int, ...]]]:
         yield "convs", ()
     if isinstance(block, Attention):
         heads = block.n_heads, block.n_kv_heads, block.head_dim
-        if block.qk_norm and block.rope:
-            yield "rotate", heads
-        elif block.qk_norm or block.rope:
-            yield "norm_heads" if block.qk_norm else "turn", heads
+        yield from ((region.name, heads) for region in head_regions(block))
         if block.is_gated:
             yield "gates", (block.n_heads, block.head_dim)
