@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from ...graph.blocks import Attention, Block, Branch, Mixture, ShortConv
+from ...graph.blocks import Activation, Attention, Block, Branch, Dense, Mixture, ShortConv
 from ...graph.config import ModelConfig
 from ...graph.roles import Role
 from ..plans import TensorPlan
@@ -21,8 +21,8 @@ PIECES = {
     # cosines and sines of one rope; masks and rows of one window; what scales the stream, its start or its end
     "rope": 1000, "window": 9470, "scale": 160,
     "conv": 5370, "tap": 730,
-    "attention": 5400, "head_norms": 1780, "rotation": 1080, "windowed": 3250, "gate": 800,
-    "dense": 2950, "moe": 4120, "expert": 2920, "fused": 4180,
+    "attention": 5400, "head_norms": 1780, "rotation": 1080, "rest": 400, "windowed": 3250, "gate": 800,
+    "dense": 2950, "gelu": 650, "moe": 4120, "expert": 2920, "fused": 4180,
     "bias": 310, "post_norm": 780,
     # a name under which data is found; a quantized matrix beside a float one
     "name": 121, "quantized": 210,
@@ -82,12 +82,13 @@ def _of_block(block: Block, context: int, *, is_fused: bool) -> Iterator[tuple[s
         case Attention():
             yield from (("attention", 1), ("windowed", held_window(block, context) is not None))
             yield from (("head_norms", block.qk_norm is not None), ("rotation", len(head_regions(block))))
+            yield "rest", sum(region.has_rest for region in head_regions(block))
             yield from (("gate", block.is_gated), ("bias", 4 * block.is_biased))
         case Mixture():
             yield "bias", block.has_bias
             yield from [("fused", 1)] if is_fused else [("moe", 1), ("expert", block.n_experts)]
-        case _:
-            yield "dense", 1
+        case Dense():
+            yield from (("dense", 1), ("gelu", block.activation is Activation.GELU_TANH))
 
 
 def _shared(branch: Branch) -> Iterator[tuple[str, tuple[int, ...]]]:
