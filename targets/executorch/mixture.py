@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from ...graph.blocks import Branch, Mixture
+from ...graph.blocks import Branch, Mixture, Scoring
 from ...graph.roles import Role
 from .branch import BranchModule, Call
 from .constants import Constants
@@ -67,7 +67,9 @@ class FusedMixtureModule(BranchModule):
         super().__init__(branch, constants, layer)
         self.block = block
         self.register_buffer("router", constants.vector(Role.ROUTER, layer))
-        bias = constants.vector(Role.EXPERT_BIAS, layer) if block.has_bias else torch.zeros(block.n_experts)
+        # with scores by softmax the operator takes none, which is an empty one
+        n_zeros = block.n_experts if block.scoring is Scoring.SIGMOID else 0
+        bias = constants.vector(Role.EXPERT_BIAS, layer) if block.has_bias else torch.zeros(n_zeros)
         self.register_buffer("bias", bias)
         for name in ("experts_in", "experts_out"):
             operand, values = constants.operand(name, layer)
@@ -91,5 +93,5 @@ class FusedMixtureModule(BranchModule):
         if block.is_normalised and not block.sum_eps:
             return None
         scores = scores_of(linear(normed, self.router), block.scoring)
-        total = choose(scores, self.bias, block)[1].sum(dim=-1, keepdim=True)
+        total = choose(scores, self.bias if self.bias.numel() else None, block)[1].sum(dim=-1, keepdim=True)
         return total / (total + block.sum_eps) if block.is_normalised else total
