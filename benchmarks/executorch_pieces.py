@@ -23,10 +23,13 @@ from lfm_convert.targets.executorch.fused import MOE_FORMS
 from lfm_convert.targets.stream import Execution
 from lfm_convert.targets.target import get_target
 from support.checkpoints import lfm3_config, make_checkpoint, moe_config
+from support.family_configs import PUBLISHED, small
+from support.family_models import make_model
 
 _KINDS = {"c": "conv", "f": "full_attention", "s": "sliding_attention"}
 
-# Layers by letter, m a mixture of LFM2's, and what the config or the target's options say otherwise.
+# Layers by letter, m a mixture of LFM2's, or a published model made small, and what the config or the target's options
+# say otherwise.
 Model = tuple[str, tuple[tuple[str, Any], ...]]
 
 
@@ -47,6 +50,9 @@ _PAIRS: dict[str, tuple[Model, Model, int]] = {
     "bias": (_model("cff", attention_bias=True, conv_bias=True), _model("cff"), 13),
     "moe": (_model("mm"), _model("m"), 1),
     "expert": (_model("m", num_experts=16), _model("m"), 8),
+    "gelu": (_model("gemma-3-270m"), _model("gemma-3-270m", hidden_activation="silu"), 4),
+    "rest": (_model("Phi-4-mini", num_hidden_layers=6), _model("Phi-4-mini", num_hidden_layers=3), 3),
+    "turn_part": (_model("Phi-4-mini", num_hidden_layers=3), _model("Llama-3.2-1B", num_hidden_layers=3), 1),
     "fused": (_model("mm", et_moe="moe_ffn"), _model("m", et_moe="moe_ffn"), 1),
 }  # fmt: skip
 
@@ -67,10 +73,14 @@ def _excess(model: Model, quant: str) -> int:
     """Bytes of a model's file beyond what its plan says."""
     layers, fields = model
     config = dict(fields)
-    options = {"context": 128, "et_moe": config.pop("et_moe", MOE_FORMS[0])}
+    options = {"context": 48, "et_moe": config.pop("et_moe", MOE_FORMS[0])}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        graph = open_graph(make_checkpoint(folder / "model", _config(layers, config)))
+        if layers in PUBLISHED:
+            checkpoint = make_model(folder / "model", small(layers, **config))
+        else:
+            checkpoint = make_checkpoint(folder / "model", _config(layers, config))
+        graph = open_graph(checkpoint)
         target = get_target("executorch").with_options(options)
         plan = target.plan(graph, quant)
         target.write(plan, graph, folder, Execution())

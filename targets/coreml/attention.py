@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from ...graph.blocks import Attention
+from ...graph.blocks import Attention, Rope
 from ...graph.graph import Layer
 from ...graph.roles import Role
 from .builder import Var
 from .norm import norm
-from .prelude import Context, Rotation
+from .prelude import Context
 
 
 def attention(context: Context, block: Attention, layer: Layer, x: Var) -> Var:
@@ -42,12 +42,23 @@ def _heads(
         heads = norm(context, block.qk_norm, layer.weights[gain], heads)
     if block.rope is None:
         return heads
-    return _turn(context, heads, context.rotations[block.rope], pairs_neighbours=block.rope.pairs_neighbours)
+    return _turn(context, heads, block.rope)
 
 
-def _turn(context: Context, x: Var, rotation: Rotation, *, pairs_neighbours: bool) -> Var:
-    b, shape, (cos, sin) = context.b, x.shape, (rotation.cos, rotation.sin)
-    if pairs_neighbours:
+def _turn(context: Context, x: Var, rope: Rope) -> Var:
+    """Heads of which the paired numbers are turned, and the rest stays."""
+    b, (n, n_heads, size) = context.b, x.shape
+    if rope.n_dims == size:
+        return _turn_all(context, x, rope)
+    paired = b.slice(x, [0, 0, 0], [n, n_heads, rope.n_dims])
+    rest = b.slice(x, [0, 0, rope.n_dims], [n, n_heads, size])
+    return b.concat([_turn_all(context, paired, rope), rest], -1)
+
+
+def _turn_all(context: Context, x: Var, rope: Rope) -> Var:
+    b, shape, rotation = context.b, x.shape, context.rotations[rope]
+    cos, sin = rotation.cos, rotation.sin
+    if rope.pairs_neighbours:
         half = shape[-1] // 2
         x = b.reshape(x, *shape[:-1], half, 2)
         cos, sin = (b.reshape(each, shape[0], 1, half, 1) for each in (cos, sin))

@@ -13,8 +13,8 @@ from .evaluator.program import Function, Named
 from .interface import CONV_IN, CONV_OUT, DECODE, HIDDEN_IN, HIDDEN_OUT, IDS, LOGITS, N_TOKENS, POSITION, PREFILL
 
 Functions = Mapping[str, Function]
-# Sizes of which any will do.
-_ANY_SIZE = re.compile("vocabulary|hidden")
+# Sizes and types of which any will do.
+_ANY = {"vocabulary": r"\d+", "hidden": r"\d+", "float": "fp(?:16|32)"}
 
 
 def check_interface(path: Path, functions: Functions) -> None:
@@ -77,8 +77,11 @@ def _fault(function: Function, *, is_prefill: bool) -> str | None:
 
 def _stream(name: str, n: int) -> str:
     """What flows through a function of n tokens, at either end."""
-    return {IDS: f"int32 [1, {n}]", LOGITS: f"fp32 [1, {n}, vocabulary]"}.get(name, f"fp16 [1, {n}, hidden]")
+    return {IDS: f"int32 [1, {n}]", LOGITS: f"fp32 [1, {n}, vocabulary]"}.get(name, f"float [1, {n}, hidden]")
 
 
 def _is_of(found: str | None, expected: str) -> bool:
-    return found is not None and re.fullmatch(_ANY_SIZE.sub(r"\\d+", re.escape(expected)), found) is not None
+    pattern = re.escape(expected)
+    for word, any_ in _ANY.items():
+        pattern = pattern.replace(word, any_)
+    return found is not None and re.fullmatch(pattern, found) is not None

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from ...graph.blocks import Mixture
+from ...graph.blocks import Activation, Mixture, Scoring
 from ...graph.graph import Layer
 from ...graph.roles import Role
 from .builder import Var
-from .dense import gated_silu
+from .dense import gated
 from .mil import Dtype
 from .prelude import Context, counting
 
@@ -30,7 +30,7 @@ def mixture(context: Context, block: Mixture, layer: Layer, x: Var) -> Var:
     else:
         shares = b.reshape(b.transpose(_of_all(context, block, chosen, weights), 1, 0), block.n_experts, n, 1)
     gate, up = (b.matmul(x, stack, transpose_y=True) for stack in experts[:2])
-    found = b.cast(b.matmul(gated_silu(b, gate, up), experts[2], transpose_y=True), Dtype.FLOAT32)
+    found = b.cast(b.matmul(gated(b, Activation.SILU, gate, up), experts[2], transpose_y=True), Dtype.FLOAT32)
     total = b.reduce("reduce_sum", b.binary("mul", found, shares), 0, keep=True)
     return b.cast(total, Dtype.FLOAT16)
 
@@ -38,7 +38,9 @@ def mixture(context: Context, block: Mixture, layer: Layer, x: Var) -> Var:
 def _route(context: Context, block: Mixture, layer: Layer, x: Var) -> tuple[Var, Var]:
     """The experts of each token, int32 [n, top_k], and their weights, float32; all in float32, or near-ties turn over."""
     b = context.b
-    scores = b.unary("sigmoid", b.linear(b.cast(x, Dtype.FLOAT32), context.weight(layer.weights[Role.ROUTER])))
+    outputs = b.linear(b.cast(x, Dtype.FLOAT32), context.weight(layer.weights[Role.ROUTER]))
+    is_sigmoid = block.scoring is Scoring.SIGMOID
+    scores = b.unary("sigmoid", outputs) if is_sigmoid else b.unary("softmax", outputs, axis=-1)
     bias = layer.weights.get(Role.EXPERT_BIAS)
     ranked = scores if bias is None else b.binary("add", scores, context.weight(bias))
     shape = (context.n, block.top_k)
@@ -50,7 +52,9 @@ def _route(context: Context, block: Mixture, layer: Layer, x: Var) -> tuple[Var,
         "gather_along_axis", Dtype.FLOAT32, shape, x=scores, indices=chosen, axis=-1, validate_indices=False
     )
     if block.is_normalised:
-        total = b.binary("add", b.reduce("reduce_sum", weights, -1, keep=True), np.float32(block.sum_eps))
+        total = b.reduce("reduce_sum", weights, -1, keep=True)
+        if block.sum_eps:
+            total = b.binary("add", total, np.float32(block.sum_eps))
         weights = b.binary("real_div", weights, total)
     return chosen, b.scaled(weights, block.scaling)
 

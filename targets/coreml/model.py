@@ -10,7 +10,7 @@
 Outputs: `logits` float32 [1, n, vocabulary], those of padding without meaning, and `conv_state_out`. States: see `caches`.
 
 Of several packages that are run one after another each has the caches of its own layers. Between them goes the residual
-stream, float16 [1, n, hidden]: all but the last give `hidden_out` in place of logits, all but the first take it as
+stream, float16 [1, n, hidden], or float32 where embeddings are scaled: all but the last give `hidden_out` in place of logits, all but the first take it as
 `hidden_in` in place of ids.
 """
 
@@ -42,7 +42,7 @@ def _function(piece: Piece, store: WeightStore, said: Signature) -> bytes:
     state = piece.caches.conv_state if piece.all_states else None
     if piece.is_first:
         table = b.constant(store.weight(graph.top[Role.EMBED]))
-        hidden = b.scaled(b.gather(table, given[IDS]), graph.config.embedding_scale)
+        hidden = b.scaled(b.cast(b.gather(table, given[IDS]), piece.stream), graph.config.embedding_scale)
     else:
         hidden = given[HIDDEN_IN]
     n_tokens = given.get(N_TOKENS)

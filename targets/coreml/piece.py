@@ -34,6 +34,14 @@ class Piece:
         return self.layers.stop == len(self.graph.layers)
 
     @property
+    def stream(self) -> Dtype:
+        """Of the residual stream. Models that scale their embeddings have one that may leave float16, which ends at 65504.
+
+        Source: Gemma 3's, whose streams do. What is multiplied by a matrix has gone through a norm and stays float16.
+        """
+        return Dtype.FLOAT16 if self.graph.config.embedding_scale == 1 else Dtype.FLOAT32
+
+    @property
     def head(self) -> Weight:
         """The head as it is stored: a tied one is the table of the same package, and a copy of another's."""
         if not self.graph.is_tied:
@@ -65,4 +73,4 @@ class Piece:
 
     def _stream(self, name: str, n: int) -> Feature:
         about = f"{HIDDEN_OUT} of the package before" if name == HIDDEN_IN else f"{HIDDEN_IN} of the package after"
-        return Feature(name, Dtype.FLOAT16, (1, n, self.graph.config.hidden_size), about)
+        return Feature(name, self.stream, (1, n, self.graph.config.hidden_size), about)

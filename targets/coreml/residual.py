@@ -1,4 +1,7 @@
-"""The residual stream through the branches of all layers: norm, block, norm of what it gives, sum."""
+"""The residual stream through the branches of all layers: norm, block, norm of what it gives, sum.
+
+Blocks take and give float16; the stream, and the norm of what a block gives, is of the piece's type.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from ...graph.graph import Layer
 from .attention import attention
 from .builder import Var
 from .dense import dense
+from .mil import Dtype
 from .mixture import mixture
 from .norm import norm
 from .prelude import Context
@@ -34,8 +38,13 @@ def run_layer(context: Context, layer: Layer, hidden: Var) -> Var:
 
 
 def _branch(context: Context, branch: Branch, layer: Layer, hidden: Var) -> Var:
-    x = norm(context, branch.norm, layer.weights[branch.norm_role], hidden) if branch.norm else hidden
+    b = context.b
+    x = (
+        norm(context, branch.norm, layer.weights[branch.norm_role], hidden)
+        if branch.norm
+        else b.cast(hidden, Dtype.FLOAT16)
+    )
     out = _EMITTERS[type(branch.block)](context, branch.block, layer, x)
     if branch.post_norm is not None:
-        out = norm(context, branch.post_norm, layer.weights[branch.post_norm_role], out)
-    return context.b.scaled(out, branch.scale)
+        out = norm(context, branch.post_norm, layer.weights[branch.post_norm_role], out, dtype=hidden.dtype)
+    return b.scaled(b.cast(out, hidden.dtype), branch.scale)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...graph.blocks import ShortConv
-from ...graph.config import CONFIG_FILE, ModelConfig
+from ...graph.config import CONFIG_FILE
 from ...graph.errors import UsageError, needs_extra
 from ...graph.graph import WeightGraph
 from ...graph.roles import Address
@@ -15,6 +15,7 @@ from ...graph.tensor import TensorView
 from ...graph.units import format_size
 from ...quantize.policies.coreml import POLICIES, mixable
 from ...quantize.policy import Policy
+from ..cache_length import DEFAULT_CONTEXT, choose_context, rope_notes
 from ..hub_folder import base_config, common_files, json_bytes
 from ..naming import fit_name, part_name
 from ..options import option
@@ -23,6 +24,7 @@ from ..stream import Execution, prepare_file, write_tensors
 from ..target import Artifact, ListedTensor, Runner, Target, named_stem
 from .caches import lay_out
 from .evaluator.package import MANIFEST, open_package
+from .mil import Dtype
 from .model import build
 from .package import MODEL, MODEL_CONFIG, SUFFIX, WEIGHTS, manifest, metadata, model_config
 from .piece import Piece
@@ -32,7 +34,7 @@ from .refusals import refuse_blocks
 from .splitting import cut
 from .store import WeightStore
 
-_DEFAULT_CONTEXT, _DEFAULT_CHUNK = 4096, 64
+_DEFAULT_CHUNK = 64
 # Beyond this iPhones were seen to refuse a file of weights. Source: docs/coreml.md.
 _PHONE_BYTES, _PHONE_SPLIT = 1_000_000_000, "1GB"
 # Where the convolutions' windows lie between calls.
@@ -68,7 +70,7 @@ class CoremlTarget(Target):
     is_package = True
     arithmetic = "float16"
 
-    context: int | None = option(None, help="positions that the caches hold; default: 4096")
+    context: int | None = option(None, help=f"positions that the caches hold; default: {DEFAULT_CONTEXT}")
     chunk: int = option(_DEFAULT_CHUNK, help="tokens that a prefill reads at once", least=2)
     coreml_state: str = option(
         STATES[0],
@@ -115,7 +117,7 @@ class CoremlTarget(Target):
         Raises: UsageError for a context that the model was not made for, a chunk that it does not hold, or packages
         that are too small for a layer.
         """
-        context = _context(graph.config, self.context)
+        context = choose_context(graph.config, self.context)
         if self.chunk > context:
             raise UsageError(f"--chunk {self.chunk}: expected at most the context, {context}")
 
@@ -183,15 +185,6 @@ class CoremlTarget(Target):
             return CoremlRunner(*packages, threads=threads)
 
 
-def _context(config: ModelConfig, wanted: int | None) -> int:
-    """Raises UsageError for a context that the model was not made for, or that holds nothing."""
-    if wanted is None:
-        return min(_DEFAULT_CONTEXT, config.context_length)
-    if not 2 <= wanted <= config.context_length:
-        raise UsageError(f"--context {wanted}: expected 2 to {config.context_length}, the model's own length")
-    return wanted
-
-
 def _write_records(path: Path, records: Iterable[tuple[int, bytes]]) -> None:
     with path.open("r+b") as file:
         for offset, record in records:
@@ -218,7 +211,9 @@ def _notes(pieces: Sequence[Piece], n_bytes: int) -> tuple[str, ...]:
         notes.append("decode gathers the chosen experts of compressed constants; prefill runs all experts")
     if graph.tokenizer is None:
         notes.append("the checkpoint has no tokenizer.json, which an app needs beside the package")
-    return tuple(notes)
+    if pieces[0].stream is Dtype.FLOAT32:
+        notes.append("the residual stream is float32: embeddings are scaled, and sums may leave float16")
+    return (*notes, *rope_notes(graph.config))
 
 
 TARGET = CoremlTarget()

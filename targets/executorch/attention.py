@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -9,7 +11,7 @@ from ...graph.blocks import Attention, Branch
 from ...graph.roles import Role
 from .branch import BranchModule, Call
 from .constants import Constants
-from .layout import held_window
+from .layout import HeadRegion, head_regions, held_window
 from .regions import call_region, mean_square
 
 _BIASES = Role.ATTN_Q_BIAS, Role.ATTN_K_BIAS, Role.ATTN_V_BIAS, Role.ATTN_OUT_BIAS
@@ -44,7 +46,8 @@ class AttentionModule(BranchModule):
         block, n = self.block, x.shape[1]
         biases = [getattr(self, name) for name in self.biases]
         q, k, v, *factors = self._projected(x, biases[:3])
-        q, k = self._turned(q, k, call)
+        for region in head_regions(block):
+            q, k = self._through(region, (q, k), call)
         attended = self._attended(q, k, v, call)
         if factors:
             (attended,) = call_region(f"gate.{self.layer}", [attended, *factors], [block.head_dim])
@@ -62,23 +65,31 @@ class AttentionModule(BranchModule):
         heads = [part.view(1, n, -1, block.head_dim) for part in parts]
         return [*heads, factors.unsqueeze(-1)] if block.is_gated else heads
 
-    def _turned(self, q: Tensor, k: Tensor, call: Call) -> list[Tensor]:
-        """Queries and keys, normed and turned as their block says."""
-        block = self.block
-        gains = [getattr(self, name) for name in self.gains]
-        squares = [mean_square(heads, block.qk_norm.eps) for heads in (q, k)] if block.qk_norm else []
-        rotation = call.rotations[block.rope] if block.rope else ()
-        kind = {(True, True): "rotate", (True, False): "norm_heads", (False, True): "turn"}
-        name = kind.get((bool(block.qk_norm), bool(block.rope)))
-        if name is None:
-            return [q, k]
-        inputs = [*q.chunk(2, dim=-1), *k.chunk(2, dim=-1), *squares, *gains, *rotation]
-        return call_region(f"{name}.{self.layer}", inputs, [block.head_dim] * 2, like=[0, 2])
+    def _through(self, region: HeadRegion, heads: Sequence[Tensor], call: Call) -> list[Tensor]:
+        """Queries and keys after one of the regions that norm or turn them."""
+        block, inputs = self.block, []
+        if region.norms and block.qk_norm:
+            inputs += [mean_square(each, block.qk_norm.eps) for each in heads]
+            inputs += [getattr(self, name) for name in self.gains]
+        if region.turns and block.rope:
+            inputs += call.rotations[block.rope]
+        parts = [self._parts(each, region) for each in heads]
+        name = f"{region.name}.{self.layer}"
+        return call_region(name, [*parts[0], *parts[1], *inputs], [block.head_dim] * 2, like=[0, len(parts[0])])
+
+    def _parts(self, heads: Tensor, region: HeadRegion) -> Sequence[Tensor]:
+        """Two halves; of heads that turn in part the two paired parts and the rest."""
+        if not region.has_rest or self.block.rope is None:
+            return heads.chunk(2, dim=-1)
+        paired = self.block.rope.n_dims // 2
+        return torch.split(heads, [paired, paired, self.block.head_dim - 2 * paired], dim=-1)
 
     def _attended(self, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
         if self.window:
-            return call.windows[self.window].attend(q, k, v, self.keys, self.values)
+            return call.windows[self.window].attend(q, k, v, self.keys, self.values, scale=self.block.score_scale)
         torch.ops.llama.update_cache(k, self.keys, call.start)
         torch.ops.llama.update_cache(v, self.values, call.start)
-        found: Tensor = torch.ops.llama.custom_sdpa(q, self.keys, self.values, call.start, None, 0.0, True)
+        found: Tensor = torch.ops.llama.custom_sdpa(
+            q, self.keys, self.values, call.start, None, 0.0, True, self.block.score_scale
+        )
         return found

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from ...graph.blocks import Attention, Block, Branch, Mixture, ShortConv
+from ...graph.blocks import Activation, Attention, Block, Branch, Dense, Mixture, ShortConv
 from ...graph.config import ModelConfig
 from ...graph.roles import Role
 from ..plans import TensorPlan
 from .fused import is_tiled, operands
-from .layout import VECTORS, aligned, held_window, n_cuts, part_sizes, parts_of
+from .layout import VECTORS, aligned, head_regions, held_window, n_cuts, part_sizes, parts_of
 
 # Bytes of values, instructions, delegates and entries of the index, in files of executorch 1.5.1.
 PIECES = {
@@ -21,13 +21,13 @@ PIECES = {
     # cosines and sines of one rope; masks and rows of one window; what scales the stream, its start or its end
     "rope": 1000, "window": 9470, "scale": 160,
     "conv": 5370, "tap": 730,
-    "attention": 5400, "head_norms": 1780, "rotation": 1080, "windowed": 3250, "gate": 800,
-    "dense": 2950, "moe": 4120, "expert": 2920, "fused": 4180,
+    "attention": 5400, "head_norms": 1780, "rotation": 1080, "rest": 400, "windowed": 3250, "gate": 800,
+    "dense": 2950, "gelu": 650, "moe": 4120, "expert": 2920, "fused": 4180,
     "bias": 310, "post_norm": 780,
     # a name under which data is found; a quantized matrix beside a float one
     "name": 121, "quantized": 210,
     # held once for all layers of the same sizes: delegates without weights, operators that only convolutions call
-    "rotate": 3710, "norm_heads": 2430, "turn": 2180, "gates": 510, "add_normed": 1020, "convs": 880,
+    "rotate": 3710, "norm_heads": 2430, "turn": 2180, "turn_part": 2180, "gates": 510, "add_normed": 1020, "convs": 880,
 }  # fmt: skip
 
 
@@ -81,13 +81,14 @@ def _of_block(block: Block, context: int, *, is_fused: bool) -> Iterator[tuple[s
             yield from (("conv", 1), ("tap", block.width), ("bias", 5 * block.is_biased))
         case Attention():
             yield from (("attention", 1), ("windowed", held_window(block, context) is not None))
-            yield from (("head_norms", block.qk_norm is not None), ("rotation", bool(block.qk_norm or block.rope)))
+            yield from (("head_norms", block.qk_norm is not None), ("rotation", len(head_regions(block))))
+            yield "rest", sum(region.has_rest for region in head_regions(block))
             yield from (("gate", block.is_gated), ("bias", 4 * block.is_biased))
         case Mixture():
             yield "bias", block.has_bias
             yield from [("fused", 1)] if is_fused else [("moe", 1), ("expert", block.n_experts)]
-        case _:
-            yield "dense", 1
+        case Dense():
+            yield from (("dense", 1), ("gelu", block.activation is Activation.GELU_TANH))
 
 
 def _shared(branch: Branch) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -99,9 +100,6 @@ def _shared(branch: Branch) -> Iterator[tuple[str, tuple[int, ...]]]:
         yield "convs", ()
     if isinstance(block, Attention):
         heads = block.n_heads, block.n_kv_heads, block.head_dim
-        if block.qk_norm and block.rope:
-            yield "rotate", heads
-        elif block.qk_norm or block.rope:
-            yield "norm_heads" if block.qk_norm else "turn", heads
+        yield from ((region.name, heads) for region in head_regions(block))
         if block.is_gated:
             yield "gates", (block.n_heads, block.head_dim)

@@ -17,11 +17,11 @@ from torch import Tensor
 from ...quantize.encoding import get_encoding
 from ...quantize.encodings.et_int import Integers
 from .constants import Constants, Matrix
-from .regions import EXPERT, ROUTER, RegionName
+from .regions import EXPERT, ROUTERS, RegionName
 from .stored import Piece
 from .templates import Delegate, Templates, fixed_shapes, integer_tensor, lower_region, rounded_to_int8, unchanged
 
-_ON_CPU = {EXPERT, ROUTER}
+_ON_CPU = {EXPERT, *ROUTERS.values()}
 
 
 class ForeignRegions:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from struct import pack
 
-from ...graph.blocks import Mixture
+from ...graph.blocks import Mixture, Scoring
 from ...graph.errors import UsageError
 from ...graph.graph import WeightGraph
 from ...graph.roles import EXPERTS, Role
@@ -85,6 +85,8 @@ def moe_policy(policy: Policy, form: str, graph: WeightGraph) -> Policy:
     mixtures = graph.config.of_kind(Mixture).values()
     if not mixtures:
         raise UsageError("--et-moe moe_ffn: a dense model has no experts")
+    if any(block.has_bias and block.scoring is Scoring.SOFTMAX for block in mixtures):
+        raise UsageError(f"--et-moe moe_ffn: {OPERATOR} takes no bias of experts whose scores are by softmax")
     used = {policy.choose(weight).encoding.name for weight in graph.weights() if weight.role in EXPERTS}
     tiles = get_encoding(_TILES[next(iter(used))]) if len(used) == 1 and used <= set(_TILES) else None
     sizes = graph.config.hidden_size, *dict.fromkeys(block.size for block in mixtures)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from ...graph.blocks import Attention
 from ...graph.graph import Weight, WeightGraph
@@ -90,6 +90,29 @@ def part_sizes(tensor: TensorPlan) -> list[tuple[str, int]]:
 
 def aligned(n_bytes: int) -> int:
     return -(-n_bytes // ALIGNMENT) * ALIGNMENT
+
+
+@dataclass(frozen=True)
+class HeadRegion:
+    """A region that queries and keys go through before they meet: whether it norms them, turns them, leaves a rest of each."""
+
+    name: str
+    norms: bool = False
+    turns: bool = False
+    has_rest: bool = False
+
+
+_ROTATE, _NORM = HeadRegion("rotate", norms=True, turns=True), HeadRegion("norm_heads", norms=True)
+_TURN, _TURN_PART = HeadRegion("turn", turns=True), HeadRegion("turn_part", turns=True, has_rest=True)
+
+
+def head_regions(block: Attention) -> tuple[HeadRegion, ...]:
+    """What norms and turns the heads of a block; nothing of one that does neither."""
+    if block.rope is None:
+        return (_NORM,) if block.qk_norm else ()
+    if block.rope.n_dims < block.head_dim:
+        return (_NORM, _TURN_PART) if block.qk_norm else (_TURN_PART,)
+    return (_ROTATE,) if block.qk_norm else (_TURN,)
 
 
 def held_window(block: Attention, context: int) -> int | None:

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from ...graph.blocks import Branch, Mixture
+from ...graph.blocks import Branch, Mixture, Scoring
 from ...graph.roles import Role
 from .branch import BranchModule, Call
 from .constants import Constants
-from .regions import EXPERT, call_region, mean_square
+from .regions import EXPERT, ROUTERS, call_region, mean_square, scores_of
 
 
 def choose(scores: Tensor, bias: Tensor | None, block: Mixture) -> tuple[Tensor, Tensor]:
@@ -31,7 +31,7 @@ class MixtureModule(BranchModule):
 
     def forward(self, x: Tensor, call: Call) -> Tensor:
         hidden, n_experts = x.shape[-1], self.block.n_experts
-        normed, scores = call_region(f"router.{self.layer}", self.normed(x), [hidden, n_experts])
+        normed, scores = call_region(f"{ROUTERS[self.block.scoring]}.{self.layer}", self.normed(x), [hidden, n_experts])
         shares = self._shares(scores)
         is_used = (shares != 0).any(dim=1)[0]
         # each contribution is used up before the next branch of the program runs: see `call_if`
@@ -67,7 +67,9 @@ class FusedMixtureModule(BranchModule):
         super().__init__(branch, constants, layer)
         self.block = block
         self.register_buffer("router", constants.vector(Role.ROUTER, layer))
-        bias = constants.vector(Role.EXPERT_BIAS, layer) if block.has_bias else torch.zeros(block.n_experts)
+        # with scores by softmax the operator takes none, which is an empty one
+        n_zeros = block.n_experts if block.scoring is Scoring.SIGMOID else 0
+        bias = constants.vector(Role.EXPERT_BIAS, layer) if block.has_bias else torch.zeros(n_zeros)
         self.register_buffer("bias", bias)
         for name in ("experts_in", "experts_out"):
             operand, values = constants.operand(name, layer)
@@ -77,11 +79,19 @@ class FusedMixtureModule(BranchModule):
     def forward(self, x: Tensor, call: Call) -> Tensor:
         block = self.block
         normed = (x * torch.rsqrt(mean_square(x, self.eps)) * self.gain).squeeze(0)
-        total = choose(torch.sigmoid(linear(normed, self.router)), self.bias, block)[1].sum(dim=-1, keepdim=True)
-        factor = total / (total + block.sum_eps) if block.is_normalised else total
+        factor = self._factor(normed)
         summed = torch.ops.llama.quantized_moe_ffn(
             normed, self.router, self.bias, self.experts_in, self.experts_out,
-            block.top_k, block.n_experts, block.size, x.shape[-1], self.group, 4, "sigmoid", block.scaling,
+            block.top_k, block.n_experts, block.size, x.shape[-1], self.group, 4, block.scoring.value, block.scaling,
         )  # fmt: skip
-        found: Tensor = (summed * factor).unsqueeze(0)
+        found: Tensor = (summed if factor is None else summed * factor).unsqueeze(0)
         return x + found if self.adds_as_it_is else self.add_found(x, found)
+
+    def _factor(self, normed: Tensor) -> Tensor | None:
+        """What the operator's result is multiplied with, [S, 1]; None where it does all that the block does."""
+        block = self.block
+        if block.is_normalised and not block.sum_eps:
+            return None
+        scores = scores_of(linear(normed, self.router), block.scoring)
+        total = choose(scores, self.bias if self.bias.numel() else None, block)[1].sum(dim=-1, keepdim=True)
+        return total / (total + block.sum_eps) if block.is_normalised else total

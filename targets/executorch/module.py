@@ -82,8 +82,8 @@ def _branch_module(branch: Branch, constants: Constants, layer: int, context: in
             return ShortConvModule(branch, block, constants, layer)
         case Attention() as block:
             return AttentionModule(branch, block, constants, layer, context=context)
-        case Dense():
-            return DenseModule(branch, constants, layer)
+        case Dense() as block:
+            return DenseModule(branch, block, constants, layer)
         case Mixture() as block:
             kind = FusedMixtureModule if constants.is_fused(layer) else MixtureModule
             return kind(branch, block, constants, layer)

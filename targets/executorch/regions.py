@@ -7,6 +7,7 @@ place. What XNNPACK does not take stays outside: reductions, slices of a dynamic
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
@@ -15,14 +16,19 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
+from ...graph.blocks import Activation, Scoring
 from ...graph.roles import Role
 
 LIBRARY = "lfm_convert"
 # The one kind that runs on a condition: its last input says whether, and is not its function's.
 EXPERT = "expert"
-ROUTER = "router"
+# The kinds that differ by what their block says: routers by scoring, dense feed-forwards by activation.
+ROUTERS = {Scoring.SIGMOID: "router", Scoring.SOFTMAX: "router_softmax"}
+DENSE = {Activation.SILU: "dense", Activation.GELU_TANH: "dense_gelu_tanh"}
 # Ending of a kind that gives what a block gives, where the kind without it adds that to the stream.
 BARE = "_bare"
+
+Activate = Callable[..., Tensor]
 
 
 @dataclass(frozen=True)
@@ -99,6 +105,12 @@ def turn(
     return _turned(q1, q2, cos, sin), _turned(k1, k2, cos, sin)
 
 
+def turn_part(weights: Matrices, *inputs: Tensor) -> tuple[Tensor, ...]:
+    """As `turn` of heads in three parts: the two that are paired, and a rest that stays."""
+    *heads, cos, sin = inputs
+    return tuple(_turned(*heads[i : i + 2], cos, sin, heads[i + 2]) for i in (0, 3))
+
+
 def gate(weights: Matrices, attended: Tensor, factors: Tensor) -> tuple[Tensor, ...]:
     """Heads [1, S, heads, d] times factors [1, S, heads, 1]. No region changes a shape: that is left to the graph."""
     return (attended * factors,)
@@ -109,8 +121,10 @@ def attention_out(weights: Matrices, x: Tensor, attended: Tensor, *bias: Tensor)
     return found
 
 
-def dense(weights: Matrices, x: Tensor, square: Tensor, gain: Tensor) -> Tensor:
-    return _swiglu(_norm(x, square, gain), weights)
+def dense(
+    weights: Matrices, x: Tensor, square: Tensor, gain: Tensor, *coefficients: Tensor, activate: Activate
+) -> Tensor:
+    return _gated(activate, _norm(x, square, gain), weights, *coefficients)
 
 
 def add_normed(weights: Matrices, x: Tensor, found: Tensor, square: Tensor, gain: Tensor) -> tuple[Tensor, ...]:
@@ -118,15 +132,15 @@ def add_normed(weights: Matrices, x: Tensor, found: Tensor, square: Tensor, gain
     return (x + _norm(found, square, gain),)
 
 
-def router(weights: Matrices, x: Tensor, square: Tensor, gain: Tensor) -> tuple[Tensor, ...]:
+def router(weights: Matrices, x: Tensor, square: Tensor, gain: Tensor, *, scoring: Scoring) -> tuple[Tensor, ...]:
     """The normed input, and each expert's score."""
     normed = _norm(x, square, gain)
-    return normed, torch.sigmoid(weights.apply(normed)[0])
+    return normed, scores_of(weights.apply(normed)[0], scoring)
 
 
 def expert(weights: Matrices, normed: Tensor, share: Tensor) -> tuple[Tensor, ...]:
     """One expert's contribution: `share` [1, S, 1] is 0 for tokens that did not choose it."""
-    return (_swiglu(normed, weights) * share,)
+    return (_gated(_silu, normed, weights) * share,)
 
 
 def head(weights: Matrices, x: Tensor, square: Tensor, gain: Tensor) -> tuple[Tensor, ...]:
@@ -144,8 +158,13 @@ def _normed_halves(inputs: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
         yield _norm(first, square, gain1), _norm(second, square, gain2)
 
 
-def _turned(first: Tensor, second: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+def scores_of(outputs: Tensor, scoring: Scoring) -> Tensor:
+    """Scores [..., E] of what a router gives."""
+    return torch.sigmoid(outputs) if scoring is Scoring.SIGMOID else torch.softmax(outputs, dim=-1)
+
+
+def _turned(first: Tensor, second: Tensor, cos: Tensor, sin: Tensor, *rest: Tensor) -> Tensor:
+    return torch.cat([first * cos - second * sin, second * cos + first * sin, *rest], dim=-1)
 
 
 def _biased(products: Sequence[Tensor], biases: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -161,9 +180,29 @@ def _convolved(rest: Sequence[Tensor]) -> Tensor:
     return mixed
 
 
-def _swiglu(x: Tensor, weights: Matrices) -> Tensor:
+def _gated(activate: Activate, x: Tensor, weights: Matrices, *coefficients: Tensor) -> Tensor:
     gate, up = weights.apply(x, 0, 2)
-    return weights.apply(gate * torch.sigmoid(gate) * up, 2)[0]
+    return weights.apply(activate(gate, *coefficients) * up, 2)[0]
+
+
+def _silu(x: Tensor) -> Tensor:
+    return x * torch.sigmoid(x)
+
+
+def _gelu_tanh(x: Tensor, slope: Tensor, cubic: Tensor) -> Tensor:
+    """As a sigmoid, since (1 + tanh(u)) / 2 is that of 2u.
+
+    XNNPACK's partitioner takes `gelu` whatever its approximation, and computes the exact one.
+    """
+    return x * torch.sigmoid(x * (x * x * cubic + slope))
+
+
+_SLOPE, _CUBIC = 2 * (2 / math.pi) ** 0.5, 0.044715
+# What an activation takes beside x, each a tensor [1]: a region has no constants but its matrices.
+COEFFICIENTS: Mapping[Activation, tuple[float, ...]] = {
+    Activation.SILU: (),
+    Activation.GELU_TANH: (_SLOPE, _SLOPE * _CUBIC),
+}
 
 
 _HEADS = Role.ATTN_Q, Role.ATTN_K, Role.ATTN_V
@@ -172,7 +211,10 @@ _ENDS: Mapping[str, tuple[Callable[..., Tensor], tuple[Role, ...]]] = {
     "conv_out": (conv_out, (Role.CONV_OUT,)),
     "conv_out_biased": (conv_out_biased, (Role.CONV_OUT,)),
     "attention_out": (attention_out, (Role.ATTN_OUT,)),
-    "dense": (dense, (Role.FFN_GATE, Role.FFN_UP, Role.FFN_DOWN)),
+    **{
+        DENSE[activation]: (partial(dense, activate=activate), (Role.FFN_GATE, Role.FFN_UP, Role.FFN_DOWN))
+        for activation, activate in ((Activation.SILU, _silu), (Activation.GELU_TANH, _gelu_tanh))
+    },
 }
 
 
@@ -191,9 +233,10 @@ REGIONS: Mapping[str, Region] = {
     "rotate": Region(rotate, ()),
     "norm_heads": Region(norm_heads, ()),
     "turn": Region(turn, ()),
+    "turn_part": Region(turn_part, ()),
     "gate": Region(gate, ()),
     "add_normed": Region(add_normed, ()),
-    ROUTER: Region(router, (Role.ROUTER,)),
+    **{kind: Region(partial(router, scoring=scoring), (Role.ROUTER,)) for scoring, kind in ROUTERS.items()},
     EXPERT: Region(expert, (Role.EXPERT_GATE, Role.EXPERT_UP, Role.EXPERT_DOWN)),
     "head": Region(head, (Role.LM_HEAD,)),
     **{name: Region(partial(_added, end), roles) for name, (end, roles) in _ENDS.items()},

@@ -8,7 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from ...graph.config import CONFIG_FILE, ModelConfig
+from ...graph.config import CONFIG_FILE
 from ...graph.errors import UsageError, needs_extra
 from ...graph.graph import WeightGraph
 from ...graph.opening import open_graph
@@ -16,6 +16,7 @@ from ...graph.roles import Address
 from ...graph.tensor import TensorView
 from ...quantize.policies.executorch import GRAMMAR, POLICIES, executorch_policy, mixable
 from ...quantize.policy import Policy
+from ..cache_length import DEFAULT_CONTEXT, choose_context, rope_notes
 from ..hub_folder import base_config, common_files, json_bytes
 from ..naming import fit_name
 from ..options import option
@@ -31,8 +32,6 @@ from .memory import base_memory_bytes
 from .recognise import recognise
 from .refusals import refuse_blocks
 from .tokenizer import COMPOSED_NOTE, check_tokenizer, followed
-
-_DEFAULT_CONTEXT = 4096
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ class ExecutorchTarget(Target):
     size_error = 0.005
     file_suffix = ".pte"
 
-    context: int | None = option(None, help="positions that the caches hold; default: 4096")
+    context: int | None = option(None, help=f"positions that the caches hold; default: {DEFAULT_CONTEXT}")
     et_moe: str = option(
         MOE_FORMS[0], help="experts, as a delegate each or one operator a layer (executorch 1.5)", choices=MOE_FORMS
     )
@@ -87,7 +86,7 @@ class ExecutorchTarget(Target):
         refuse_blocks(graph.config)
         policy = moe_policy(self.mixed(self.policy(quant)), self.et_moe, graph)
         label = self.labelled(policy.name)
-        context = _context(graph.config, self.context)
+        context = choose_context(graph.config, self.context)
         suffix = "" if self.et_backend == XNNPACK else f"-{self.et_backend}"
         own = fit_name(graph.name, f"{self.ending(graph, policy.name)}{suffix}")
         stem = named_stem(self.outfile, self.file_suffix, label, own)
@@ -106,6 +105,7 @@ class ExecutorchTarget(Target):
             fallbacks=tuple(fallbacks),
             notes=(
                 *_notes(graph, context, is_float=policy.class_name == "f32", is_fused=self.et_moe == "moe_ffn"),
+                *rope_notes(graph.config),
                 *_backend_notes(self.et_backend),
             ),
             details=_Details(context, scratch, scratch_bytes),
@@ -169,15 +169,6 @@ def _backend(artifact: Artifact) -> str:
 def _data_file(artifact: Artifact) -> Path | None:
     """The file of weights beside a program, if it has one."""
     return next((file for file in artifact.files if file.suffix == DATA_SUFFIX), None)
-
-
-def _context(config: ModelConfig, wanted: int | None) -> int:
-    """Raises UsageError for a context that the model was not made for, or that holds nothing."""
-    if wanted is None:
-        return min(_DEFAULT_CONTEXT, config.context_length)
-    if not 2 <= wanted <= config.context_length:
-        raise UsageError(f"--context {wanted}: expected 2 to {config.context_length}, the model's own length")
-    return wanted
 
 
 def _metadata(graph: WeightGraph, context: int) -> dict[str, Any]:

@@ -45,20 +45,25 @@ class Window:
         self.query_rows = torch.minimum(starts + queries, last).view(-1)
         self.key_rows = torch.minimum(starts + keys, last).view(-1)
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, ring_keys: Tensor, ring_values: Tensor) -> Tensor:
-        """Attention of a call's queries, [1, S, heads, head_dim]; afterwards the ring holds the call's last keys."""
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, ring_keys: Tensor, ring_values: Tensor, *, scale: float | None
+    ) -> Tensor:
+        """Attention of a call's queries, [1, S, heads, head_dim]; afterwards the ring holds the call's last keys.
+
+        `scale` is what scores are multiplied with, where that is not 1 / sqrt(head_dim).
+        """
         sdpa, update = torch.ops.llama.custom_sdpa, torch.ops.llama.update_cache_with_indices
         n = self.n_first
         keys, values = (
             torch.cat([ring, new.narrow(1, 0, n)], dim=1) for ring, new in ((ring_keys, k), (ring_values, v))
         )
-        first = sdpa(q.narrow(1, 0, n), keys, values, 0, self.first_mask, 0.0, False)
+        first = sdpa(q.narrow(1, 0, n), keys, values, 0, self.first_mask, 0.0, False, scale)
         rows = self.query_rows, self.key_rows, self.key_rows
         blocks = [
             x.index_select(1, chosen).view(self.n_blocks, -1, *x.shape[2:])
             for x, chosen in zip((q, k, v), rows, strict=True)
         ]
-        later = sdpa(*blocks, 0, self.mask, 0.0, False)
+        later = sdpa(*blocks, 0, self.mask, 0.0, False, scale)
         update(k, ring_keys, 0, self.slots)
         update(v, ring_values, 0, self.slots)
         found = torch.cat([first, later.view(1, -1, *q.shape[2:])], dim=1)

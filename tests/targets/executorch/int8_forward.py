@@ -38,3 +38,11 @@ class Int8Activations(Forward):
         sums = codes.astype(np.float64) @ rows.T.astype(np.float64)
         products = np.asarray(sums.astype(np.float32) * step, np.float32)
         return products if bias is None else products + self.vector(bias)
+
+
+class FloatExperts(Int8Activations):
+    """On x86 `quantized_moe_ffn` multiplies the experts' weights by float32 activations."""
+
+    def linear(self, x: Float32, weight: Weight, bias: Weight | None = None, **rows: Any) -> Float32:
+        base = Forward if "expert" in rows else Int8Activations
+        return base.linear(self, x, weight, bias, **rows)

@@ -9,11 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from lfm_convert.graph.dtypes import Float32
 from lfm_convert.graph.errors import BackendError, InputError, UsageError
-from lfm_convert.graph.graph import Weight, WeightGraph
+from lfm_convert.graph.graph import WeightGraph
 from lfm_convert.graph.opening import open_graph
-from lfm_convert.graph.reference.forward import Forward
 from lfm_convert.graph.roles import EXPERTS
 from lfm_convert.targets.stream import Execution
 from lfm_convert.targets.target import get_target
@@ -21,7 +19,7 @@ from support.checkpoints import make_checkpoint, moe_config
 from support.prompts import PROMPT
 
 from .conftest import Exported, export
-from .test_parity import Int8Activations
+from .int8_forward import FloatExperts, Int8Activations
 
 TARGET = get_target("executorch")
 FUSED: dict[str, Any] = {"et_moe": "moe_ffn", "external_weights": True}
@@ -33,14 +31,6 @@ OPTIONS = [
 ]
 
 
-class _FloatExperts(Int8Activations):
-    """On x86 the operator multiplies the experts' weights by float32 activations."""
-
-    def linear(self, x: Float32, weight: Weight, bias: Weight | None = None, **rows: Any) -> Float32:
-        base = Forward if "expert" in rows else Int8Activations
-        return base.linear(self, x, weight, bias, **rows)
-
-
 @pytest.mark.peers
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_runs_its_own_weights(options: dict[str, Any], exported: Callable[..., Exported]) -> None:
@@ -48,7 +38,7 @@ def test_runs_its_own_weights(options: dict[str, Any], exported: Callable[..., E
     found = exported("moe", "8da4w", **options)
     ids = found.graph.tokenizer.encode("The weather in the town was better than the year before. What do you think?")
     logits = found.target.run(found.artifact, threads=1).logits(ids)
-    forward = _FloatExperts if "et_moe" in options else Int8Activations
+    forward = FloatExperts if "et_moe" in options else Int8Activations
     expected = forward(found.decoded()).prefill([ids])[0][0]
     cosines = (logits * expected).sum(axis=1) / np.linalg.norm(logits, axis=1) / np.linalg.norm(expected, axis=1)
     assert cosines.min() >= 0.9999
@@ -86,7 +76,7 @@ def test_variants_of_routing(fields: dict[str, Any], tmp_path: Path) -> None:
     """What the operator does not know of LFM2's routing is made up for outside of it."""
     graph = open_graph(make_checkpoint(tmp_path / "checkpoint", moe_config(**fields)))
     found = export(graph, "8da4w", tmp_path / "out", et_moe="moe_ffn")
-    expected = _FloatExperts(found.decoded()).prefill([PROMPT])[0][0]
+    expected = FloatExperts(found.decoded()).prefill([PROMPT])[0][0]
     logits = found.target.run(found.artifact, threads=1).logits(PROMPT)
     assert np.linalg.norm(logits - expected) < 0.02 * np.linalg.norm(expected)
 
