@@ -94,7 +94,7 @@ def fits_in_memory(n_bytes: int) -> bool:
 
 def forget(descriptor: int, n_bytes: int) -> None:
     """Frees the memory that holds a file's first bytes, where the system can and they are on the disk."""
-    if hasattr(os, "posix_fadvise"):
+    if n_bytes and hasattr(os, "posix_fadvise"):  # of no bytes it would take all to be meant
         os.posix_fadvise(descriptor, 0, n_bytes, os.POSIX_FADV_DONTNEED)
 
 
