@@ -7,7 +7,7 @@ import hashlib
 import os
 import shutil
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,13 @@ from .progress import SILENT, Progress
 from .units import format_size
 
 _HASHED_AT_ONCE = 1 << 20
+# What is asked of the disk before it is read, so that the disk works while the processor does.
+_AHEAD_BYTES = 64 << 20
+_ASKED_BYTES = 8 << 20
+# Linux takes no more of one such request than the device does, and says nothing of the rest.
+_ASKED_AT_ONCE = 512 << 10
+# What stays in memory behind the hash: other threads may not have read it yet.
+_BEHIND_BYTES = 64 << 20
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -49,31 +56,55 @@ def digest(hashes: Mapping[str, str]) -> str:
 class RunningHash:
     """sha256 of an open file that others read, from what they read of it as far as that goes from start to end.
 
-    What they leave out is read here. Whoever reads holds `turn` until the bytes are shown, so that they come in order.
-    With `forgets` they leave memory once they are hashed.
+    What they leave out is read here. All of the file being needed, the disk reads ahead of them. With `forgets` bytes
+    leave memory some way behind the hash.
     """
 
     def __init__(self, descriptor: int, *, forgets: bool) -> None:
-        self.turn = threading.Lock()
+        self._reading, self._hashing = threading.Lock(), threading.Lock()
         self._descriptor, self._forgets = descriptor, forgets
-        self._n_hashed = 0
+        self._n_hashed = self._n_forgotten = self._n_expected = 0
         self._digest = hashlib.sha256()
 
-    def saw(self, start: int, data: memoryview) -> None:
-        """These are the file's bytes from `start` on."""
+    def read(self, fill: Callable[[memoryview, int], None], buffer: memoryview, start: int) -> None:
+        """Has `fill` read bytes from `start` on. Threads come one after the other, and while one's bytes are hashed the
+        next one reads: who waits to hash lets nobody read before, so that bytes are hashed in the order they are read in.
+        """
+        with self._reading:
+            fill(buffer, start)
+            self._hashing.acquire()
+        try:
+            self._saw(start, buffer)
+        finally:
+            self._hashing.release()
+
+    def _saw(self, start: int, data: memoryview) -> None:
         if start + len(data) <= self._n_hashed:
             return
         self._read_to(start)
         self._digest.update(data[self._n_hashed - start :])
         self._n_hashed = start + len(data)
-        if self._forgets:
-            forget(self._descriptor, self._n_hashed)
+        self._expect()
+        if self._n_hashed - self._n_forgotten >= 2 * _BEHIND_BYTES:
+            self._forget_to(self._n_hashed - _BEHIND_BYTES)
 
     def result(self) -> str:
         """Hexadecimal, once the rest is read. Raises: OSError of a file that cannot be read."""
-        with self.turn:
+        with self._reading, self._hashing:
             self._read_to(os.fstat(self._descriptor).st_size)
+            self._forget_to(self._n_hashed)
         return self._digest.hexdigest()
+
+    def _expect(self) -> None:
+        stop = self._n_hashed + _AHEAD_BYTES
+        if stop - self._n_expected >= _ASKED_BYTES:
+            expect(self._descriptor, max(self._n_hashed, self._n_expected), stop)
+            self._n_expected = stop
+
+    def _forget_to(self, stop: int) -> None:
+        self._n_forgotten = stop
+        if self._forgets:
+            forget(self._descriptor, stop)
 
     def _read_to(self, stop: int) -> None:
         while piece := os.pread(self._descriptor, min(_HASHED_AT_ONCE, max(0, stop - self._n_hashed)), self._n_hashed):
@@ -94,8 +125,15 @@ def fits_in_memory(n_bytes: int) -> bool:
 
 def forget(descriptor: int, n_bytes: int) -> None:
     """Frees the memory that holds a file's first bytes, where the system can and they are on the disk."""
-    if hasattr(os, "posix_fadvise"):
+    if n_bytes and hasattr(os, "posix_fadvise"):  # of no bytes it would take all to be meant
         os.posix_fadvise(descriptor, 0, n_bytes, os.POSIX_FADV_DONTNEED)
+
+
+def expect(descriptor: int, start: int, stop: int) -> None:
+    """Has the disk read the bytes [start, stop) of a file into memory meanwhile, where the system can."""
+    if hasattr(os, "posix_fadvise"):
+        for at in range(start, stop, _ASKED_AT_ONCE):
+            os.posix_fadvise(descriptor, at, min(_ASKED_AT_ONCE, stop - at), os.POSIX_FADV_WILLNEED)
 
 
 def replace_text(path: Path, text: str) -> None:

@@ -44,7 +44,7 @@ class Part:
 
     @property
     def row_nbytes(self) -> int:
-        return int(np.prod(self.row_shape, dtype=np.int64)) * self.dtype.itemsize
+        return math.prod(self.row_shape) * self.dtype.itemsize
 
     def n_rows(self, height: int) -> int:
         """Rows of the part for a matrix of `height` rows."""

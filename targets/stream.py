@@ -9,10 +9,13 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +24,7 @@ from numpy.typing import NDArray
 
 from ..graph.dtypes import Float32
 from ..graph.errors import InputError
-from ..quantize.encoding import Bytes, matrix_height
+from ..quantize.encoding import Bytes, Part, matrix_height
 from ..quantize.grids import passed
 from .hashing import WriteHashes
 from .journal import Journal
@@ -77,13 +80,24 @@ class _Range:
     stop: int
     key: str
 
-    def places(self) -> Iterator[tuple[str, int, int]]:
+    @cached_property
+    def source(self) -> tuple[str, int]:
+        """Path and offset of the first row, as far as they are known."""
+        return self.tensor.view.place(self.start)
+
+    @cached_property
+    def places(self) -> tuple[tuple[str, int, int], ...]:
         """Path, offset and bytes of each part."""
         height = matrix_height(self.tensor.view.shape)
-        parts = self.tensor.encoding.parts(self.tensor.view.n_cols)
-        for part, placement in zip(parts, self.tensor.placements, strict=True):
+        found = []
+        for part, placement in zip(self.parts, self.tensor.placements, strict=True):
             start, stop = (part.offset(row, height) for row in (self.start, self.stop))
-            yield placement.path, placement.offset + start, stop - start
+            found.append((placement.path, placement.offset + start, stop - start))
+        return tuple(found)
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        return self.tensor.encoding.parts(self.tensor.view.n_cols)
 
 
 def prepare_file(path: Path, *, header: bytes, n_bytes: int) -> None:
@@ -99,11 +113,10 @@ def write_tensors(tensors: Sequence[TensorPlan], folder: Path, run: Execution) -
 
     Raises: InputError for a value the encoding cannot hold; whatever reading or writing raises.
     """
-    # The source, the larger side, is read from start to end, as disks and its hash want it; else hashes of files keep up.
-    ranges = sorted(_ranges(tensors, run.range_bytes), key=lambda r: (r.tensor.view.place(r.start), *r.places()))
+    ranges = list(_in_order(_ranges(tensors, run.range_bytes)))
     pieces: dict[str, list[tuple[int, int]]] = {}
     for each in ranges:
-        for name, start, n_bytes in each.places():
+        for name, start, n_bytes in each.places:
             pieces.setdefault(name, []).append((start, start + n_bytes))
     with ExitStack() as stack:
         hashes = stack.enter_context(WriteHashes(folder, pieces, forgets=run.forgets))
@@ -118,23 +131,16 @@ def write_tensors(tensors: Sequence[TensorPlan], folder: Path, run: Execution) -
     run.digests.update(hashes.digests)
 
 
-def _write_all(ranges: Sequence[_Range], writer: _Writer) -> None:
+def _write_all(ranges: Iterable[_Range], writer: _Writer) -> None:
+    """Each worker takes the next range itself: one that hands them out would be woken for each, and keep all waiting."""
+    left = deque(ranges)
     with ThreadPoolExecutor(max(1, writer.run.jobs), thread_name_prefix="encode") as pool:
-        pending: set[Future[None]] = set()
         try:
-            for piece in ranges:
-                with writer.run.profile.stage("wait"):
-                    cost = writer.budget.take(_cost(piece))
-                pending.add(pool.submit(writer.write, piece, cost))
-                finished = {future for future in pending if future.done()}
-                pending -= finished
-                _raise_first(finished)
-            done, pending = wait(pending, return_when=FIRST_EXCEPTION)
-            _raise_first(done)
-            _raise_first(wait(pending).done)
-        except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
+            workers = [pool.submit(writer.write_while, left) for _ in range(max(1, writer.run.jobs))]
+            for worker in as_completed(workers):
+                worker.result()
+        finally:
+            left.clear()  # after a fault, or an interrupt, nobody begins another
 
 
 class _Budget:
@@ -169,6 +175,21 @@ def _ranges(tensors: Sequence[TensorPlan], range_bytes: int) -> Iterator[_Range]
                 yield _Range(tensor, start, stop, f"{index}:{start}:{stop}")
 
 
+def _in_order(ranges: Iterable[_Range]) -> Iterator[_Range]:
+    """Each file of the source from start to end, as disks and its hash want it; of several the one that the next bytes of
+    the artifact come from, so that its hash keeps up.
+    """
+    left: dict[str, deque[_Range]] = {}
+    for each in sorted(ranges, key=lambda each: (each.source, each.places)):
+        left.setdefault(each.source[0], deque()).append(each)
+    taken = set[str]()
+    for each in sorted((each for file in left.values() for each in file), key=attrgetter("places")):
+        while each.key not in taken:
+            following = left[each.source[0]].popleft()
+            taken.add(following.key)
+            yield following
+
+
 def _cost(piece: _Range) -> int:
     return _SCRATCH_FACTOR * 4 * piece.tensor.view.n_cols * (piece.stop - piece.start)
 
@@ -191,10 +212,20 @@ class _Writer:
     hashes: WriteHashes
     journal: Journal | None
 
-    def write(self, piece: _Range, cost: int) -> None:
-        """One range, on a worker's thread."""
+    def write_while(self, left: deque[_Range]) -> None:
+        """Range after range, on a worker's thread."""
+        while left:
+            try:
+                piece = left.popleft()
+            except IndexError:  # another took the last one
+                return
+            self._write(piece)
+
+    def _write(self, piece: _Range) -> None:
+        with self.run.profile.stage("wait"):
+            cost = self.budget.take(_cost(piece))
         try:
-            places = list(piece.places())
+            places = piece.places
             if self.journal and self.journal.holds(piece.key, [(self.files[p], at, n) for p, at, n in places]):
                 if piece.tensor.view.is_observed:
                     piece.tensor.view.rows(piece.start, piece.stop)
@@ -216,10 +247,9 @@ class _Writer:
                 rows = piece.tensor.view.rows(piece.start, piece.stop)
             with stage("encode"):
                 encoded = _encode(piece, rows)
-        parts = piece.tensor.encoding.parts(piece.tensor.view.n_cols)
         written = []
         with stage("write"):
-            for part, values, (name, offset, n_bytes) in zip(parts, encoded, places, strict=True):
+            for part, values, (name, offset, n_bytes) in zip(piece.parts, encoded, places, strict=True):
                 data = np.ascontiguousarray(values, part.dtype)
                 _check(piece, part.name, data, n_bytes)
                 written.append(data.reshape(-1).view(np.uint8).data)
@@ -253,8 +283,3 @@ def _write_at(file: int, left: memoryview, offset: int) -> None:
     while left:
         n = os.pwrite(file, left, offset)
         left, offset = left[n:], offset + n
-
-
-def _raise_first(futures: set[Future[None]]) -> None:
-    for future in futures:
-        future.result()

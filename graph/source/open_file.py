@@ -35,9 +35,7 @@ class OpenFile:
         if running is None:
             self._fill(buffer, start)
         else:
-            with running.turn:
-                self._fill(buffer, start)
-                running.saw(start, buffer)
+            running.read(self._fill, buffer, start)
 
     @contextmanager
     def hashed(self, *, forgets: bool) -> Iterator[RunningHash]:

@@ -28,7 +28,9 @@ from .open_file import OpenFile
 # The largest of the family (64 experts, 40 layers) needs 1 MB; the format allows 100 MB.
 _MAX_HEADER_BYTES = 16 << 20
 _MAX_AXES = 8
-_AT_ONCE = 1 << 20  # bytes read and widened while they are in a cache; each piece costs the interpreter 80 µs
+# Bytes read and widened while they are in a cache; each piece costs the interpreter 80 µs. As many as writers ask for of
+# two-byte elements, so that what one thread reads is hashed in one go.
+_AT_ONCE = 2 << 20
 _own = threading.local()
 _LFS_POINTER = b"version https://git-lfs"
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
+import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -51,20 +54,79 @@ def test_what_was_read_in_order_is_not_read_again(
     monkeypatch.setattr(os, "pread", pread)
     running = RunningHash(descriptor, forgets=False)
     for start in starts:
-        with running.turn:
-            running.saw(start, memoryview(DATA)[start : start + STEP])
+        running.read(_fill, memoryview(bytearray(STEP)), start)
     assert running.result() == running.result() == hashlib.sha256(DATA).hexdigest()
     assert n_read == len(DATA) - n_hashed
 
 
 @pytest.mark.parametrize("forgets", [False, True])
-def test_what_is_hashed_leaves_memory_if_asked(forgets: bool, descriptor: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_hashed_leaves_memory_if_asked_once_others_have_read_it(
+    forgets: bool, descriptor: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     forgotten: list[int] = []
     monkeypatch.setattr(files, "forget", lambda file, n_bytes: forgotten.append(n_bytes))
+    monkeypatch.setattr(files, "_BEHIND_BYTES", 2 * STEP)
     running = RunningHash(descriptor, forgets=forgets)
-    for start in (0, STEP, 0):
-        running.saw(start, memoryview(DATA)[start : start + STEP])
-    assert forgotten == ([STEP, 2 * STEP] if forgets else [])
+    for start in (*range(0, 7 * STEP, STEP), 0):
+        running.read(_fill, memoryview(bytearray(STEP)), start)
+    assert forgotten == ([2 * STEP, 4 * STEP] if forgets else [])
+    running.result()
+    assert forgotten[2:] == ([len(DATA)] if forgets else [])
+
+
+@pytest.mark.parametrize("starts", [range(0, len(DATA), STEP), [0, STEP, 12 * STEP, 13 * STEP]], ids=["all", "a gap"])
+def test_the_disk_is_asked_ahead_for_each_byte_once_in_requests_that_it_takes_whole(
+    starts: Sequence[int], descriptor: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[int, int]] = []
+
+    def advise(file: int, start: int, n_bytes: int, advice: int) -> None:
+        assert (file, advice) == (descriptor, os.POSIX_FADV_WILLNEED)
+        asked.append((start, start + n_bytes))
+
+    monkeypatch.setattr(os, "posix_fadvise", advise)
+    monkeypatch.setattr(files, "_AHEAD_BYTES", 4 * STEP)
+    monkeypatch.setattr(files, "_ASKED_BYTES", 2 * STEP)
+    monkeypatch.setattr(files, "_ASKED_AT_ONCE", STEP // 2)
+    running = RunningHash(descriptor, forgets=False)
+    for start in starts:
+        running.read(_fill, memoryview(bytearray(STEP)), start)
+        assert asked[-1][1] >= start + STEP + 2 * STEP
+        assert asked[-1][1] <= start + STEP + 4 * STEP
+    assert max(stop - start for start, stop in asked) == STEP // 2
+    assert all(stop <= start for (_, stop), (start, _) in itertools.pairwise(asked))
+    read = {
+        start + STEP for start in starts
+    }  # what follows the first reads and those behind a gap was not asked before
+    assert all(stop == start or start in read for (_, stop), (start, _) in itertools.pairwise(asked))
+
+
+def test_the_next_is_read_while_one_is_hashed_and_hashed_after_it(descriptor: int) -> None:
+    running, hashed = RunningHash(descriptor, forgets=False), list[int]()
+    is_hashing, is_read = threading.Event(), threading.Event()
+
+    class Slow:
+        def update(self, data: memoryview) -> None:
+            hashed.append(data[0])
+            is_hashing.set()
+            assert is_read.wait(10)  # of the first: that the second is read meanwhile
+
+    def fill(buffer: memoryview, start: int) -> None:
+        buffer[:] = bytes([start]) * len(buffer)
+        if start:
+            is_read.set()
+
+    running._digest = Slow()  # type: ignore[assignment]
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(running.read, fill, memoryview(bytearray(1)), 0)
+        assert is_hashing.wait(10)
+        pool.submit(running.read, fill, memoryview(bytearray(1)), 1).result(20)
+        first.result(20)
+    assert hashed == [0, 1]
+
+
+def _fill(buffer: memoryview, start: int) -> None:
+    buffer[:] = DATA[start : start + len(buffer)]
 
 
 def test_a_file_on_the_disk_can_be_forgotten_and_read_again(descriptor: int) -> None:
