@@ -58,9 +58,7 @@ def lines_of(path: Path) -> int:
         for line in range(node.body[0].lineno, (node.body[0].end_lineno or 0) + 1)
     }
     tokens = tokenize.generate_tokens(io.StringIO(text).readline)
-    found = {
-        line for token in tokens if token.type not in _SKIPPED for line in range(token.start[0], token.end[0] + 1)
-    }
+    found = {line for token in tokens if token.type not in _SKIPPED for line in range(token.start[0], token.end[0] + 1)}
     return len(found - docs)
 
 
