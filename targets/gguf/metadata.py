@@ -65,7 +65,8 @@ def metadata(
     early = [pair for pair in model if pair.key.removeprefix(f"{names.architecture}.") in names.early_keys]
     model = [pair for pair in model if pair not in early]
     first, *general = _general(graph, stored)
-    general, vocab = [first, *early, *general], vocabulary(graph, pre=pre)
+    # The converter that sorts the rows of heads is also the one that repeats whether a space goes before a text.
+    general, vocab = [first, *early, *general], vocabulary(graph, pre=pre, says_prefix=names.pairs_neighbours)
     if quantized:
         file_type = next(pair for pair in model if pair.key == FILE_TYPE_KEY)
         kept = [pair for pair in model if pair is not file_type]
