@@ -164,3 +164,32 @@ def test_float_files_are_the_converters(name: str, tmp_path: Path) -> None:
         path.write_text(json.dumps({**json.loads(path.read_text()), "tokenizer_class": "GPT2Tokenizer"}))
     theirs = convert(graph.folder, tmp_path / "theirs.gguf", "f32", patch=KNOWN_AS_LFM2)
     assert filecmp.cmp(written(open_graph(graph.folder), "F32", tmp_path / "out").path, theirs, shallow=False)
+
+
+@pytest.mark.skipif(bool(missing()), reason=f"llama.cpp is not installed: {missing()}")
+@pytest.mark.parametrize(
+    ("name", "modules"),
+    [
+        ("Llama-3.2-1B", ["q_proj", "k_proj", "o_proj"]),
+        ("Phi-4-mini", ["qkv_proj", "gate_up_proj"]),
+        ("Granite-4.0-1B", ["q_proj", "shared_mlp.input_linear"]),
+    ],
+)
+def test_an_adapter_beside_its_base_is_the_merged_model(name: str, modules: list[str], tmp_path: Path) -> None:
+    """Rows move as those of the weights do; fused modules stay fused or come apart as the weights."""
+    pytest.importorskip("peft")
+    from lfm_convert.convert.cli.main import main
+    from support.llama_lora import logits_with
+    from support.peft_adapters import make_adapter
+
+    graph = made(tmp_path / "model", name)
+    adapter = make_adapter(graph.folder, tmp_path / "adapter", target_modules=modules)
+    lora = tmp_path / "lora.gguf"
+    assert main(["lora", str(graph.folder), "--adapter", str(adapter), "-o", str(lora), "-q", "F32"]) == 0
+    common = [str(graph.folder), "--target", "gguf", "--quant", "F32", "--no-validate", "--out"]
+    assert main([*common, str(tmp_path / "plain")]) == 0
+    assert main([*common, str(tmp_path / "merged"), "--adapter", str(adapter), "--merge-dtype", "float32"]) == 0
+    plain, merged = (next((tmp_path / each).glob("*.gguf")) for each in ("plain", "merged"))
+    wanted = logits_with(merged, None, PROMPT)
+    assert np.abs(logits_with(plain, lora, PROMPT) - wanted).max() < 1e-3
+    assert np.abs(logits_with(plain, None, PROMPT) - wanted).max() > 0.1

@@ -198,7 +198,7 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "another kind": ({"tokenizer.ggml.model": "llama"}, "tokenizer.ggml.model is 'llama': expected 'gpt2'"),
     "another cut": ({"tokenizer.ggml.pre": "gpt-4o"}, "tokenizer.ggml.pre is 'gpt-4o': expected lfm2"),
     "template": ({"tokenizer.chat_template": 5}, "tokenizer.chat_template is no text"),
-    "another model": ({"general.architecture": "llama"}, "architecture 'llama': expected one of lfm2, lfm2moe, lfm3"),
+    "another model": ({"general.architecture": "falcon"}, "architecture 'falcon': expected one of lfm2, lfm2moe, lfm3"),
     "an adapter": ({"general.type": "adapter"}, "holds no language model: its general.type is 'adapter'"),
     "an image encoder": ({"general.type": "mmproj"}, "holds no language model: its general.type is 'mmproj'"),
     "importance": ({"general.type": "imatrix"}, "holds no language model: its general.type is 'imatrix'"),
