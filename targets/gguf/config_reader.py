@@ -234,7 +234,7 @@ class _Blocks:
             return Dense(size=said.ffn_size or 1, activation=self._names.activation)
         gating = None if scoring is None else GATINGS[scoring]
         if said.gating not in (None, gating) and scoring is not None:
-            self._faults.add(f"expert_gating_func is {said.gating}: expected {gating}, a {scoring.value}")
+            self._faults.add(f"expert_gating_func is {said.gating}: expected {gating}, {scoring.value}s")
         size = said.expert_size or (None if self._is_own_size else said.ffn_size)
         for key, value in (("expert_used_count", said.top_k), ("expert_feed_forward_length", size)):
             if value is None:

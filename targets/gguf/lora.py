@@ -31,9 +31,10 @@ from ...graph.graph import WeightGraph
 from ...graph.roles import Address, Role, Trait
 from ...quantize.encoding import get_encoding
 from ...quantize.gguf_file.header import KeyValue, TensorInfo, aligned, float32, header_bytes, string, uint32
-from ...quantize.gguf_file.tensor_names import tensor_name
+from ...quantize.gguf_file.tensor_names import held_together, tensor_name
 from ...quantize.policies.gguf import FILE_TYPES
 from .metadata import architecture
+from .rows import n_heads_moved, paired_rows
 
 # What its tensors may be stored in: a rank is rarely a multiple of a block.
 TYPES = ("F16", "BF16", "F32")
@@ -48,12 +49,17 @@ _WORDS = {
 
 @dataclass(frozen=True, kw_only=True)
 class _Pair:
-    """The factors of one weight: of a stack `n` of each, in `own` by the rows that they belong to."""
+    """The factors of one weight: of a stack `n` of each, in `own` by the rows that they belong to.
+
+    Of a matrix that a file keeps with others `own` are the rows of all of them; `n_heads` is given of one whose rows the
+    file has in the order in which they turn.
+    """
 
     name: str
     own: Sequence[tuple[Seat, Product]]
     n: int
     alpha: float
+    n_heads: int | None = None
 
     def shapes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Of the file's `lora_a` and `lora_b`."""
@@ -61,6 +67,8 @@ class _Pair:
         if product.left_is_turned:
             return (seat.shape[0], product.rank), product.right.shape
         n_out = seat.count if seat.n_blocks > 1 or len(seat.shape) == 2 else seat.shape[-2]
+        if self.n == 1:
+            n_out = sum(each.count for each, _ in self.own)
         a, b = (product.rank, seat.shape[-1]), (n_out, product.rank)
         return (a, b) if self.n == 1 else ((self.n, *a), (self.n, *b))
 
@@ -70,7 +78,10 @@ class _Pair:
             return product.left.read().T * self._surplus(product), product.right.read()
         a, b = (np.zeros(shape, np.float32) for shape in self.shapes())
         if self.n == 1:
-            return product.right.read(), product.left.read() * self._surplus(product)
+            left = product.left.read()
+            rows = np.concatenate([left[each.offset : each.offset + each.count] for each, _ in self.own])
+            moved = rows if self.n_heads is None else paired_rows(rows, self.n_heads)
+            return product.right.read(), moved * self._surplus(product)
         for seat, each in self.own:
             left, right = each.left.read(), each.right.read()
             rows = slice(seat.offset, seat.offset + b.shape[1])
@@ -160,10 +171,15 @@ def lora_file(graph: WeightGraph, read: Read, *, encoding: str) -> LoraFile:
 def _pairs(
     graph: WeightGraph, placed: dict[Address, list[tuple[Seat, Product]]], alpha: float, faults: Faults
 ) -> Iterator[_Pair]:
+    family = graph.config.family
     for address, own in sorted(placed.items(), key=lambda item: (item[0][1] or 0, item[0][0].value)):
-        name = tensor_name(address, graph.config.family)
+        first, *others = held_together(address[0], family)
+        if address[0] is not first:
+            continue
+        own = [*own, *(each for role in others for each in placed[role, address[1]])]
+        name = tensor_name(address, family)
         if len({product.rank for _, product in own}) > 1:
             faults.add(f"'{name}' has experts of several ranks, which are one tensor in the file")
         is_stack = address[0].trait is Trait.EXPERTS
         n = next(weight for weight in graph.weights() if weight.address == address).shape[0] if is_stack else 1
-        yield _Pair(name=name, own=own, n=n, alpha=alpha)
+        yield _Pair(name=name, own=own, n=n, alpha=alpha, n_heads=n_heads_moved(graph.config, *address))

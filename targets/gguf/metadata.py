@@ -18,7 +18,7 @@ from ...quantize.gguf_file.header import KeyValue, ValueType, string, uint32
 from ...quantize.gguf_file.tensor_names import gguf_names
 from ...quantize.policies.gguf import FILE_TYPES
 from .card import card_metadata
-from .numbers import FILE_TYPE_KEY, numbers_of
+from .numbers import FILE_TYPE_KEY, VOCAB_SIZE, numbers_of
 from .stored import Stored
 from .vocab import vocabulary
 
@@ -64,6 +64,8 @@ def metadata(
     model = numbers_of(graph.config, file_type=FILE_TYPES[quant]).pairs(names)
     early = [pair for pair in model if pair.key.removeprefix(f"{names.architecture}.") in names.early_keys]
     model = [pair for pair in model if pair not in early]
+    if graph.tokenizer is None and not any(pair.key.endswith(VOCAB_SIZE) for pair in model):
+        model.append(uint32(names.architecture + VOCAB_SIZE, graph.config.vocab_size))  # which the tokens say elsewhere
     first, *general = _general(graph, stored)
     # The converter that sorts the rows of heads is also the one that repeats whether a space goes before a text.
     general, vocab = [first, *early, *general], vocabulary(graph, pre=pre, says_prefix=names.pairs_neighbours)

@@ -33,6 +33,7 @@ from .ropes import rope_numbers
 # Ours, read by nobody else: what the stored expert down projections were multiplied by.
 FOLDED_SCALE_KEY = "lfm_convert.folded_routed_scaling_factor"
 FILE_TYPE_KEY = "general.file_type"
+VOCAB_SIZE = ".vocab_size"
 # `enum llama_expert_gating_func_type`.
 GATINGS = {Scoring.SOFTMAX: 1, Scoring.SIGMOID: 2}
 _MOST_LAYERS = 1 << 16
@@ -89,7 +90,7 @@ class Numbers:
     n_dense: int | None = _key(".leading_dense_block_count", ValueType.UINT32)
     gating: int | None = _key(".expert_gating_func", ValueType.UINT32)
     folded: float | None = _key(FOLDED_SCALE_KEY, ValueType.FLOAT32)
-    vocab_size: int | None = _key(".vocab_size", ValueType.UINT32)
+    vocab_size: int | None = _key(VOCAB_SIZE, ValueType.UINT32)
     conv_width: int | None = _key(".shortconv.l_cache", ValueType.UINT32)
     window: int | None = _key(".attention.sliding_window", ValueType.UINT32)
     has_window: tuple[bool, ...] | None = _key(".attention.sliding_window_pattern", ValueType.BOOL, is_list=True)

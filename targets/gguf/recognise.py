@@ -102,7 +102,7 @@ def _refuse_others(path: Path, said: Mapping[str, Any]) -> None:
     if kind in _AUXILIARY:
         raise InputError(f"{path}: holds no language model: its {_KIND} is '{kind}'")
     if family_of(architecture) is None:
-        known = ", ".join(family.gguf.architecture for family in FAMILIES if family.gguf)
+        known = ", ".join(dict.fromkeys(family.gguf.architecture for family in FAMILIES if family.gguf))
         raise InputError(f"{path}: holds a model of architecture '{architecture}': expected one of {known}")
 
 

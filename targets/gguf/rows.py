@@ -15,11 +15,22 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from ...graph.blocks import Attention
+from ...graph.config import ModelConfig
 from ...graph.dtypes import Float32
 from ...graph.roles import Role
 from ...graph.tensor import Arrays, Read, RowsOf, TensorView
+from ...quantize.gguf_file.tensor_names import gguf_names
 
 QUERIES, KEYS = frozenset({Role.ATTN_Q, Role.ATTN_Q_BIAS}), frozenset({Role.ATTN_K, Role.ATTN_K_BIAS})
+
+
+def n_heads_moved(config: ModelConfig, role: Role, layer: int | None) -> int | None:
+    """How many heads a weight has whose rows stand otherwise in a file; None of any other."""
+    if layer is None or role not in QUERIES | KEYS or not gguf_names(config.family).pairs_neighbours:
+        return None
+    attention = config.of_kind(Attention)[layer]
+    return attention.n_heads if role in QUERIES else attention.n_kv_heads
 
 
 def as_pairs(view: TensorView, n_heads: int) -> TensorView:

@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ...graph.blocks import Attention, Mixture
+from ...graph.blocks import Mixture
 from ...graph.config import ModelConfig
 from ...graph.families.family import Family
 from ...graph.graph import WeightGraph
@@ -27,7 +27,7 @@ from ...graph.tensor import ArrayTensor, JoinedTensor, ScaledTensor, TensorView,
 from ...quantize.gguf_file.tensor_names import gguf_names, held_together, tensor_name
 from .expressible import refuse_inexpressible
 from .ropes import rope_tensors
-from .rows import KEYS, QUERIES, as_pairs
+from .rows import as_pairs, n_heads_moved
 
 
 @dataclass(frozen=True)
@@ -93,10 +93,8 @@ def _stored(config: ModelConfig, role: Role, layer: int | None, view: TensorView
 
 def _moved(config: ModelConfig, role: Role, layer: int | None, view: TensorView) -> TensorView:
     """Rows of queries and keys in the order in which they turn."""
-    if layer is None or role not in QUERIES | KEYS or not gguf_names(config.family).pairs_neighbours:
-        return view
-    attention = config.of_kind(Attention)[layer]
-    return as_pairs(view, attention.n_heads if role in QUERIES else attention.n_kv_heads)
+    n_heads = n_heads_moved(config, role, layer)
+    return view if n_heads is None else as_pairs(view, n_heads)
 
 
 def _absent_biases(config: ModelConfig) -> Iterator[Stored]:

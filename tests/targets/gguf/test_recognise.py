@@ -78,7 +78,7 @@ def test_a_part_of_another_file_is_refused(split: Path) -> None:
 @pytest.mark.parametrize(
     ("pairs", "sentence"),
     [
-        ([string("general.architecture", "llama")], "architecture 'llama': expected one of lfm2, lfm2moe"),
+        ([string("general.architecture", "falcon")], "architecture 'falcon': expected one of lfm2, lfm2moe"),
         ([string("general.architecture", "clip"), string("general.type", "mmproj")], "its general.type is 'mmproj'"),
         ([string("general.type", "imatrix")], "its general.type is 'imatrix'"),
         ([string("general.architecture", "lfm2"), string("split.count", "two")], "says that it is part"),

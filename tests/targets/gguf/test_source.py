@@ -199,7 +199,7 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "no scores": ({"tokenizer.ggml.model": "llama"}, "tokenizer.ggml.scores has 0 entries, tokenizer.ggml.tokens 512"),
     "another cut": ({"tokenizer.ggml.pre": "kimi-k2"}, "tokenizer.ggml.pre is 'kimi-k2': expected lfm2, llama-bpe"),
     "template": ({"tokenizer.chat_template": 5}, "tokenizer.chat_template is no text"),
-    "another model": ({"general.architecture": "llama"}, "architecture 'llama': expected one of lfm2, lfm2moe, lfm3"),
+    "another model": ({"general.architecture": "falcon"}, "architecture 'falcon': expected one of lfm2, lfm2moe, lfm3"),
     "an adapter": ({"general.type": "adapter"}, "holds no language model: its general.type is 'adapter'"),
     "an image encoder": ({"general.type": "mmproj"}, "holds no language model: its general.type is 'mmproj'"),
     "importance": ({"general.type": "imatrix"}, "holds no language model: its general.type is 'imatrix'"),
