@@ -103,18 +103,16 @@ def _of_windows(config: ModelConfig, can: Set[MlxCan]) -> Needs:
 
 
 def _ropes(config: ModelConfig, names: MlxNames, written: Mapping[str, Any]) -> Needs:
-    blocks = [block for block in config.of_kind(Attention).values() if block.rope]
-    whole = {block.rope for block in blocks if block.window is None}
-    windowed = {block.rope for block in blocks if block.window is not None}
+    blocks = config.of_kind(Attention).values()
+    whole = dict.fromkeys(block.rope for block in blocks if block.rope and block.window is None)
+    windowed = dict.fromkeys(block.rope for block in blocks if block.rope and block.window is not None)
     if len(whole | windowed) > 1:
         yield (MlxCan.WINDOW_ROPE if max(len(whole), len(windowed)) == 1 else None), "ropes that differ"
     for rope in whole | windowed:
         yield from _of_rope(rope, names, written, is_windowed=MlxCan.WINDOW_ROPE in names.can and rope not in whole)
 
 
-def _of_rope(rope: Rope | None, names: MlxNames, written: Mapping[str, Any], *, is_windowed: bool) -> Needs:
-    if rope is None:
-        return
+def _of_rope(rope: Rope, names: MlxNames, written: Mapping[str, Any], *, is_windowed: bool) -> Needs:
     if rope.pairs_neighbours:
         yield None, "rotation of neighbours"
     if rope.is_partial:

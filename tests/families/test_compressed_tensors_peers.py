@@ -15,7 +15,7 @@ from lfm_convert.validate.parity import validate
 from lfm_convert.validate.results import Verdict
 from support.artifacts import write_artifact
 from support.family_models import make_model
-from support.fitting_models import NAMES, PROMPT, fitting
+from support.fitting_models import NAMES, PROMPT, fitting, some_slow
 from support.planted_check import few_prompts
 
 TARGET = get_target("compressed-tensors")
@@ -52,7 +52,7 @@ def test_transformers_runs_what_is_stored(models: dict[str, Path], name: str, qu
         np.testing.assert_array_equal(weight.view.read(), decoded[weight.address].read())
 
 
-@pytest.mark.parametrize("name", ["gemma-3-270m", "Phi-4-mini", "Granite-4.0-1B"])
+@pytest.mark.parametrize("name", some_slow(STORED, quick={"Phi-4-mini"}))
 def test_the_gate(models: dict[str, Path], name: str, tmp_path: Path) -> None:
     graph = open_graph(models[name])
     artifact = write_artifact(graph, TARGET, "FP8", tmp_path)

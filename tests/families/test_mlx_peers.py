@@ -19,7 +19,7 @@ from lfm_convert.validate.parity import validate
 from lfm_convert.validate.results import Verdict
 from support.artifacts import write_artifact
 from support.family_models import make_model
-from support.fitting_models import NAMES, PROMPT, fitting
+from support.fitting_models import NAMES, PROMPT, fitting, some_slow
 from support.mlx_arrays import assert_equal
 from support.planted_check import few_prompts
 
@@ -99,7 +99,7 @@ FAULTS: dict[str, tuple[str, dict[str, Any], str]] = {
 }
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", some_slow(NAMES, quick={"gemma-3-4b", "Phi-4-mini"}))
 def test_the_gate(models: dict[str, Path], name: str, tmp_path: Path) -> None:
     graph = open_graph(models[name])
     artifact = write_artifact(graph, "mlx", "4bit-g32", tmp_path)
@@ -107,7 +107,7 @@ def test_the_gate(models: dict[str, Path], name: str, tmp_path: Path) -> None:
     assert result.verdict is Verdict.PASS, result.message
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("fault", some_slow(FAULTS, quick={"branches", "rope factor"}))
 def test_the_gate_sees_a_fault(models: dict[str, Path], fault: str, tmp_path: Path) -> None:
     name, fields, sentence = FAULTS[fault]
     graph = open_graph(models[name])

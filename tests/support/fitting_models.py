@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Set
 from typing import Any
 
 import numpy as np
+import pytest
 
 from .family_configs import small
 
@@ -23,3 +25,8 @@ def fitting(name: str, **fields: Any) -> dict[str, Any]:
     config = small(name)
     config |= {key: value for key, value in _SIZES.items() if key in config} | {"torch_dtype": "bfloat16"}
     return config | (_LONG if "original_max_position_embeddings" in config else {}) | fields
+
+
+def some_slow(cases: Iterable[str], *, quick: Set[str]) -> list[Any]:
+    """Cases as parameters, of which all but the quick ones have the marker of slow tests."""
+    return [case if case in quick else pytest.param(case, marks=pytest.mark.slow) for case in cases]
