@@ -12,7 +12,7 @@ from ..config import ModelConfig
 from ..config_fields import Fields
 from ..roles import Role
 from . import decoder, qwen3
-from .family import Family, GgufNames, MlxNames, Places, ServerNames
+from .family import Family, GgufNames, MlxNames, OnnxNames, Places, ServerNames
 from .lfm2 import read_norm
 from .places import Part, PerExpert, Place
 
@@ -90,5 +90,6 @@ FAMILY = Family(
     hub_fields=_hub_fields,
     gguf=GgufNames(architecture="qwen3moe", demands=frozenset({Role.Q_NORM, Role.K_NORM}), has_free_heads=True),
     mlx=MlxNames(tensors=_MLX_TENSORS),
+    onnx=OnnxNames(genai_type="qwen3"),
     servers=ServerNames(),
 )
