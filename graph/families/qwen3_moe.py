@@ -13,6 +13,7 @@ from ..config_fields import Fields
 from ..roles import Role
 from . import decoder, qwen3
 from .family import Family, GgufNames, MlxCan, MlxNames, Places, ServerNames
+    onnx=OnnxNames(genai_type="qwen3"),
 from .lfm2 import read_norm
 from .places import Part, PerExpert, Place
 
@@ -96,5 +97,6 @@ FAMILY = Family(
         keys=("expert_feed_forward_length",),
     ),
     mlx=MlxNames(tensors=_MLX_TENSORS, can=decoder.MLX_CAN | {MlxCan.FREE_HEADS, MlxCan.MIXTURES}),
+    onnx=OnnxNames(genai_type="qwen3"),
     servers=ServerNames(),
 )

@@ -110,7 +110,7 @@ class OnnxTarget(Target):
             tensors=tensors,
             tensor_bytes=sum(file.nbytes for file in store.files()),
             fallbacks=tuple(store.fallbacks),
-            notes=(*self._notes(graph), *notes),
+            notes=(*self._notes(graph, policy), *notes),
             details=_Details(serialised, tuple(store.initializers)),
         )
 
@@ -160,7 +160,7 @@ class OnnxTarget(Target):
         if scales := count_scales(plan.tensors, folder):
             run.note(scales)
 
-    def _notes(self, graph: WeightGraph) -> tuple[str, ...]:
+    def _notes(self, graph: WeightGraph, policy: Policy) -> tuple[str, ...]:
         """What a reader of the manifest must know of runtimes."""
         found, stand_in = [], graph.config.family.onnx.model_type
         if self.onnx_moe == "qmoe":
@@ -172,6 +172,8 @@ class OnnxTarget(Target):
                 f"config.json says model_type '{stand_in}', which Transformers.js knows and whose caches are the "
                 f"same; '{OWN_NAMES}' there has the model's own"
             )
+        if graph.config.family.onnx.is_wide and policy.name in HALF_CACHES:
+            found.append("the residual stream and its norms are float32: half precision cannot hold the stream")
         if not self._has_equal_caches(graph):
             found.append(
                 "caches of sliding windows do not grow beyond them; onnxruntime-genai cannot have that: there is no "

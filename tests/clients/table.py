@@ -2,8 +2,8 @@
 
     make clients            # or: python tests/clients/table.py [--browser] [--only NAME]
 
-Models are the bundled ones; for a client that takes heads to fill the hidden size a random one, where the bundled one's
-do not. A client gets a folder that lfm-convert wrote, with caches of the kind it can have, and a request: three conversations and their ids, the variants and how
+Models are the bundled ones, and small random ones of other families; for a client that takes heads to fill the hidden
+size LFM3 is a random one, whose heads do. A client gets a folder that lfm-convert wrote, with caches of the kind it can have, and a request: three conversations and their ids, the variants and how
 each is asked for. It prints a JSON line a variant, with the new ids of each conversation or an error; to those of
 Transformers.js it is an error if a prompt's logits are not the same each time, to the bit. fp32 is compared with the
 checkpoint run by itself, another variant with what onnxruntime here generates from it.
@@ -31,7 +31,10 @@ from lfm_convert.graph.source.chat import render_chats
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
+from support.bpe import MAX_TOKENS  # noqa: E402
 from support.checkpoints import lfm3_config, make_checkpoint  # noqa: E402
+from support.family_configs import PUBLISHED, small  # noqa: E402
+from support.family_models import make_model  # noqa: E402
 
 INSTALLED = HERE.parents[1] / ".clients"
 
@@ -44,7 +47,13 @@ VARIANTS = {
     "q4_mixed": {"file": "model_mixed_q4.onnx", "dtype": "q4", "model_file_name": "model_mixed"},
     "q4f16": {"file": "model_q4f16.onnx", "dtype": "q4f16"},
 }
-MODELS = ("dense", "moe", "lfm3")
+BUNDLED = ("dense", "moe", "lfm3")
+# Families -> the published config whose small kin is run.
+OTHERS = {PUBLISHED[name]["model_type"]: name for name in (
+    "Qwen3-0.6B", "Qwen3-30B-A3B", "Llama-3.2-1B", "SmolLM3-3B", "Granite-3.3-2B", "Granite-3.1-1B-A400M",
+    "Granite-4.0-1B", "gemma-3-270m", "Phi-4-mini",
+)}  # fmt: skip
+MODELS = (*BUNDLED, *OTHERS)
 CONVERSATIONS = (
     ({"role": "user", "content": "What is the capital of France?"},),
     ({"role": "user", "content": "Tell me about the sea."},),
@@ -109,11 +118,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--browser", action="store_true", help="Chromium too, with wasm and WebGPU.")
     parser.add_argument("--only", help="Clients whose name holds this.")
+    parser.add_argument("--models", nargs="*", default=MODELS, choices=MODELS)
     arguments = parser.parse_args()
     clients = [c for c in (*CLIENTS, *(BROWSERS if arguments.browser else ())) if (arguments.only or "") in c.name]
     good = True
     print("| client | model | " + " | ".join(VARIANTS) + " |\n|" + "---|" * (len(VARIANTS) + 2))
-    for kind in MODELS:
+    for kind in arguments.models:
         with tempfile.TemporaryDirectory() as scratch:
             needed = {(client.caches, client.has_free_heads) for client in clients}
             prepared = {each: _prepare(kind, Path(scratch), *each) for each in needed}
@@ -125,8 +135,8 @@ def main() -> int:
 def _prepare(kind: str, scratch: Path, caches: str, has_free_heads: bool) -> tuple[dict, dict[str, list[list[int]]]]:
     """A converted model, the request about it, and the tokens each variant should give."""
     scratch = Path(tempfile.mkdtemp(dir=scratch))
-    is_random, folder = kind == "lfm3" and not has_free_heads, scratch / "model"
-    graph = open_graph(_random(scratch / "checkpoint") if is_random else bundled.path(kind))
+    folder = scratch / "model"
+    graph = open_graph(_checkpoint(kind, scratch / "checkpoint", has_free_heads=has_free_heads))
     convert(graph, target="onnx", quant="all", out=folder, options={"onnx_caches": caches}, validate_after=False)
     texts = render_chats(graph.assets.chat_template, CONVERSATIONS, special_tokens=graph.assets.special_tokens)
     prompts = [list(graph.tokenizer.encode(text, special=False)) for text in texts]
@@ -142,9 +152,13 @@ def _prepare(kind: str, scratch: Path, caches: str, has_free_heads: bool) -> tup
     return request, {**HOME.run(request), "fp32": reference}
 
 
-def _random(folder: Path) -> Path:
-    """Heads that fill the hidden size, as those of LFM3-1.7B."""
-    return make_checkpoint(folder, lfm3_config(head_dim=32), dtype="float32")
+def _checkpoint(kind: str, folder: Path, *, has_free_heads: bool) -> Path:
+    """A model of a kind; heads of LFM3 fill the hidden size if they must, as those of LFM3-1.7B do."""
+    if kind in OTHERS:
+        return make_model(folder, small(OTHERS[kind], vocab_size=MAX_TOKENS))
+    if kind == "lfm3" and not has_free_heads:
+        return make_checkpoint(folder, lfm3_config(head_dim=32), dtype="float32")
+    return bundled.path(kind)
 
 
 def _row(client: Client, kind: str, request: dict, expected: dict[str, list[list[int]]]) -> bool:

@@ -160,8 +160,8 @@ def test_data_that_is_elsewhere_or_short_is_refused(dense_graph: WeightGraph, tm
 
 def test_another_model_beside_it_is_refused(dense_graph: WeightGraph, tmp_path: Path) -> None:
     write_community(dense_graph, tmp_path, Style())
-    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
-    with refused("unknown architecture: model_type is 'llama'"):
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    with refused("unknown architecture: model_type is 'bert'"):
         recognise(tmp_path, extra="onnx")
 
 
