@@ -22,7 +22,7 @@ PIECES = {
     "rope": 1000, "window": 9470, "scale": 160,
     "conv": 5370, "tap": 730,
     "attention": 5400, "head_norms": 1780, "rotation": 1080, "rest": 270, "windowed": 3250, "gate": 800,
-    "dense": 2950, "gelu": 650, "moe": 4120, "expert": 2920, "fused": 4180,
+    "dense": 2950, "gelu": 640, "moe": 4120, "expert": 2920, "fused": 4180,
     "bias": 310, "post_norm": 780,
     # a name under which data is found; a quantized matrix beside a float one
     "name": 121, "quantized": 210,
