@@ -10,8 +10,8 @@
 Outputs: `logits` float32 [1, n, vocabulary], those of padding without meaning, and `conv_state_out`. States: see `caches`.
 
 Of several packages that are run one after another each has the caches of its own layers. Between them goes the residual
-stream, float16 [1, n, hidden], or float32 where embeddings are scaled: all but the last give `hidden_out` in place of logits, all but the first take it as
-`hidden_in` in place of ids.
+stream [1, n, hidden], float16, or float32 where embeddings are scaled: all but the last give `hidden_out` in place of
+logits, all but the first take it as `hidden_in` in place of ids.
 """
 
 from __future__ import annotations

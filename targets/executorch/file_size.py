@@ -21,13 +21,13 @@ PIECES = {
     # cosines and sines of one rope; masks and rows of one window; what scales the stream, its start or its end
     "rope": 1000, "window": 9470, "scale": 160,
     "conv": 5370, "tap": 730,
-    "attention": 5400, "head_norms": 1780, "rotation": 1080, "rest": 400, "windowed": 3250, "gate": 800,
-    "dense": 2950, "gelu": 650, "moe": 4120, "expert": 2920, "fused": 4180,
+    "attention": 5400, "head_norms": 1780, "rotation": 1080, "rest": 270, "windowed": 3250, "gate": 800,
+    "dense": 2950, "gelu": 640, "moe": 4120, "expert": 2920, "fused": 4180,
     "bias": 310, "post_norm": 780,
     # a name under which data is found; a quantized matrix beside a float one
     "name": 121, "quantized": 210,
     # held once for all layers of the same sizes: delegates without weights, operators that only convolutions call
-    "rotate": 3710, "norm_heads": 2430, "turn": 2180, "turn_part": 2180, "gates": 510, "add_normed": 1020, "convs": 880,
+    "rotate": 3710, "norm_heads": 2430, "turn": 2180, "turn_part": 2660, "gates": 510, "add_normed": 1020, "convs": 880,
 }  # fmt: skip
 
 

@@ -43,6 +43,14 @@ def test_int4(name: str, tmp_path: Path) -> None:
     check(make(graph, "int4", tmp_path / "out", context=CONTEXT, chunk=CHUNK), PIECES)
 
 
+def test_packages_in_turn(tmp_path: Path) -> None:
+    """A stream in float32 goes from one to the next."""
+    graph = open_graph(make_model(tmp_path / "model", small("gemma-3-270m")))
+    made = make(graph, "fp16", tmp_path / "out", context=CONTEXT, chunk=CHUNK, coreml_split=220_000)
+    assert len(list((tmp_path / "out").glob("*.mlpackage"))) > 2
+    check(made, PIECES)
+
+
 def _loud(folder: Path) -> WeightGraph:
     """A Gemma whose feed-forwards add numbers beyond float16's largest."""
     graph = open_graph(make_model(folder, small("gemma-3-270m")))

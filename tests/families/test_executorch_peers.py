@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from lfm_convert.graph.blocks import Mixture
 from lfm_convert.graph.errors import UsageError
 from lfm_convert.graph.graph import WeightGraph
 from lfm_convert.graph.opening import open_graph
@@ -44,7 +46,12 @@ WRONG = {
     "Granite-3.3-2B": ("what branches add is not scaled", "scores are scaled by the head's size"),
     "Qwen3-30B-A3B": ("the router scores experts by sigmoid instead of softmax",),
 }
-_FUSED = ("Granite-3.1-1B-A400M", {"intermediate_size": 64}, "8da4w", {"et_moe": "moe_ffn"})
+_FUSED: tuple[str, dict[str, Any], str, dict[str, Any]] = (
+    "Granite-3.1-1B-A400M",
+    {"intermediate_size": 64},
+    "8da4w",
+    {"et_moe": "moe_ffn"},
+)
 EXPORTS: list[Any] = [
     ("gemma-3-270m", {}, "8da4w", {}),
     *(
@@ -120,6 +127,21 @@ def test_a_context_of_one_table(tmp_path: Path) -> None:
     assert "context at most 48 of the model's 512: longer texts turn by a table that the file does not have" in notes
     with pytest.raises(UsageError, match="--context 49: expected 2 to 48, beyond which texts turn by a table"):
         target.with_options({"context": 49}).plan(graph, "fp32")
+
+
+def test_moe_ffn_takes_no_bias_beside_softmax(tmp_path: Path) -> None:
+    """The operator would end the process."""
+    graph = model(tmp_path, _FUSED[0], **_FUSED[1])
+    biased = tuple(
+        tuple(
+            replace(branch, block=replace(branch.block, has_bias=True)) if isinstance(branch.block, Mixture) else branch
+            for branch in branches
+        )
+        for branches in graph.config.layers
+    )
+    graph = replace(graph, config=replace(graph.config, layers=biased))
+    with pytest.raises(UsageError, match="takes no bias of experts whose scores are by softmax"):
+        get_target("executorch").with_options({"et_moe": "moe_ffn"}).plan(graph, "8da4w")
 
 
 def test_tokenizers_with_byte_fallback(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from lfm_convert.graph.blocks import Attention, Branch, Norm, ShortConv
 from lfm_convert.graph.errors import UsageError
 from lfm_convert.graph.graph import WeightGraph
 from lfm_convert.graph.opening import open_graph
+from lfm_convert.graph.rotary import default_rope
 from lfm_convert.targets.target import get_target
 from support.checkpoints import dense_25_config, dense_config, lfm3_config, make_checkpoint, moe_config
 
@@ -116,6 +117,10 @@ def test_blocks_that_no_checkpoint_has(graph_of: Callable[[str], WeightGraph], t
     others = {
         "no-rope": _with_attention(graph, rope=None),
         "neighbours": _with_attention(graph, rope=replace(rope, pairs_neighbours=True)),
+        "in-part": _with_attention(graph, rope=default_rope(rope.theta, rope.n_dims // 2)),
+        "neighbours-in-part": _with_attention(
+            graph, rope=replace(default_rope(rope.theta, rope.n_dims // 2), pairs_neighbours=True)
+        ),
         "longer": _with_attention(graph, rope=replace(rope, factor=1.25)),
         "no-head-norms": _with_attention(graph, qk_norm=None),
         "windows": _changed(graph, _narrower),

@@ -143,6 +143,8 @@ def test_blocks_that_no_checkpoint_has(graph_of: Callable[[str], WeightGraph], t
         "no-rope": _with_attention(graph, rope=None),
         "no-head-norms": _with_attention(graph, qk_norm=None),
         "neither": _with_attention(graph, rope=None, qk_norm=None),
+        "in-part": _with_attention(graph, rope=default_rope(rope.theta, rope.n_dims // 2)),
+        "in-part-no-head-norms": _with_attention(graph, rope=default_rope(rope.theta, rope.n_dims // 2), qk_norm=None),
         "longer": _with_attention(graph, rope=replace(rope, factor=1.25)),
         "scaled": _changed(graph, lambda branch: replace(branch, scale=0.5)),
         "scaled-bare": _changed(graph, lambda branch: replace(branch, scale=0.5, post_norm=None)),
