@@ -12,8 +12,7 @@ from ..config import ModelConfig
 from ..config_fields import Fields
 from ..roles import Role
 from . import decoder, qwen3
-from .family import Family, GgufNames, MlxCan, MlxNames, Places, ServerNames
-    onnx=OnnxNames(genai_type="qwen3"),
+from .family import Family, GgufNames, MlxCan, MlxNames, OnnxNames, Places, ServerNames
 from .lfm2 import read_norm
 from .places import Part, PerExpert, Place
 
