@@ -79,8 +79,8 @@ class _Pair:
         a, b = (np.zeros(shape, np.float32) for shape in self.shapes())
         if self.n == 1:
             left = product.left.read()
-            rows = np.concatenate([left[each.offset : each.offset + each.count] for each, _ in self.own])
-            moved = rows if self.n_heads is None else paired_rows(rows, self.n_heads)
+            whole = np.concatenate([left[each.offset : each.offset + each.count] for each, _ in self.own])
+            moved = whole if self.n_heads is None else paired_rows(whole, self.n_heads)
             return product.right.read(), moved * self._surplus(product)
         for seat, each in self.own:
             left, right = each.left.read(), each.right.read()
