@@ -12,7 +12,7 @@ from ...graph.blocks import Activation, Attention, Block, Branch, Dense, Mixture
 from ...graph.config import ModelConfig
 from ...graph.roles import Role
 from ..plans import TensorPlan
-from .fused import is_tiled, operands
+from .fused import has_factor, is_tiled, operands
 from .layout import VECTORS, aligned, head_regions, held_window, n_cuts, part_sizes, parts_of
 
 # Bytes of values, instructions, delegates and entries of the index, in files of executorch 1.5.1.
@@ -22,7 +22,7 @@ PIECES = {
     "rope": 1000, "window": 9470, "scale": 160,
     "conv": 5370, "tap": 730,
     "attention": 5400, "head_norms": 1780, "rotation": 1080, "rest": 270, "windowed": 3250, "gate": 800,
-    "dense": 2950, "gelu": 640, "moe": 4120, "expert": 2920, "fused": 4180,
+    "dense": 2950, "gelu": 640, "moe": 4120, "expert": 2920, "fused": 2580, "factor": 1600,
     "bias": 310, "post_norm": 780,
     # a name under which data is found; a quantized matrix beside a float one
     "name": 121, "quantized": 210,
@@ -86,7 +86,9 @@ def _of_block(block: Block, context: int, *, is_fused: bool) -> Iterator[tuple[s
             yield from (("gate", block.is_gated), ("bias", 4 * block.is_biased))
         case Mixture():
             yield "bias", block.has_bias
-            yield from [("fused", 1)] if is_fused else [("moe", 1), ("expert", block.n_experts)]
+            yield from (
+                [("fused", 1), ("factor", has_factor(block))] if is_fused else [("moe", 1), ("expert", block.n_experts)]
+            )
         case Dense():
             yield from (("dense", 1), ("gelu", block.activation is Activation.GELU_TANH))
 

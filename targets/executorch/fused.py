@@ -71,6 +71,11 @@ def operands(tensors: Sequence[TensorPlan]) -> list[Operand]:
     ]
 
 
+def has_factor(block: Mixture) -> bool:
+    """Whether a block does more or less than divide the chosen scores by their sum, which is all the operator does."""
+    return not block.is_normalised or block.sum_eps != 0
+
+
 def is_tiled(tensor: TensorPlan) -> bool:
     return tensor.encoding.tile_rows > 1
 

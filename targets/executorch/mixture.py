@@ -10,6 +10,7 @@ from ...graph.blocks import Branch, Mixture, Scoring
 from ...graph.roles import Role
 from .branch import BranchModule, Call
 from .constants import Constants
+from .fused import has_factor
 from .regions import EXPERT, ROUTERS, call_region, mean_square, scores_of
 
 
@@ -90,7 +91,7 @@ class FusedMixtureModule(BranchModule):
     def _factor(self, normed: Tensor) -> Tensor | None:
         """What the operator's result is multiplied with, [S, 1]; None where it does all that the block does."""
         block = self.block
-        if block.is_normalised and not block.sum_eps:
+        if not has_factor(block):
             return None
         scores = scores_of(linear(normed, self.router), block.scoring)
         total = choose(scores, self.bias if self.bias.numel() else None, block)[1].sum(dim=-1, keepdim=True)
