@@ -84,6 +84,7 @@ class _ContextParams(ctypes.Structure):
         ("type_v", ctypes.c_int),
         ("abort_callback", ctypes.c_void_p),
         ("abort_callback_data", ctypes.c_void_p),
+        ("unnamed", ctypes.c_void_p),  # b11549 has a pointer more here, null by default, than the header's usual fields
         *((flag, ctypes.c_bool) for flag in ("embeddings", "offload_kqv", "no_perf", "op_offload")),
         *((flag, ctypes.c_bool) for flag in ("swa_full", "kv_unified")),
         ("samplers", ctypes.c_void_p),
