@@ -17,6 +17,9 @@ from ..errors import UsageError
 from ..roles import Role
 from .places import Part, Place
 
+# What sentence-transformers keeps in a folder of its own, as mlx-vlm reads it beside the others.
+PROJECTION = Place("1_Dense.linear.weight")
+
 # Role -> where checkpoints keep it, the usual place first.
 Places = Mapping[Role, Sequence[Place]]
 
@@ -28,8 +31,9 @@ class GgufNames:
     Its graph of an architecture is fixed. Of the weights that a block may have or lack it knows only those which it
     `demands` of every such block, and those which it `takes` where they are. If it `has_windows`, some layers with
     attention have one, and a rope of their own, while the ropes of the others are stored as factors. Only if it
-    `has_free_heads` may they together be of another size than the hidden state. `first_build` is that of llama.cpp
-    which first had it, where that matters.
+    `has_free_heads` may they together be of another size than the hidden state. One that
+    `gives_vectors` heeds what a file says of pooling, of a projection, and of tokens that see later ones.
+    `first_build` is that of llama.cpp which first had it, where that matters.
     """
 
     architecture: str
@@ -38,6 +42,7 @@ class GgufNames:
     takes: frozenset[Role] = frozenset()
     has_windows: bool = False
     has_free_heads: bool = False
+    gives_vectors: bool = False
     first_build: int = 0
 
 
@@ -82,7 +87,7 @@ class Scales:
 class Family:
     """One family. `read_layers` gives the blocks of a config, `read_norm` the norm before the head; the names are a checkpoint's, below `layer_prefix`.
 
-    `aliases` are a config field's other spellings. `hub_fields` are the fields of a config as transformers' class of
+    `encoders` are the classes whose models give vectors. `aliases` are a config field's other spellings. `hub_fields` are the fields of a config as transformers' class of
     the family has them today, all given, whatever spelling the checkpoint uses.
     """
 
@@ -96,6 +101,7 @@ class Family:
     hub_fields: Callable[[ModelConfig], dict[str, Any]]
     read_scales: Callable[[Fields], Scales] = lambda read: Scales()
     layer_prefix: str = "model.layers.{layer}."
+    encoders: frozenset[str] = frozenset()
     aliases: Mapping[str, Sequence[str]] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
     gguf: GgufNames | None = None
@@ -107,6 +113,8 @@ class Family:
 
     def places(self, role: Role, layer: int | None) -> tuple[str, Sequence[Place]]:
         """Where a checkpoint keeps a weight: a prefix, and the places below it, the usual one first."""
+        if role is Role.PROJECTION:
+            return "", (PROJECTION,)
         if layer is None:
             return "", self.top_places[role]
         return self.layer_prefix.format(layer=layer), self.layer_places[role]

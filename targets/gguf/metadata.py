@@ -18,7 +18,7 @@ from ...quantize.gguf_file.header import KeyValue, ValueType, string, uint32
 from ...quantize.gguf_file.tensor_names import gguf_names
 from ...quantize.policies.gguf import FILE_TYPES
 from .card import card_metadata
-from .numbers import FILE_TYPE_KEY, numbers_of
+from .numbers import FILE_TYPE_KEY, PROJECTED_KEY, numbers_of
 from .stored import Stored
 from .vocab import vocabulary
 
@@ -62,6 +62,10 @@ def metadata(
     """
     model = numbers_of(graph.config, file_type=FILE_TYPES[quant]).pairs(architecture(graph.config))
     general, vocab = _general(graph, stored), vocabulary(graph, pre=pre)
+    # A projection is a tensor beside the checkpoint's, whose key the converter writes when it comes across it: at first.
+    early = [pair for pair in model if pair.key.endswith(PROJECTED_KEY)]
+    general[1:1] = early
+    model = [pair for pair in model if pair not in early]
     if quantized:
         file_type = next(pair for pair in model if pair.key == FILE_TYPE_KEY)
         kept = [pair for pair in model if pair is not file_type]

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from ...graph.blocks import Attention, Dense, Mixture, ShortConv
+from ...graph.blocks import Attention, Dense, Mixture, Pooling, ShortConv, VectorHead
 from ...graph.config import ModelConfig
 from ...graph.errors import Faults
 from ...quantize.gguf_file.header import KeyValue, ValueType
@@ -29,7 +29,10 @@ from .expressible import any_attention
 # Ours, read by nobody else: what the stored expert down projections were multiplied by.
 FOLDED_SCALE_KEY = "lfm_convert.folded_routed_scaling_factor"
 FILE_TYPE_KEY = "general.file_type"
+PROJECTED_KEY = ".embedding_length_out"
 SIGMOID = 2
+# `enum llama_pooling_type`.
+POOLINGS = {Pooling.MEAN: 1, Pooling.CLS: 2, Pooling.LAST: 3}
 _MOST_LAYERS = 1 << 16
 _KEY = "key"
 _WORDS = {
@@ -73,6 +76,9 @@ class Numbers:
     window: int | None = _key(".attention.sliding_window", ValueType.UINT32)
     has_window: tuple[bool, ...] | None = _key(".attention.sliding_window_pattern", ValueType.BOOL, is_list=True)
     rotated: int | None = _key(".rope.dimension_count", ValueType.UINT32)
+    is_causal: bool | None = _key(".attention.causal", ValueType.BOOL)
+    pooling: int | None = _key(".pooling_type", ValueType.UINT32)
+    projected: int | None = _key(PROJECTED_KEY, ValueType.UINT32)
 
     def pairs(self, architecture: str) -> list[KeyValue]:
         """Those that are there, as the file has them."""
@@ -161,7 +167,14 @@ def numbers_of(config: ModelConfig, *, file_type: int) -> Numbers:
         has_window=tuple(map(_sees_window, config.mixers)) if has_windows else None,
         # Heads turn whole: pairs at rest are a matter of the factors.
         rotated=sliding.head_dim if has_windows else None,
+        is_causal=None if config.is_causal else False,
+        **({} if config.vectors is None else _of_vectors(config.vectors)),
     )
+
+
+def _of_vectors(head: VectorHead) -> dict[str, Any]:
+    """What is said of a model's vectors. llama.cpp gives one for every token where no pooling is named."""
+    return {"pooling": POOLINGS.get(head.pooling), "projected": head.projected}
 
 
 def _of_mixture(mixture: Mixture, *, n_dense: int) -> dict[str, Any]:
