@@ -119,9 +119,9 @@ class Forward(AttentionWeights, RoutedWeights):
             sequence.length += n
         return np.split(self.finish(hidden), np.cumsum(batch.lengths)[:-1])
 
-    def lazy_logits(self, prompts: Sequence[Sequence[int]]) -> list[Logits]:
-        """Logits of each prompt from an empty state, of which rows are computed when they are asked for."""
-        return [Logits(self, states) for states in self.states(State(len(prompts)), prompts)]
+    def lazy_logits(self, prompts: Sequence[Sequence[int]]) -> list[Logits | Float32]:
+        """Logits of each prompt from an empty state, of which rows are computed when they are asked for; or its vectors."""
+        return [self.outputs(states) for states in self.states(State(len(prompts)), prompts)]
 
     def trace(self, prompts: Sequence[Sequence[int]]) -> Iterator[Float32]:
         """The residual stream [tokens, H] of prompts laid end to end: embedded, then after each layer."""
