@@ -40,8 +40,8 @@ class Assets:
 
     `added_tokens` is added_tokens.json, token to id. `chat_template` is the default template, `named_templates` are
     the others by name.
-    The license is kept as bytes, in whatever encoding; of the model card only the start is. `retrieval` are the texts of
-    a folder of sentence-transformers, by their paths in it.
+    The license is kept as bytes, in whatever encoding; of the model card only the start is. `retrieval` are the files of
+    modules of sentence-transformers, by their paths.
     """
 
     generation_config: dict[str, Any] = field(default_factory=dict)

@@ -32,7 +32,7 @@ _FLAGS = {
     "pooling_mode_lasttoken": Pooling.LAST,
 }
 _TRANSFORMER_CONFIG = "sentence_bert_config.json"
-_MAX_BYTES = 1 << 20
+_MAX_BYTES = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -117,8 +117,9 @@ def _config(folder: Path, place: str, faults: Faults) -> dict[str, Any]:
 
 
 def _files(folder: Path, places: Mapping[str, str]) -> dict[str, bytes]:
-    """The texts that clients of such a folder read, by their paths in it."""
-    configs = (f"{places[kind]}/{_CONFIG}" for kind in (_POOLING, _DENSE) if kind in places)
+    """What clients of such a folder read beside the model, by their paths in it: texts, and the projection's weights."""
+    configs = [f"{places[kind]}/{_CONFIG}" for kind in (_POOLING, _DENSE) if kind in places]
+    configs += [f"{places[_DENSE]}/{_WEIGHTS}"] if _DENSE in places else []
     paths = [
         path for path in (MODULES_FILE, SENTENCE_CONFIG, _TRANSFORMER_CONFIG, *configs) if (folder / path).is_file()
     ]
