@@ -68,7 +68,9 @@ def emit_encoder_prelude(b: GraphBuilder, store: WeightStore, config: ModelConfi
     bias = b.op("Unsqueeze", b.op("Where", seen, none, far), b.ints(1))  # of every head of keys, and its queries
     span = Span(attention_bias=bias, last_position="", total_length="")
     return Prelude(
-        token_mask=token_mask, spans={None: span}, rotations=rotations(b, store, config, {}, sequence=sequence)
+        token_mask=token_mask,
+        spans={None: span},
+        rotations=rotations(b, store, config, {}, sequence=sequence, never_inside=True),
     )
 
 

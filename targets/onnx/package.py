@@ -33,6 +33,7 @@ def shared_files(
     """
     files = common_files(graph)
     if graph.config.vectors is not None:
+        files.pop(names.GENERATION_CONFIG, None)
         return files | graph.assets.retrieval | {CONFIG_FILE: json_bytes(_config(graph, n_chunks))}
     if genai:
         files[GENAI_CONFIG] = json_bytes(genai_config(graph, main_files[preferred(genai)]))

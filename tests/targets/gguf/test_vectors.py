@@ -16,7 +16,11 @@ from lfm_convert.graph.reference.forward import Forward, State, unit_vectors
 from lfm_convert.quantize.policies.gguf import FILE_TYPES
 from lfm_convert.targets.gguf.reader import read_weights
 from lfm_convert.targets.gguf.target import TARGET
+from lfm_convert.validate.parity import validate
+from lfm_convert.validate.prompts import Prompt
+from lfm_convert.validate.results import Verdict
 from support.encoders import KINDS, make_encoder
+from support.gguf_files import rewritten
 from support.llama_cpp import KNOWN_AS_LFM2, convert
 
 MAX_DISTANCE = 1e-5
@@ -80,3 +84,37 @@ def test_layers_that_see_differently_are_refused(tmp_path: Path) -> None:
     mixed = replace(graph, config=replace(graph.config, layers=((*causal, *first[1:]), *others)))
     with pytest.raises(UsageError, match="some layers that see both ways, and others that do not"):
         TARGET.plan(mixed, "Q8_0")
+
+
+FAULTS: dict[str, tuple[str, dict[str, Any], dict[str, Any], str]] = {
+    "causal": ("colbert", {"lfm2.attention.causal": None}, {}, "execution_distance_p50 is "),
+    "last token pooled": (
+        "embedding",
+        {},
+        {"metadata": "lfm2.pooling_type=3"},
+        "a runtime where the vector is the last token's",
+    ),
+    "projection missing": (
+        "colbert",
+        {"lfm2.embedding_length_out": None},
+        {"leaves_out": "dense_2.weight"},
+        "the artifact cannot be read: the artifact holds no projection",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", [None, *FAULTS])
+def test_the_gate_knows_a_file_that_says_otherwise(fault: str | None, tmp_path: Path, write_quant: Any) -> None:
+    """What llama.cpp makes of a file whose writer left out what makes its model an encoder."""
+    kind, pairs, other, said = FAULTS[fault] if fault else ("embedding", {}, {}, "no manifest: provenance unknown")
+    graph = open_graph(make_encoder(tmp_path / "Vectors-1M", kind))
+    options = {"metadata": (other["metadata"],)} if "metadata" in other else {}
+    written = write_quant(graph, "BF16", **options).path
+    if pairs:
+        tensors = {other["leaves_out"]: None} if "leaves_out" in other else {}
+        written = rewritten(written, tmp_path / written.name, pairs=pairs, tensors=tensors)
+    (artifact,) = TARGET.recognise(written)
+    prompts = tuple(Prompt(id=str(len(ids)), ids=tuple(ids)) for ids in PROMPTS)
+    (result,) = validate([artifact], graph, prompts=prompts, threads=2).results
+    assert result.verdict is (Verdict.FAIL if fault else Verdict.PASS)
+    assert said in result.message
