@@ -45,6 +45,7 @@ class PromptCosine:
     """One prompt: the mean cosine of its vectors, and how alike the others are ordered by their nearness to it."""
 
     prompt: str
+    n_vectors: int
     cosine: float
     ranks: float
 
@@ -56,7 +57,7 @@ class VectorMetrics:
     `cosine_*` are between each vector and the reference's, `distance_*` what they are less than one; `cosine_se` is a
     standard error over prompts. `ranks_mean` and `ranks_min` are Spearman's correlations of the orders in which the other prompts
     stand by their nearness to each, `same_nearest` is the share of prompts whose nearest is the same; NaN for fewer
-    than three prompts. `worst` are the prompts with the lowest cosines.
+    than three prompts.
     """
 
     n_prompts: int
@@ -70,7 +71,12 @@ class VectorMetrics:
     ranks_mean: float
     ranks_min: float
     same_nearest: float
-    worst: tuple[PromptCosine, ...]
+    prompts: tuple[PromptCosine, ...]
+
+    @property
+    def worst(self) -> tuple[PromptCosine, ...]:
+        """The prompts with the lowest cosines."""
+        return tuple(sorted(self.prompts, key=lambda prompt: prompt.cosine)[:_N_WORST])
 
     @property
     def mean(self) -> float:
@@ -116,7 +122,7 @@ def summarize_vectors(scores: Sequence[VectorScore]) -> VectorMetrics:
     mean, error = mean_and_error([score.divergence for score in scores])
     ranks, nearest = _orders(scores)
     each = [
-        PromptCosine(score.id, 1 - float(score.divergence.mean()), float(rank))
+        PromptCosine(score.id, len(score.divergence), 1 - float(score.divergence.mean()), float(rank))
         for score, rank in zip(scores, ranks, strict=True)
     ]
     return VectorMetrics(
@@ -131,7 +137,7 @@ def summarize_vectors(scores: Sequence[VectorScore]) -> VectorMetrics:
         ranks_mean=float(ranks.mean()),
         ranks_min=float(ranks.min()),
         same_nearest=float(nearest.mean()),
-        worst=tuple(sorted(each, key=lambda prompt: prompt.cosine)[:_N_WORST]),
+        prompts=tuple(each),
     )
 
 

@@ -9,12 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from lfm_convert.graph.opening import open_graph
+from lfm_convert.validate.baseline import hold_to_baseline, load_baseline, update_baseline
 from lfm_convert.validate.formats import write_markdown
 from lfm_convert.validate.gates import Failure, Part
+from lfm_convert.validate.lines import Lines, hold_to_lines
 from lfm_convert.validate.parity import validate
 from lfm_convert.validate.prompts import EncodedPrompt, Prompt
 from lfm_convert.validate.report import write_html
-from lfm_convert.validate.results import ArtifactResult, Report, Verdict
+from lfm_convert.validate.results import ArtifactResult, Held, Report, Verdict
 from lfm_convert.validate.vectors import nearness, one_swap, score_vectors, summarize_vectors, vector_distances
 from support.encoders import make_encoder
 from support.fake_target import make_artifact
@@ -127,3 +129,30 @@ def test_texts_of_many_vectors_are_as_near_as_each_token_to_its_nearest() -> Non
     texts = [np.stack([x, y]), x[None], y[None]]
     scores = [score_vectors(EncodedPrompt(str(i), (1,) * len(text)), text, text) for i, text in enumerate(texts)]
     assert nearness([score.reference for score in scores]).tolist() == [[1, 0.5, 0.5], [1, 1, 0], [1, 0, 1]]
+
+
+def test_a_baseline_holds_vectors(
+    encoders: Path, prompts: tuple[Prompt, ...], fake_runtime: str, tmp_path: Path
+) -> None:
+    report = run(encoders / "embedding", prompts, fake_runtime, tmp_path)
+    path = tmp_path / "baseline.json"
+    update_baseline(path, report)
+    held = only(hold_to_baseline(report, load_baseline(path), require=True))
+    assert (held.verdict, held.baseline) == (Verdict.PASS, Held.HELD)
+    stored = json.loads(path.read_text())
+    for means in stored["entries"].values():
+        means.update({prompt: (n, distance - 0.01) for prompt, (n, distance) in means.items()})
+    path.write_text(json.dumps(stored))
+    worse = only(hold_to_baseline(report, load_baseline(path)))
+    assert (worse.verdict, [gate.name for gate in worse.gates if not gate.passed]) == (
+        Verdict.FAIL,
+        ["distance_over_baseline"],
+    )
+
+
+def test_lines_for_logits_are_not_silent(
+    encoders: Path, prompts: tuple[Prompt, ...], fake_runtime: str, tmp_path: Path
+) -> None:
+    report = run(encoders / "embedding", prompts, fake_runtime, tmp_path)
+    assert "the model gives vectors: not judged" in only(hold_to_lines(report, Lines(max_kld=0.1))).message
+    assert only(hold_to_lines(report, Lines())).message == ""
