@@ -60,6 +60,8 @@ def write_statistics(
     refuse_in_the_way(out, overwrite=overwrite)
     sources = sources_of(texts, with_default=with_default)
     found = [(chunk, source) for source in sources for chunk in chunks_of(graph, source, chunk_size, progress.note)]
+    if graph.config.vectors is not None:
+        raise UsageError(f"{graph.name}: gives vectors, and statistics are taken of what a model predicts")
     taken = found[:max_chunks]
     n_tokens = sum(len(chunk) for chunk, _ in taken)
     if n_tokens < LEAST_TOKENS:

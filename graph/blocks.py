@@ -72,7 +72,10 @@ class Rope:
 
 @dataclass(frozen=True, kw_only=True)
 class ShortConv:
-    """Gated depthwise convolution: out(C * conv(B * x)), over the last `width` positions if it is causal."""
+    """Gated depthwise convolution: out(C * conv(B * x)), over the last `width` positions if it is causal.
+
+    Else it is centred, and sees as many positions before a token as after it.
+    """
 
     name = "short convolution"
 
@@ -240,6 +243,34 @@ class Branch:
             **self.block.shapes(hidden),
             **({self.post_norm_role: (hidden,)} if self.post_norm else {}),
         }
+
+
+class Pooling(Enum):
+    """Which vectors a model gives of a text: one for every token, or one of them all. As sentence-transformers spells them."""
+
+    NONE = "none"
+    CLS = "cls"
+    MEAN = "mean"
+    LAST = "lasttoken"
+
+
+@dataclass(frozen=True, kw_only=True)
+class VectorHead:
+    """What stands in the head's place in a model that gives vectors: pooling, then a projection to `projected` numbers.
+
+    `projected` is None without a projection; `is_normalised` says that vectors are divided by their length.
+    """
+
+    pooling: Pooling
+    projected: int | None = None
+    is_normalised: bool = False
+
+    name = "head that gives vectors"
+
+    @property
+    def is_per_token(self) -> bool:
+        """Whether a text has a vector for each of its tokens."""
+        return self.pooling is Pooling.NONE
 
 
 # One layer: its branches, in the order in which they are added.

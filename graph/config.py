@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from .blocks import Block, Branch, Branches, FeedForward, Mixer, Mixture, Norm
+from .blocks import Block, Branch, Branches, FeedForward, Mixer, Mixture, Norm, VectorHead
 from .dtypes import TORCH_NAMES, DType
 from .errors import UsageError
 
@@ -34,6 +34,7 @@ class ModelConfig:
 
     `raw` is the config file's object, for fields that only travel on into artifacts; `family` knows the names of its
     model_type. `embedding_scale` multiplies what the table gives, `logit_scale` what the head gives.
+    A model that gives `vectors` has no head for logits.
     """
 
     family: Family = field(repr=False, compare=False)
@@ -46,6 +47,7 @@ class ModelConfig:
     tied: bool
     embedding_scale: float = 1.0
     logit_scale: float = 1.0
+    vectors: VectorHead | None = None
     bos_token_id: int | None
     eos_token_ids: tuple[int, ...]
     pad_token_id: int | None
@@ -57,6 +59,18 @@ class ModelConfig:
     def float_type(self) -> DType:
         """What the tensors are in, where nothing but the config says it."""
         return TORCH_NAMES.get(self.dtype, DType.BF16)
+
+    @property
+    def n_outputs(self) -> int:
+        """How many numbers there are to a row of what the model gives: logits, or the numbers of a vector."""
+        if self.vectors is None:
+            return self.vocab_size
+        return self.vectors.projected or self.hidden_size
+
+    @property
+    def is_causal(self) -> bool:
+        """Whether no token sees a later one."""
+        return all(mixer.is_causal for mixer in self.mixers)
 
     @property
     def n_layers(self) -> int:

@@ -24,7 +24,7 @@ from .roles import Address, Role
 from .source.adapters import adapter_note, unmerged_sentence, unmerged_tensor
 from .source.assets import Assets, read_assets
 from .source.checkpoint import Checkpoint
-from .source.config_file import load_config
+from .source.config_file import find_modules, load_config
 from .source.open_file import SourceFiles
 from .source.packed.methods import unpack
 from .source.packed.taking import Unpacked
@@ -48,6 +48,8 @@ def declare(config: ModelConfig) -> tuple[Slot, ...]:
     """Every weight of a model with this config, in model order."""
     table = (config.vocab_size, config.hidden_size)
     top = {Role.EMBED: table, Role.FINAL_NORM: (config.hidden_size,), **({} if config.tied else {Role.LM_HEAD: table})}
+    if config.vectors is not None and config.vectors.projected is not None:
+        top[Role.PROJECTION] = (config.vectors.projected, config.hidden_size)
     slots = [Slot(role, None, shape) for role, shape in top.items()]
     for layer, branches in enumerate(config.layers):
         for branch in branches:
@@ -66,13 +68,14 @@ def open_graph(
     if weights or not (folder / CONFIG_FILE).is_file():
         refuse_adapter_alone(folder)
     config = load_config(folder)
+    modules = None if config.vectors is None else find_modules(config.raw, folder)
     checkpoint = None
     if weights:
-        checkpoint = Checkpoint(folder)
+        checkpoint = Checkpoint(folder, projection=modules.dense if modules else None)
         config = load_config(folder, table=_table_shape(checkpoint))
     if (note := adapter_note(folder, applied)) is not None:
         config = replace(config, notes=(*config.notes, note))
-    assets = read_assets(folder)
+    assets = replace(read_assets(folder), retrieval=dict(modules.files) if modules else {})
     notes: list[str] = []
     tokenizer = read_tokenizer(folder, config, assets, note=notes.append)
     config, assets = _settle_stops(config, assets, tokenizer)
@@ -219,7 +222,13 @@ def settle_head(config: ModelConfig, unpacked: Unpacked) -> ModelConfig:
     """The config with `tied` as the tensors have it: a head that differs from the embedding is kept."""
     names = (config.family.tensor_name(role, None) for role in (Role.LM_HEAD, Role.EMBED))
     head, embed = (unpacked.tensors.get(name) for name in names)
-    if not config.tied or head is None or embed is None or embed.shape != (config.vocab_size, config.hidden_size):
+    if (
+        not config.tied
+        or config.vectors
+        or head is None
+        or embed is None
+        or embed.shape != (config.vocab_size, config.hidden_size)
+    ):
         return config
     if _equal(head, embed):
         return config
@@ -273,7 +282,9 @@ def _drop_redundant(shelf: Shelf, config: ModelConfig) -> list[str]:
     head = config.family.tensor_name(Role.LM_HEAD, None)
     if config.tied and head in shelf.left:
         shelf.taken.add(head)
-        notes.append(f"tensor '{head}' equals the embedding and is not stored twice")
+        is_copy = config.vectors is None
+        why = "equals the embedding and is not stored twice" if is_copy else "gives logits, and the model gives vectors"
+        notes.append(f"tensor '{head}' {why}")
     return notes
 
 

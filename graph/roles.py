@@ -30,6 +30,7 @@ class Role(enum.Enum):
     EMBED = "embed", Trait.TABLE  # [V, H]
     FINAL_NORM = "final_norm", Trait.NORM  # [H]
     LM_HEAD = "lm_head", Trait.HEAD  # [V, H], absent when tied
+    PROJECTION = "projection", Trait.MATRIX  # [P, H], of a model that gives vectors
     OPERATOR_NORM = "operator_norm", Trait.NORM  # [H]
     POST_OPERATOR_NORM = "post_operator_norm", Trait.NORM  # [H], of what the mixer gives
     FFN_NORM = "ffn_norm", Trait.NORM  # [H]

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
+from ..graph.errors import UsageError
 from ..graph.graph import WeightGraph
 from ..quantize.allotment.wanted import read_wanted
 from .allotting import allotted
@@ -18,7 +19,11 @@ _EXACT = "F32"
 def planned(target: Target, graph: WeightGraph, quant: str) -> Plan:
     """The plan of a quant, whose encodings are allotted if its name says so; of a quantised source with what that means
     for it, of tuned codes with what they are tuned by.
+
+    Raises: UsageError for what the target cannot say.
     """
+    if graph.config.vectors is not None and not target.gives_vectors:
+        raise UsageError(f"{target.name} has no {graph.config.vectors.name}: choose another target")
     wanted = read_wanted(quant)
     plan = target.plan(graph, quant) if wanted is None else allotted(target, graph, wanted)
     if graph.tuned:

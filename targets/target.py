@@ -130,6 +130,10 @@ class Runner(ABC):
         found: Float32 = self.logits(token_ids)[-1]
         return found
 
+    def vectors(self, token_ids: Sequence[int]) -> Float32:
+        """The vectors [m, D] of a text, of a model that gives these: one, or as many as it has tokens."""
+        raise NotImplementedError
+
     def tokenize(self, text: str) -> list[int] | None:
         """Ids of a text by the runtime's own tokenizer, BOS first; None if it takes ids only."""
         return None
@@ -180,6 +184,7 @@ class Target(ABC):
     `auto_base` is the quant that one whose encodings are allotted to fill a size has all else from.
     `size_error` is the share by which a file may turn out larger than it is planned.
     One that `weighs_refined_only` has no use for an importance of columns without `refine`.
+    One that `gives_vectors` has a form of models that give these instead of logits.
     `file_suffix` is that of a format whose artifact is a file that the user may name: its targets have the option
     `outfile`. One that `is_package` is a folder to the file system.
     """
@@ -196,6 +201,7 @@ class Target(ABC):
     file_suffix: ClassVar[str | None] = None
     is_package: ClassVar[bool] = False
     weighs_refined_only: ClassVar[bool] = False
+    gives_vectors: ClassVar[bool] = False
     size_error: ClassVar[float] = 0.0
 
     statistics: str | None = statistics_option()

@@ -18,7 +18,7 @@ import numpy as np
 
 from ..graph.errors import InputError
 from .gates import GateResult, at_least, at_most
-from .metrics import Metrics, mean_and_error
+from .metrics import mean_and_error
 from .outputs import write_report
 from .results import ArtifactResult, Held, Report, Verdict
 
@@ -89,10 +89,8 @@ def update_baseline(path: Path, report: Report) -> None:
     """Stores every artifact that passes, keeping entries of others. Raises: InputError, DiskError."""
     entries = dict(load_baseline(path).entries) if path.exists() else {}
     for result in report.results:
-        if result.verdict is Verdict.PASS and result.metrics is not None:
-            entries[key_of(report.model, result)] = {
-                p.prompt: (p.n_positions, p.kld_mean) for p in result.metrics.prompts
-            }
+        if result.verdict is Verdict.PASS and (means := _means(result)):
+            entries[key_of(report.model, result)] = means
     text = json.dumps({"schema": _SCHEMA, "entries": dict(sorted(entries.items()))}, indent=1, ensure_ascii=False)
     write_report(path, text + "\n")
 
@@ -109,11 +107,12 @@ def hold_to_baseline(report: Report, baseline: Baseline, *, require: bool = Fals
 
 
 def _held(result: ArtifactResult, baseline: Baseline, key: str, *, require: bool) -> ArtifactResult:
-    if result.metrics is None or not result.metrics.finite:
+    measured = result.metrics or result.vectors
+    if measured is None or not measured.finite:
         return result
     stored = baseline.entries.get(key)
     if stored is not None:
-        gate = _gate(result.metrics, stored, result.artifact.label)
+        gate = _gate(result, measured.mean, stored)
         return replace(result.with_gates(gate), baseline=Held.HELD)
     unknown = f"no baseline entry: the baseline has no '{key}'; --update-baseline makes one"
     found = replace(result.with_note(unknown), baseline=Held.NO_ENTRY)
@@ -122,12 +121,20 @@ def _held(result: ArtifactResult, baseline: Baseline, key: str, *, require: bool
     return found.with_gates(at_least("baseline_entry", 0, 1, source="--require-baseline"))
 
 
-def _gate(metrics: Metrics, stored: Means, name: str) -> GateResult:
-    now = {p.prompt: (p.n_positions, p.kld_mean) for p in metrics.prompts}
+def _means(result: ArtifactResult) -> Means:
+    """Of each prompt how many positions, or vectors, and their mean divergence; empty if none was measured."""
+    if result.vectors is not None:
+        return {p.prompt: (p.n_vectors, 1 - p.cosine) for p in result.vectors.prompts}
+    return {p.prompt: (p.n_positions, p.kld_mean) for p in result.metrics.prompts} if result.metrics else {}
+
+
+def _gate(result: ArtifactResult, mean: float, stored: Means) -> GateResult:
+    now, name = _means(result), result.artifact.label
     if {key: n for key, (n, _) in now.items()} != {key: n for key, (n, _) in stored.items()}:
         raise InputError(f"{name}: its baseline was made with other prompts; --update-baseline makes it anew")
     groups: Sequence[Any] = [np.full(n, kld - stored[key][1]) for key, (n, kld) in now.items()]
     worse, error = mean_and_error(groups)
-    allowed = (_ERRORS * error if error == error else 0.0) + _ROUNDING * metrics.kld_mean
+    allowed = (_ERRORS * error if error == error else 0.0) + _ROUNDING * mean
     source = f"the stored baseline: {_ERRORS:g} standard errors of paired prompts, and {_ROUNDING:.1%} of the mean"
-    return at_most("kld_over_baseline", worse, allowed, source=source)
+    what = "kld" if result.vectors is None else "distance"
+    return at_most(f"{what}_over_baseline", worse, allowed, source=source)

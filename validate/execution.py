@@ -18,8 +18,10 @@ import numpy as np
 from ..targets.target import Artifact, Target
 from .experts import LayerExperts
 from .gates import GateResult, Part, at_least, at_most
-from .metrics import Float64, Metrics, PromptScore
+from .measure import Score
+from .metrics import Float64, Metrics
 from .probes import LAST_ALONE, CacheCheck
+from .vectors import VectorMetrics, one_swap
 
 if TYPE_CHECKING:
     from .floor import Distance
@@ -60,7 +62,7 @@ def arithmetic_of(target: Target, artifact: Artifact) -> Arithmetic:
     return Arithmetic(said) if said else _ARITHMETIC.get(artifact.class_name, Arithmetic.INT8)
 
 
-def judge_execution(scores: Sequence[PromptScore], floor: Distance) -> list[GateResult]:
+def judge_execution(scores: Sequence[Score], floor: Distance) -> list[GateResult]:
     """The gates of one artifact's execution: each quantile of its divergence from its own weights' forward, and the
     median of the prompt that is furthest off, against what rounding alone does on the same prompts. NaN passes none.
     """
@@ -68,39 +70,39 @@ def judge_execution(scores: Sequence[PromptScore], floor: Distance) -> list[Gate
     source = f"{room:g} times what {floor.how} do to this model"
     found, allowed = floor.compared(scores), floor.compared(floor.scores)
     gates = [
-        at_most(f"execution_kld_p{percent}", value, room * least + LEAST, Part.EXECUTION, source=source)
+        at_most(f"execution_{floor.measure}_p{percent}", value, room * least + LEAST, Part.EXECUTION, source=source)
         for percent, value, least in zip(_PERCENTILES, _percentiles(found), _percentiles(allowed), strict=True)
     ]
-    long = max(min(_MEDIAN_POSITIONS, len(score.kld)) for score in found)
+    long = max(min(_MEDIAN_POSITIONS, len(score.divergence)) for score in found)
     medians = [
-        (_median(a.kld), room * _median(b.kld) + LEAST, a.id)
+        (_median(a.divergence), room * _median(b.divergence) + LEAST, a.id)
         for a, b in zip(found, allowed, strict=True)
-        if len(a.kld) >= long
+        if len(a.divergence) >= long
     ]
     value, limit, prompt = max(medians, key=lambda each: each[0] / each[1] if each[0] == each[0] else math.inf)
-    return [*gates, at_most("execution_kld_prompt", value, limit, Part.EXECUTION, prompt, source)]
+    return [*gates, at_most(f"execution_{floor.measure}_prompt", value, limit, Part.EXECUTION, prompt, source)]
 
 
-def _percentiles(scores: Sequence[PromptScore]) -> list[float]:
-    """Quantiles of the divergence over all positions; NaN if any is NaN. Units: nats."""
-    return np.percentile(np.concatenate([score.kld for score in scores]), _PERCENTILES).tolist()
+def _percentiles(scores: Sequence[Score]) -> list[float]:
+    """Quantiles of the divergence over all positions; NaN if any is NaN."""
+    return np.percentile(np.concatenate([score.divergence for score in scores]), _PERCENTILES).tolist()
 
 
 def _median(kld: Float64) -> float:
     return float(np.median(kld))
 
 
-def judge_unread(scores: Sequence[PromptScore], floor: Distance) -> GateResult:
+def judge_unread(scores: Sequence[Score], floor: Distance) -> GateResult:
     """The one gate of execution where weights cannot be read: the artifact's median divergence from the checkpoint on
     the probe, against what rounding to its class does to that.
     """
     value, usual = (_percentiles(floor.compared(each))[0] for each in (scores, floor.scores))
     room = ROOM[floor.arithmetic]
     source = f"{room:g} times what {floor.how} do to this model"
-    return at_most("class_kld", value, room * usual + LEAST, Part.EXECUTION, source=source)
+    return at_most(f"class_{floor.measure}", value, room * usual + LEAST, Part.EXECUTION, source=source)
 
 
-def is_suspicious(scores: Sequence[PromptScore], floor: Distance) -> bool:
+def is_suspicious(scores: Sequence[Score], floor: Distance) -> bool:
     """Whether more was moved than rounding explains, however little."""
     ratio = SUSPICIOUS if floor.arithmetic is not Arithmetic.FLOAT32 else ROOM[Arithmetic.FLOAT32]
     moved, rounding = (_percentiles(floor.compared(each))[0] for each in (scores, floor.scores))
@@ -122,7 +124,20 @@ def judge_experts(layers: Sequence[LayerExperts], floor: Distance) -> list[GateR
     return [min(gates, key=lambda gate: gate.value - gate.limit)]
 
 
-def judge_finite(metrics: Metrics) -> GateResult:
+def judge_ranks(found: VectorMetrics, floor: Distance) -> list[GateResult]:
+    """The gate of the orders in which texts stand by their vectors: what rounding changes of them, and an exchange of two
+    neighbours; none of logits, or of too few texts to have an order.
+    """
+    usual = floor.metrics
+    if not isinstance(usual, VectorMetrics) or math.isnan(usual.ranks_mean):
+        return []
+    room = ROOM[floor.arithmetic]
+    source = f"{room:g} times what {floor.how} do to this model, and an exchange of neighbours"
+    limit = room * (1 - usual.ranks_mean) + one_swap(found.n_prompts)
+    return [at_most("execution_ranks", 1 - found.ranks_mean, limit, Part.EXECUTION, source=source)]
+
+
+def judge_finite(metrics: Metrics | VectorMetrics) -> GateResult:
     return at_least("finite", float(metrics.finite), 1.0, Part.EXECUTION)
 
 
@@ -132,7 +147,7 @@ def judge_cache(cache: CacheCheck, floor: Distance) -> list[GateResult]:
     `floor` is what rounding does to the artifact's own weights: chunks and batches change the order of additions, and
     what is rounded together. In float32 no position is excepted, nor is one that is alone.
     """
-    klds = np.concatenate([score.kld for score in floor.scores])
+    klds = np.concatenate([score.divergence for score in floor.scores])
     room, is_exact = ROOM[floor.arithmetic], floor.arithmetic is Arithmetic.FLOAT32
     source = f"{room:g} times what {floor.how} do to this model"
     gates = []

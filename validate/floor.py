@@ -17,7 +17,7 @@ import numpy as np
 from ..graph.blocks import Norm
 from ..graph.dtypes import DType, Float32, to_bfloat16, widen
 from ..graph.graph import Layer, Weight, WeightGraph
-from ..graph.reference.forward import Forward, Logits
+from ..graph.reference.forward import Forward
 from ..graph.reference.state import Batch, State
 from ..graph.roles import Trait
 from ..graph.tensor import TensorView
@@ -29,11 +29,16 @@ from ..quantize.stored import Encoded
 from ..targets.encoded import as_stored, encoding_of
 from .execution import ROOM, Arithmetic
 from .experts import Ranked, Routed, agreement, routed
-from .metrics import LogitRows, Metrics, PromptScore, score_prompt, summarize
+from .measure import LOGITS, VECTORS, Score, measure_of
+from .metrics import LogitRows, Metrics, PromptScore, summarize
 from .prompts import EncodedPrompt
+from .vectors import VectorMetrics, VectorScore, summarize_vectors
 
 # Of the differences between scores that experts are ranked by in another order of additions.
 _NOISE_PERCENTILE = 99
+# Of the metrics what reports keep.
+_KEPT_OF_LOGITS = ("n_positions", "kld_mean", "kld_median", "kld_p99", "kld_p999", "same_top1", "max_abs_logit")
+_KEPT_OF_VECTORS = ("n_vectors", "cosine_mean", "cosine_min", "distance_median", "distance_p99", "ranks_mean")
 # What every quant rounds.
 _ROUNDED = (Trait.TABLE, Trait.HEAD, Trait.MATRIX, Trait.EXPERTS)
 
@@ -49,26 +54,33 @@ class Distance:
 
     arithmetic: Arithmetic
     how: str
-    scores: tuple[PromptScore, ...]
-    metrics: Metrics
+    scores: tuple[Score, ...]
+    metrics: Metrics | VectorMetrics
     experts_agree: Mapping[int, float] | None
     solid: tuple[int, ...] | None = None
 
     @property
     def tie(self) -> float:
         """A lead in logits that the order of additions can turn over; 0 where coarser rounding was run."""
-        return 2 * self.metrics.max_abs_logit if self.arithmetic is Arithmetic.FLOAT32 else 0.0
+        if self.arithmetic is not Arithmetic.FLOAT32 or not isinstance(self.metrics, Metrics):
+            return 0.0
+        return 2 * self.metrics.max_abs_logit
 
-    def compared(self, scores: Sequence[PromptScore]) -> list[PromptScore]:
+    @property
+    def measure(self) -> str:
+        """What gates call the divergence that it is told in."""
+        return (LOGITS if isinstance(self.metrics, Metrics) else VECTORS).name
+
+    def compared(self, scores: Sequence[Score]) -> list[Score]:
         """Scores of the same prompts, at the positions that are compared; of all, if none is solid."""
         if self.solid is None or not any(self.solid):
             return list(scores)
         cut = zip(scores, self.solid, strict=True)
-        return [replace(score, kld=score.kld[:n]) for score, n in cut if n]
+        return [score.first(n) for score, n in cut if n]
 
     def to_json(self) -> dict[str, Any]:
         """What reports keep."""
-        keys = ("n_positions", "kld_mean", "kld_median", "kld_p99", "kld_p999", "same_top1", "max_abs_logit")
+        keys = _KEPT_OF_LOGITS if isinstance(self.metrics, Metrics) else _KEPT_OF_VECTORS
         numbers = self.metrics.to_json()
         return {
             "arithmetic": self.arithmetic.value,
@@ -80,7 +92,9 @@ class Distance:
 
 @dataclass(frozen=True)
 class Own:
-    """The forward of some weights on the probe: `logits` [n, V] of each prompt, and how experts were ranked."""
+    """The forward of some weights on the probe: `logits` [n, V] of each prompt, or its vectors, and how experts were
+    ranked.
+    """
 
     graph: WeightGraph
     prompts: tuple[EncodedPrompt, ...]
@@ -268,7 +282,7 @@ def _run(forward: Ranked, prompts: Sequence[EncodedPrompt]) -> Own:
 
 def _part(run: Ranked, prompts: Sequence[EncodedPrompt], states: Sequence[Float32], head: Forward, rows: slice) -> Own:
     """What a run says of some of its prompts, whose tokens are these rows of all."""
-    logits = [Logits(head, each) for each in states]
+    logits = [head.outputs(each) for each in states]
     chosen = {layer: experts[rows] for layer, experts in routed(run).items()}
     return Own(run.graph, tuple(prompts), logits, chosen, {layer: scores[rows] for layer, scores in run.ranked.items()})
 
@@ -286,10 +300,17 @@ class _InClass(Encoded):
 
 def _distance(own: Own, again: Own, arithmetic: Arithmetic) -> Distance:
     how, _ = _FORWARDS[arithmetic]
-    scores = tuple(score_prompt(p, a, b) for p, a, b in zip(own.prompts, own.logits, again.logits, strict=True))
+    measure = measure_of(own.graph.config)
+    rows = zip(own.prompts, own.logits, again.logits, strict=True)
+    scores = tuple(measure.score(prompt, a, b) for prompt, a, b in rows)
     agree = agreement(own.routed, again.routed) or None
     solid = _solid(own, again.ranked) if arithmetic is Arithmetic.FLOAT32 and own.ranked else None
-    return Distance(arithmetic, how, scores, summarize(scores), agree, solid)
+    return Distance(arithmetic, how, scores, _summarized(scores), agree, solid)
+
+
+def _summarized(scores: Sequence[Score]) -> Metrics | VectorMetrics:
+    vectors = [score for score in scores if isinstance(score, VectorScore)]
+    return summarize_vectors(vectors) if vectors else summarize([s for s in scores if isinstance(s, PromptScore)])
 
 
 def _solid(own: Own, again: Mapping[int, Float32]) -> tuple[int, ...]:

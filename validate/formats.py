@@ -10,7 +10,7 @@ from ..graph.units import format_size
 from .chart import by_target
 from .gate_words import gate_words
 from .outputs import write_report
-from .report import failed_gates, memory, number, percent, ratio, short, verdict_words
+from .report import failed_gates, measured, measures, memory, short, verdict_words
 from .results import ArtifactResult, Fit, Held, Report, Verdict
 
 if TYPE_CHECKING:
@@ -59,7 +59,9 @@ def _suite(report: Report, result: ArtifactResult) -> TestSuite:
     run = TestCase("run", classname=name, time=result.seconds)
     if result.verdict is Verdict.SKIPPED:
         run.result = [Skipped(result.message)]
-    elif result.verdict is Verdict.FAIL and result.metrics is None:  # the runtime did not get to the end
+    elif (
+        result.verdict is Verdict.FAIL and result.metrics is None and result.vectors is None
+    ):  # the runtime did not get to the end
         run.result = [Failure(result.message, "run")]
     suite.add_testcase(run)
     for gate in result.gates:
@@ -92,7 +94,7 @@ def write_markdown(report: Report, path: Path) -> None:
         f"`{short(occasion.checkpoint_sha256)}`"
         + (f" from {escape(occasion.quantised_as)}" if occasion.quantised_as else ""),
         "",
-        "| | artifact | size | memory | mean KLD | p99.9 | same top-1 | PPL ratio | sha256 |",
+        f"| | artifact | size | memory | {' | '.join(measures(report))} | sha256 |",
         "|---|---|--:|--:|--:|--:|--:|--:|---|",
     ]
     ordered = [result for group in by_target(report.results).values() for result in group]
@@ -121,11 +123,7 @@ def _cut(text: str) -> str:
 
 
 def _row(result: ArtifactResult) -> str:
-    metrics = result.metrics
-    numbers: Sequence[str] = ("–",) * 4
-    if metrics is not None:
-        divergence = f"{number(metrics.kld_mean)} ± {number(metrics.kld_se)}"
-        numbers = (divergence, number(metrics.kld_p999), percent(metrics.same_top1), ratio(metrics.ppl_ratio))
+    numbers = measured(result, with_error=True)
     mark = f"{_MARKS[result.verdict]}{_BUDGET if result.fit is Fit.OVER else ''}"
     name = escape(result.title)
     size = format_size(result.size_bytes)

@@ -98,7 +98,7 @@ def _follow(
     n_taken = 0
     while True:
         ended = process.poll() is not None  # before looking, so that nothing written last is missed
-        while (logits := take_logits(folder, n_taken, vocab_size=job.vocab_size)) is not None:
+        while (logits := take_logits(folder, n_taken, vocab_size=job.n_outputs)) is not None:
             on_logits(n_taken, logits)
             logits.drop()
             n_taken += 1

@@ -36,13 +36,14 @@ class Job:
     """One artifact to run. `cache_prompts`, `greedy_prompts` and `expert_prompts` are indices into `prompts`; `texts`
     are for its tokenizer, `chats` for its template, which knows the `special_tokens` by name. `end_prompt` is a prompt
     and a number of tokens: it is run to its end, or for so many, by the artifact's own stop ids, the greedy ones by
-    `stop`, the checkpoint's.
+    `stop`, the checkpoint's. Rows have `n_outputs` numbers: logits, or vectors of a model that
+    `gives_vectors`, which has a row for every token only if it `is_per_token`.
     """
 
     artifact: Artifact
     find_target: str
     threads: int
-    vocab_size: int
+    n_outputs: int
     prompts: tuple[tuple[int, ...], ...]
     cache_prompts: tuple[int, ...]
     greedy_prompts: tuple[int, ...]
@@ -53,6 +54,8 @@ class Job:
     special_tokens: Mapping[str, str] = field(default_factory=dict)
     expert_prompts: tuple[int, ...] = ()
     end_prompt: tuple[int, int] | None = None
+    gives_vectors: bool = False
+    is_per_token: bool = True
 
     def save(self, folder: Path) -> None:
         artifact = _fields(self.artifact)

@@ -22,6 +22,7 @@ from .execution import (
     judge_execution,
     judge_experts,
     judge_finite,
+    judge_ranks,
     judge_unread,
 )
 from .experts import LayerExperts
@@ -29,12 +30,14 @@ from .floor import Distance, Own, distance
 from .gates import GateResult, Part, at_most
 from .jobs import Outcome
 from .localize import Location, locate
-from .metrics import LogitRows, Metrics, PromptScore, mean_and_error, position_kld
+from .measure import Score, measure_of
+from .metrics import LogitRows, Metrics, mean_and_error
 from .mistakes import explain
 from .probes import CacheCheck
 from .prompts import EncodedPrompt
 from .steps import Step, Steps
 from .stops import StopCheck, judge_stops
+from .vectors import VectorMetrics
 from .weights import Encodings, TensorError, as_format_makes_it, judge_format, judge_weights
 
 # Of the divergence that the encoder of the quant itself makes: less than this over it is no worse, whatever the error.
@@ -64,17 +67,20 @@ class Stored:
 @dataclass(frozen=True, kw_only=True)
 class Run:
     """What running one artifact gave. `fidelity` compares it with `Stored.own` on the probe; empty if that was not run,
-    or not to its end. `cache` has the prompts' ids.
+    or not to its end. `cache` has the prompts' ids. Of a model that gives vectors `vectors` stands for `metrics`, and
+    `own_vectors` compares with `Stored.own`.
     """
 
     outcome: Outcome
-    scores: list[PromptScore]
+    scores: list[Score]
     metrics: Metrics | None
-    fidelity: list[PromptScore]
+    fidelity: list[Score]
     probe_logits: list[LogitRows]
     experts: Sequence[LayerExperts]
     cache: CacheCheck | None
     stops: StopCheck | None
+    vectors: VectorMetrics | None = None
+    own_vectors: VectorMetrics | None = None
 
     @property
     def is_probed(self) -> bool:
@@ -101,13 +107,15 @@ class Judge:
             gates += judge_stops(run.stops, self.graph)
         if stored.errors:
             gates.append(judge_weights(stored.errors))
-        if run.metrics is not None:
-            gates.append(judge_finite(run.metrics))
+        if (measured := run.metrics or run.vectors) is not None:
+            gates.append(judge_finite(measured))
         if run.is_probed and stored.unread:
             gates.append(judge_unread(run.fidelity, stored.floor))
         elif run.is_probed:
             gates += judge_execution(run.fidelity, stored.floor)
             gates += judge_experts(run.experts, stored.floor)
+        if run.own_vectors is not None and not stored.unread:
+            gates += judge_ranks(run.own_vectors, stored.floor)
         if run.cache is not None:
             gates += judge_cache(run.cache, self._cache_floor(stored))
         if stored.errors and not stored.unread:
@@ -132,7 +140,7 @@ class Judge:
         location = locate(self.graph, own.graph, prompts) if is_lost and self.graph.is_at_hand else None
         if not run.is_probed or not (Part.EXECUTION in failed or is_suspicious(run.fidelity, floor)):
             return list(gates), location, ""
-        allowed = ROOM[floor.arithmetic] * floor.metrics.kld_mean + LEAST
+        allowed = ROOM[floor.arithmetic] * floor.metrics.mean + LEAST
         mistake = explain(own.graph, prompts, run.probe_logits, allowed=allowed)
         if not mistake or Part.EXECUTION in failed:
             return list(gates), location, mistake
@@ -173,14 +181,15 @@ class Judge:
         stock = as_format_makes_it(as_run, stored.decoded, stored.planned)
         expected = Forward(stock).lazy_logits([prompt.token_ids for prompt in self.checkpoint.prompts])
         rows = zip(self.checkpoint.logits, stored.own.logits, expected, strict=True)
-        pairs = [(position_kld(right, held), position_kld(right, made)) for right, held, made in rows]
+        measure = measure_of(self.graph.config)
+        pairs = [(measure.of(right, held), measure.of(right, made)) for right, held, made in rows]
         kld, usual = (float(np.concatenate(each).mean()) for each in zip(*pairs, strict=True))
         _, error = mean_and_error([held - made for held, made in pairs])
         allowed = usual + max(_ERRORS * (error if error == error else 0.0), _AS_GOOD * usual) + LEAST
         source = (
             f"what the quant's own encoder makes of this checkpoint, and {_ERRORS:g} standard errors; {gate.sentence}"
         )
-        return at_most("format_kld", kld, allowed, Part.FORMAT, gate.where, source)
+        return at_most(f"format_{measure.name}", kld, allowed, Part.FORMAT, gate.where, source)
 
 
 def planned_encodings(target: Target, artifact: Artifact, graph: WeightGraph) -> Encodings:

@@ -14,9 +14,10 @@ from .gates import GateResult, Part, at_least, at_most
 
 if TYPE_CHECKING:
     from .metrics import Metrics
-    from .results import Report
+    from .results import ArtifactResult, Report
 
 _SOURCE = "the line that was set for this run"
+_NOT_OF_VECTORS = "max-kld, min-top1 and max-ppl-change are lines for logits, and the model gives vectors: not judged"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,9 +105,11 @@ def judge_lines(metrics: Metrics, lines: Lines) -> list[GateResult]:
 
 def hold_to_lines(report: Report, lines: Lines) -> Report:
     """The report with the gates of these lines for every artifact that was measured."""
-    return report.with_results(
-        result
-        if result.metrics is None
-        else result.with_gates(*judge_lines(result.metrics, lines.of(result.artifact.quant)))
-        for result in report.results
-    )
+    return report.with_results(_held(result, lines.of(result.artifact.quant)) for result in report.results)
+
+
+def _held(result: ArtifactResult, lines: Lines) -> ArtifactResult:
+    if result.metrics is not None:
+        return result.with_gates(*judge_lines(result.metrics, lines))
+    is_set = any(line is not None for line in (lines.max_kld, lines.min_top1, lines.max_ppl_change))
+    return result.with_note(_NOT_OF_VECTORS) if result.vectors is not None and is_set else result

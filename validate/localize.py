@@ -17,7 +17,7 @@ from ..graph.dtypes import Float32
 from ..graph.graph import WeightGraph
 from ..graph.reference.forward import Forward
 from ..graph.reference.state import Batch, State
-from .metrics import position_kld
+from .measure import measure_of
 
 # Above this, float32 itself is the noise.
 EXACT_DB = 140.0
@@ -102,11 +102,11 @@ def _recoveries(
     graph: WeightGraph, decoded: WeightGraph, prompts: Sequence[Sequence[int]], layers: Sequence[LayerError]
 ) -> tuple[Recovery, ...]:
     """The layers with the largest error of their own, and the weights outside layers, put back one at a time."""
-    reference = Forward(graph).lazy_logits(prompts)
+    reference, measure = Forward(graph).lazy_logits(prompts), measure_of(graph.config)
 
     def divergence(candidate: WeightGraph) -> float:
         logits = Forward(candidate).lazy_logits(prompts)
-        return float(np.concatenate([position_kld(a, b) for a, b in zip(reference, logits, strict=True)]).mean())
+        return float(np.concatenate([measure.of(a, b) for a, b in zip(reference, logits, strict=True)]).mean())
 
     lost = divergence(decoded)
     if lost < 1e-9:  # as exact as float32 tells

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -32,7 +32,7 @@ BIN_EXPONENTS = tuple(e / 2 for e in range(-24, 5))
 
 @dataclass(frozen=True)
 class PromptScore:
-    """One prompt by scored position, of which `first` is the first.
+    """One prompt by scored position, of which `start` is the first.
 
     Shapes: [n]; [2, n] for `top`, the likeliest token of the reference and of the artifact; [n - 1] for `log_prob_loss` and `prob_change` if the last position has no next token.
     Units: nats; `prob_change` is the next token's probability, the artifact's less the reference's; `lead` is the
@@ -49,7 +49,16 @@ class PromptScore:
     max_abs_logit: float
     finite: bool
     lead: Float64
-    first: int = 0
+    start: int = 0
+
+    @property
+    def divergence(self) -> Float64:
+        """What is judged: the KL divergence."""
+        return self.kld
+
+    def first(self, n: int) -> PromptScore:
+        """The same of its first n positions, of which the divergence alone is asked for."""
+        return replace(self, kld=self.kld[:n])
 
 
 @dataclass(frozen=True)
@@ -109,6 +118,11 @@ class Metrics:
     n_ties: int = 0
     distribution: tuple[int, ...] = ()
     prompts: tuple[PromptMean, ...] = ()
+
+    @property
+    def mean(self) -> float:
+        """The mean divergence."""
+        return self.kld_mean
 
     def to_json(self) -> dict[str, Any]:
         """The metrics as JSON has them: numbers that are not finite are null."""
@@ -190,7 +204,7 @@ def score_prompt(prompt: EncodedPrompt, reference: LogitRows, artifact: LogitRow
         max_abs_logit=float(np.max([b.max_abs_logit for b in found])),
         finite=all(b.finite for b in found),
         lead=np.concatenate([b.lead for b in found]),
-        first=first,
+        start=first,
     )
 
 
@@ -326,7 +340,7 @@ def _worst(scores: Sequence[PromptScore], prompts: Sequence[EncodedPrompt]) -> t
     found = []
     for score in scores:
         at = int(score.kld.argmax())  # of a NaN, if there is one
-        position = score.first + at
+        position = score.start + at
         token = tokens[score.id][position] if score.id in tokens else -1
         first, second = score.top[:, at].tolist()
         found.append(Worst(score.id, position, token, float(score.kld[at]), first, second))

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..graph.blocks import Activation, Attention, Dense, Mixture, Norm, Rope, Scoring
+from ..graph.blocks import Activation, Attention, Dense, Mixture, Norm, Pooling, Rope, Scoring, ShortConv
 from ..graph.config import Kind
 from ..graph.dtypes import Float32
 from ..graph.graph import Layer, Weight, WeightGraph
@@ -21,7 +21,8 @@ from ..graph.reference.forward import Forward
 from ..graph.roles import Role
 from ..graph.rotary import default_rope
 from ..graph.tensor import ArrayTensor
-from .metrics import LogitRows, position_kld
+from .measure import measure_of
+from .metrics import LogitRows
 
 # A mistake is named only if it explains all but this share of the divergence, or leaves no more than arithmetic does.
 _UNEXPLAINED = 0.05
@@ -111,6 +112,14 @@ def _changed(graph: WeightGraph, other: WeightGraph) -> Forward | None:
     return None if other.config == graph.config else Forward(other)
 
 
+def _last_token(graph: WeightGraph) -> Forward | None:
+    head = graph.config.vectors
+    if head is None or head.is_per_token:
+        return None
+    other = replace(head, pooling=Pooling.LAST)
+    return _changed(graph, replace(graph, config=replace(graph.config, vectors=other)))
+
+
 def _unscaled_branches(graph: WeightGraph) -> Forward | None:
     layers = tuple(
         replace(layer, branches=tuple(replace(branch, scale=1.0) for branch in layer.branches))
@@ -161,6 +170,11 @@ MISTAKES: Sequence[Mistake] = (
         lambda graph: _changed(graph, replace(graph, config=replace(graph.config, embedding_scale=1.0))),
     ),
     Mistake("queries and keys are not normed", _NoHeadNorm),
+    Mistake("attention sees no later tokens", _blocks(Attention, lambda block: replace(block, is_causal=True))),
+    Mistake(
+        "the short convolution sees no later tokens", _blocks(ShortConv, lambda block: replace(block, is_causal=True))
+    ),
+    Mistake("the vector is the last token's", _last_token),
     Mistake("heads are not gated", _blocks(Attention, lambda block: replace(block, is_gated=False))),
     Mistake("windows are not kept", _blocks(Attention, lambda block: replace(block, window=None))),
     Mistake(
@@ -182,10 +196,12 @@ def explain(
     divergence, in nats, that the artifact's arithmetic may leave.
     """
 
+    measure = measure_of(graph.config)
+
     def distance(forward: Forward) -> float:
         with np.errstate(all="ignore"):  # a mistake may overflow
             logits = forward.lazy_logits(prompts)
-            return float(np.concatenate([position_kld(a, b) for a, b in zip(logits, artifact, strict=True)]).mean())
+            return float(np.concatenate([measure.of(a, b) for a, b in zip(logits, artifact, strict=True)]).mean())
 
     whole = distance(Forward(graph))
     bound = max(_UNEXPLAINED * whole, min(allowed, _AT_LEAST_HALF * whole))

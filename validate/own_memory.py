@@ -23,7 +23,7 @@ def comparison_bytes(graph: WeightGraph) -> int:
     weights = list(graph.weights())
     widest = max(w.view.shape[-2] for w in weights if w.role.trait in (Trait.MATRIX, Trait.EXPERTS))
     activations = 4 * _WIDE_ACTIVATIONS * BATCH_TOKENS * widest
-    logits = 4 * _N_FORWARDS * min(HEAD_ELEMENTS, BATCH_TOKENS * graph.config.vocab_size)
+    logits = 4 * _N_FORWARDS * min(HEAD_ELEMENTS, BATCH_TOKENS * graph.config.n_outputs)
     whole = 4 * graph.n_parameters
     return _BASE_BYTES + activations + logits + (_N_FORWARDS * whole if whole <= KEEP_BYTES else 0)
 

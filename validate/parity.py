@@ -26,20 +26,22 @@ from .greedy import choices, compare_greedy
 from .isolate import run_job
 from .jobs import FIND_TARGET, Job, Outcome, Status, resolve_target
 from .judging import Judge, Run, Stored, planned_encodings
+from .measure import Score, measure_of
 from .memory import run_bytes
-from .metrics import FirstRows, LogitRows, Metrics, PromptScore, score_prompt, summarize
+from .metrics import FirstRows, LogitRows, Metrics, PromptScore, summarize
 from .probes import CacheCheck
 from .prompts import Chat, EncodedPrompt, Prompt, added_tokens_text, chats_of, encode_prompts
 from .published import standing
 from .reference import Reference
 from .reference_cache import ReferenceCache, reference_of
 from .results import ArtifactResult, Excerpt, Report, Verdict, describe_environment
-from .selection import N_GREEDY_TOKENS, cache_prompts, end_prompt, greedy_prompts, probe_prompts
+from .selection import N_GREEDY_TOKENS, cache_prompts, end_prompt, greedy_prompts, probe_prompts, vector_prompts
 from .steps import Step, Steps
 from .stops import StopCheck
 from .stored_logits import StoredLogits
 from .suites import check_stored_ids
 from .time_limit import time_limit_s
+from .vectors import VectorMetrics, VectorScore, summarize_vectors
 from .weights import TensorError, refuse_misshapen, weight_errors
 
 _EXCERPT_CHARACTERS = 60
@@ -87,15 +89,16 @@ def validate(
     )
     check_stored_ids(encoded, prompts, graph.tokenizer, graph.assets)
     with tempfile.TemporaryDirectory(prefix="lfm-validate-") as name:
-        chats = chats_of(prompts, graph.assets, encoded)
+        is_talker = graph.config.vectors is None
+        chats = chats_of(prompts, graph.assets, encoded) if is_talker else {}
         session = _Session(
             graph=graph,
             prompts=encoded,
             chats=chats,
-            cache_prompts=cache_prompts(encoded),
-            greedy_prompts=greedy_prompts(encoded),
+            cache_prompts=cache_prompts(encoded) if is_talker else (),
+            greedy_prompts=greedy_prompts(encoded) if is_talker else (),
             end_prompt=end_prompt(encoded, chats),
-            probe=probe_prompts(encoded),
+            probe=(probe_prompts if is_talker else vector_prompts)(encoded),
             folder=Path(name),
             threads=threads,
             time_limit_s=time_limit_s,
@@ -104,7 +107,7 @@ def validate(
             steps=Steps(progress, len(own)),
             find_target=find_target,
         )
-        reference = session.reference(kept)
+        reference = session.reference(kept if is_talker else None)
         checked = [session.check(artifact, reference) for artifact in own]
         found = session.with_greedy(checked, reference)
     results = tuple(found.get(artifact.path) or others[artifact.path] for artifact in artifacts)
@@ -231,12 +234,14 @@ class _Session:
             context=self.budgets.context,
             metrics=run.metrics,
             standing=standing(run.metrics, artifact.class_name, is_mixture=self.graph.config.is_mixture),
-            execution=summarize(run.fidelity, self.prompts, tie=floor.tie) if run.fidelity and not unread else None,
+            execution=None if unread else self._summary(run.fidelity, floor.tie),
+            vectors=run.vectors,
+            vectors_execution=None if unread else run.own_vectors,
             floor=None if unread else floor,
             weights=errors,
             location=location,
             mistake=mistake,
-            scores=tuple(run.scores),
+            scores=tuple(score for score in run.scores if isinstance(score, PromptScore)),
             excerpts=self._excerpts(run.metrics),
             gates=tuple(gates),
             cache=run.cache,
@@ -261,18 +266,18 @@ class _Session:
 
     def _run(self, artifact: Artifact, reference: Reference, stored: Stored, checkpoint: Own) -> Run:
         """Runs the artifact; scores each prompt against the checkpoint, the probe's also against its own weights."""
-        own = stored.own
+        own, measure = stored.own, measure_of(self.graph.config)
         probed = {prompt.id: k for k, prompt in enumerate(own.prompts)}
-        scores: list[PromptScore] = []
-        fidelity: dict[int, PromptScore] = {}
+        scores: list[Score] = []
+        fidelity: dict[int, Score] = {}
         probe_logits: dict[int, LogitRows] = {}
 
         def score(index: int, logits: StoredLogits) -> None:
             prompt = self.prompts[index]
-            scores.append(score_prompt(prompt, reference.logits(index), logits))
+            scores.append(measure.score(prompt, reference.logits(index), logits))
             if (k := probed.get(prompt.id)) is not None:
-                kept_logits = FirstRows(logits.moved_to(kept), len(own.prompts[k].token_ids))
-                fidelity[k] = score_prompt(own.prompts[k], own.logits[k], kept_logits)
+                kept_logits = FirstRows(logits.moved_to(kept), own.logits[k].shape[0])
+                fidelity[k] = measure.score(own.prompts[k], own.logits[k], kept_logits)
                 probe_logits[k] = kept_logits
             self._prompts_run(len(scores))
 
@@ -292,16 +297,24 @@ class _Session:
         n_routed = sum(len(self.prompts[i].token_ids) for i in self._expert_prompts)
         runs = (own, checkpoint) if outcome.experts and not stored.unread else ()
         routed = ({layer: rows[:n_routed] for layer, rows in each.routed.items()} for each in runs)
+        faithful = [fidelity[k] for k in sorted(fidelity)] if is_probed else []
         return Run(
             outcome=outcome,
             scores=scores,
-            metrics=summarize(scores, self.prompts, tie=stored.floor.tie) if is_whole else None,
-            fidelity=[fidelity[k] for k in sorted(fidelity)] if is_probed else [],
+            metrics=self._summary(scores, stored.floor.tie) if is_whole else None,
+            vectors=_of_vectors(scores) if is_whole else None,
+            own_vectors=_of_vectors(faithful),
+            fidelity=faithful,
             probe_logits=[probe_logits[k] for k in sorted(probe_logits)],
             experts=compare_experts(outcome.experts, *routed) if runs else (),
             cache=self._name_prompts(outcome.cache),
             stops=self._stops(outcome),
         )
+
+    def _summary(self, scores: Sequence[Score], tie: float) -> Metrics | None:
+        """The metrics of logits; None if there are none."""
+        found = [score for score in scores if isinstance(score, PromptScore)]
+        return summarize(found, self.prompts, tie=tie) if found else None
 
     def _judge(self, reference: Reference) -> Judge:
         own = reference.own(self.probe)
@@ -326,7 +339,9 @@ class _Session:
             artifact=artifact,
             find_target=self.find_target,
             threads=self.threads,
-            vocab_size=self.graph.config.vocab_size,
+            n_outputs=self.graph.config.n_outputs,
+            gives_vectors=self.graph.config.vectors is not None,
+            is_per_token=self.graph.config.vectors is None or self.graph.config.vectors.is_per_token,
             prompts=tuple(prompt.token_ids for prompt in self.prompts),
             cache_prompts=self.cache_prompts,
             greedy_prompts=self.greedy_prompts,
@@ -372,6 +387,12 @@ class _Session:
             )
             for worst in (metrics.worst if metrics else ())
         )
+
+
+def _of_vectors(scores: Sequence[Score]) -> VectorMetrics | None:
+    """The metrics of vectors; None if there are none."""
+    found = [score for score in scores if isinstance(score, VectorScore)]
+    return summarize_vectors(found) if found else None
 
 
 def _decoded(target: Target, artifact: Artifact) -> tuple[Mapping[Address, TensorView], str]:

@@ -17,7 +17,7 @@ from ..graph.graph import WeightGraph
 from ..graph.reference.forward import Forward, Logits, State
 from .experts import Ranked, Routed, routed
 from .floor import Own
-from .metrics import FirstRows
+from .metrics import FirstRows, LogitRows
 from .prompts import EncodedPrompt
 
 # Tokens of one batch: the weights of a large model are streamed once a batch, and activations grow with it.
@@ -43,9 +43,9 @@ class Reference:
     routed: Routed
     ranked: Mapping[int, Float32]
 
-    def logits(self, index: int) -> Logits:
-        """[n, V], of which rows are computed when they are asked for."""
-        return Logits(self.forward, self.rows[self._starts[index] : self._starts[index + 1]])
+    def logits(self, index: int) -> Logits | Float32:
+        """[n, V], of which rows are computed when they are asked for; the vectors of a model that gives these."""
+        return self.forward.outputs(self.rows[self._starts[index] : self._starts[index + 1]])
 
     def own(self, probe: Sequence[EncodedPrompt]) -> Own:
         """What a run on these prompts, or beginnings of some, says: it was made with the others."""
@@ -54,10 +54,15 @@ class Reference:
         return Own(
             self.forward.graph,
             tuple(probe),
-            [FirstRows(self.logits(at[p.id]), len(p.token_ids)) for p in probe],
+            [self._first(at[p.id], len(p.token_ids)) for p in probe],
             {layer: chosen[rows] for layer, chosen in self.routed.items()},
             {layer: scores[rows] for layer, scores in self.ranked.items()},
         )
+
+    def _first(self, index: int, n_tokens: int) -> LogitRows:
+        """What a beginning of a prompt gives; of a model that gives vectors the prompt is whole."""
+        found = self.logits(index)
+        return found if self.forward.graph.config.vectors else FirstRows(found, n_tokens)
 
     @cached_property
     def _starts(self) -> list[int]:

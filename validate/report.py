@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 _STYLES = {"pass": "green", "fail": "red", "skipped": "dim"}
-_COLUMNS = (
-    "artifact", "target", "quant", "size", "memory", "mean KLD", "p99.9", "same top-1", "PPL ratio", "budget", "verdict",
-)  # fmt: skip
+# What a table shows of each artifact's logits, and of vectors.
+_OF_LOGITS = ("mean KLD", "p99.9", "same top-1", "PPL ratio")
+_OF_VECTORS = ("mean cosine", "lowest", "same nearest", "order")
 _TEXTS = ("target", "quant", "budget", "verdict")
 _FITS = {Fit.FITS: "fits", Fit.OVER: "over", Fit.FREE: "–"}
 _SHORT = 12  # characters of a hash that is there to be recognised
@@ -37,6 +37,7 @@ def write_html(report: Report, path: Path) -> None:
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
     environment.globals |= {"number": number, "percent": percent, "ratio": ratio, "size": format_size, "short": short}
+    environment.globals |= {"measures": measures, "measured": measured, "cosine": cosine}
     environment.globals |= {"parts": part_verdicts, "words": gate_words, "memory": memory, "mark_path": mark_path}
     environment.globals |= {"bars_of_loss": bars_of_loss, "bars_of_weights": bars_of_weights}
     environment.globals |= {"Fit": Fit, "Held": Held}
@@ -87,7 +88,8 @@ def print_table(report: Report, console: Console) -> None:
     for result in report.results:
         verdict = Text(result.verdict.value, style=_STYLES[result.verdict.value])
         rows.append((*_cells(result), _FITS[result.fit], verdict))
-    print_rows(console, _COLUMNS, rows, texts=_TEXTS)
+    columns = ("artifact", "target", "quant", "size", "memory", *measures(report), "budget", "verdict")
+    print_rows(console, columns, rows, texts=_TEXTS)
     for result in report.results:
         if result.sentence:
             line = f"{result.artifact.label}: {verdict_words(result)}: {result.sentence}"
@@ -112,10 +114,29 @@ def failed_gates(report: Report) -> list[str]:
 
 def _cells(result: ArtifactResult) -> tuple[str, ...]:
     """All columns but the verdicts."""
-    artifact, metrics = result.artifact, result.metrics
-    measured = ("–",) * 4
-    if metrics is not None:
-        divergence = number(metrics.kld_mean), number(metrics.kld_p999)
-        measured = (*divergence, percent(metrics.same_top1), ratio(metrics.ppl_ratio))
+    artifact = result.artifact
     sizes = format_size(result.size_bytes), memory(result)
-    return (artifact.label, artifact.target, artifact.quant, *sizes, *measured)
+    return (artifact.label, artifact.target, artifact.quant, *sizes, *measured(result))
+
+
+def measures(report: Report) -> tuple[str, ...]:
+    """What the numbers of `measured` are called."""
+    return _OF_VECTORS if report.gives_vectors else _OF_LOGITS
+
+
+def measured(result: ArtifactResult, *, with_error: bool = False) -> tuple[str, ...]:
+    """What a table shows of an artifact's logits or vectors, the first number with its error if that is wanted."""
+    if (vectors := result.vectors) is not None:
+        error = f" ± {number(vectors.cosine_se)}" if with_error else ""
+        nearness = cosine(vectors.cosine_mean) + error, cosine(vectors.cosine_min)
+        return (*nearness, percent(vectors.same_nearest), ratio(vectors.ranks_mean))
+    if (metrics := result.metrics) is not None:
+        error = f" ± {number(metrics.kld_se)}" if with_error else ""
+        divergence = number(metrics.kld_mean) + error, number(metrics.kld_p999)
+        return (*divergence, percent(metrics.same_top1), ratio(metrics.ppl_ratio))
+    return ("–",) * len(_OF_LOGITS)
+
+
+def cosine(value: float) -> str:
+    """Six decimals, named: 0.999990 is no 1, and no divergence."""
+    return f"cos {value:.6f}" if math.isfinite(value) else number(value)

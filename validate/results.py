@@ -30,6 +30,7 @@ from .memory import CONTEXT_TOKENS
 from .metrics import Metrics, PromptScore, json_safe
 from .probes import CacheCheck
 from .stops import StopCheck
+from .vectors import VectorMetrics
 from .weights import TensorError
 
 # Of docs/report.schema.json; a field that is added leaves it as it is.
@@ -112,6 +113,7 @@ class ArtifactResult:
     One that `is_foreign` was made from another checkpoint, and was not run; `ended` says why one was ended while it ran.
     `metrics` compare it with the checkpoint, `execution` with the forward of its own `weights`, whose errors are
     worst first, and `floor` is what rounding does to that. `standing` is its place among published artifacts.
+    Of a model that gives vectors `vectors` and `vectors_execution` stand for `metrics` and `execution`.
     `location` and `mistake` say where a failure comes from. `run_bytes` estimates what
     running takes with caches of `context` tokens; `seconds` is what running and comparing it took, and `held_bytes` the
     most that its processes held beside the files they map. `not_judged` are
@@ -130,6 +132,8 @@ class ArtifactResult:
     standing: str = ""
     execution: Metrics | None = None
     floor: Distance | None = None
+    vectors: VectorMetrics | None = None
+    vectors_execution: VectorMetrics | None = None
     weights: tuple[TensorError, ...] = ()
     location: Location | None = None
     mistake: str = ""
@@ -249,6 +253,8 @@ class ArtifactResult:
             "standing": self.standing,
             "execution": self.execution.to_json() if self.execution else None,
             "floor": self.floor.to_json() if self.floor else None,
+            "vectors": self.vectors.to_json() if self.vectors else None,
+            "vectors_execution": self.vectors_execution.to_json() if self.vectors_execution else None,
             "weights": [json_safe(asdict(error)) for error in self.weights[:_N_TENSORS]],
             "location": json_safe(asdict(self.location)) if self.location else None,
             "mistake": self.mistake,
@@ -300,6 +306,12 @@ class Report:
         if any(result.fit is Fit.OVER for result in self.results):
             return ExitCode.BUDGET
         return ExitCode.OK if Verdict.PASS in verdicts else ExitCode.MISSING_BACKEND
+
+    @property
+    def gives_vectors(self) -> bool:
+        """Whether what was compared are vectors, and logits of none."""
+        measured = [result for result in self.results if result.metrics or result.vectors]
+        return bool(measured) and all(result.vectors for result in measured)
 
     @property
     def summary(self) -> str:

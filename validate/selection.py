@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Container, Sequence
 from dataclasses import replace
 
+import numpy as np
+
 from .probes import AT_ONCE, LONG_CHUNKS, MIXED_CHUNKS
 from .prompts import EncodedPrompt
 
@@ -60,6 +62,19 @@ def _longest(prompts: Sequence[EncodedPrompt]) -> tuple[int, ...]:
     fit = sorted((i for i, n in sizes.items() if n > sum(LONG_CHUNKS)), key=sizes.__getitem__)
     others = sorted((i for i, n in sizes.items() if n > AT_ONCE), key=sizes.__getitem__, reverse=True)
     return tuple((fit or others)[:1])
+
+
+def vector_prompts(prompts: Sequence[EncodedPrompt]) -> tuple[EncodedPrompt, ...]:
+    """Whole prompts, shortest first, up to a number of tokens, one at least; then the shortest of the long ones.
+
+    A beginning has other vectors than the same tokens of the whole; and the more texts there are, the more their order
+    tells.
+    """
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i].token_ids))
+    sizes = np.cumsum([len(prompts[i].token_ids) for i in order])
+    chosen = order[: max(1, int((sizes <= _PROBE_TOKENS).sum()))]
+    long = [i for i in order if len(prompts[i].token_ids) > _PROBE_MAX_TOKENS and i not in chosen]
+    return tuple(prompts[i] for i in sorted([*chosen, *long[:1]]))
 
 
 def probe_prompts(prompts: Sequence[EncodedPrompt]) -> tuple[EncodedPrompt, ...]:

@@ -74,6 +74,9 @@ def work(job: Job, folder: Path) -> Outcome:
 
 def _probe(runner: Runner, job: Job, kept: Sequence[StoredLogits], tell: Callable[[Step], None]) -> Outcome:
     """Everything but the logits; `kept` are those of the cache prompts, `tell` gets each step as it begins."""
+    if job.gives_vectors:
+        tell(Step("tokenizer"))
+        return Outcome(status=Status.DONE, backend=runner.backend, encoded=_tokenize(runner, job.artifact, job.texts))
     cache = check_cache(
         runner, [job.prompts[i] for i in job.cache_prompts], kept, tell=lambda way: tell(Step(f"cache, {way}"))
     )
@@ -111,24 +114,36 @@ def _run_prompts(runner: Runner, job: Job, folder: Path) -> list[StoredLogits]:
     kept = {}
     for index, token_ids in enumerate(job.prompts):
         also = folder / f"kept-{index:05d}.f32" if index in job.cache_prompts else None
-        kept[index] = save_logits(folder, index, _logits(runner, token_ids, job.vocab_size), also=also)
+        kept[index] = save_logits(folder, index, _rows(runner, token_ids, job), also=also)
     return [found for index in job.cache_prompts if (found := kept[index]) is not None]
 
 
-def _logits(runner: Runner, token_ids: Sequence[int], vocab_size: int) -> Iterator[Float32]:
-    """Logits of a prompt, some tokens of it at a time: those of a long one may be larger than the model."""
+def _rows(runner: Runner, token_ids: Sequence[int], job: Job) -> Iterator[Float32]:
+    """Logits of a prompt, some tokens of it at a time: those of a long one may be larger than the model. Or its vectors,
+    all together: a token may see every other.
+    """
+    if job.gives_vectors:
+        n_rows = len(token_ids) if job.is_per_token else 1
+        yield _checked(runner.vectors(token_ids), n_rows, job.n_outputs, what="vectors")
+        return
     runner.reset()
     for low in range(0, len(token_ids), AT_ONCE):
         ids = token_ids[low : low + AT_ONCE]
-        yield _checked(runner.extend(ids), len(ids), vocab_size)
+        yield _checked(runner.extend(ids), len(ids), job.n_outputs)
 
 
-def _checked(logits: Float32, n: int, vocab_size: int) -> Float32:
+def _checked(logits: Float32, n: int, n_outputs: int, *, what: str = "logits") -> Float32:
     found = np.asarray(logits)
-    if found.shape != (n, vocab_size):
+    if found.shape != (n, n_outputs):
+        parts = "vocabulary or its tokens are" if what == "logits" else "pooling or its projection is"
+        given = (
+            f"logits of shape {list(found.shape)} for {n} tokens"
+            if what == "logits"
+            else f"vectors {list(found.shape)}"
+        )
         raise InputError(
-            f"the artifact gives logits of shape {list(found.shape)} for {n} tokens: expected {[n, vocab_size]}, "
-            "so its vocabulary or its tokens are not the checkpoint's and nothing was compared"
+            f"the artifact gives {given}: expected {[n, n_outputs]}, "
+            f"so its {parts} not the checkpoint's and nothing was compared"
         )
     return found.astype(np.float32, copy=False)
 

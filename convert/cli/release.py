@@ -110,15 +110,15 @@ def release(
 
 
 def _print(outcome: Outcome, out: str) -> None:
-    from ...validate.report import number, percent, verdict_words
+    from ...validate.report import measured, measures, verdict_words
 
     rows = []
     for name, result in zip(outcome.names, outcome.report.results, strict=True):
-        metrics = result.metrics
-        measured = ("–", "–") if metrics is None else (number(metrics.kld_mean), percent(metrics.same_top1))
+        nearest, _, same, _ = measured(result)
         size = format_size(result.size_bytes) if result.size_bytes else "–"
-        rows.append((name, size, *measured, verdict_words(result)))
-    print_rows(output, ("artifact", "size", "mean KLD", "same top-1", "verdict"), rows, texts=("verdict",))
+        rows.append((name, size, nearest, same, verdict_words(result)))
+    called, _, share, _ = measures(outcome.report)
+    print_rows(output, ("artifact", "size", called, share, "verdict"), rows, texts=("verdict",))
     for name, result in zip(outcome.names, outcome.report.results, strict=True):
         if result.sentence:
             output.print(f"{name}: {result.sentence}", soft_wrap=True)

@@ -18,6 +18,9 @@ from ..errors import UsageError
 from ..roles import Role, Trait, of_trait
 from .places import Part, Place
 
+# What sentence-transformers keeps in a folder of its own, as mlx-vlm reads it beside the others.
+PROJECTION = Place("1_Dense.linear.weight")
+
 # Role -> where checkpoints keep it, the usual place first.
 Places = Mapping[Role, Sequence[Place]]
 
@@ -50,7 +53,8 @@ class GgufNames:
     `early_keys` come before all others. `has_head_size` says whether the size of heads is among them: None where
     the config gives it. `lists_heads`: of keys and values for each layer even if all are alike. `says` are values that
     follow from no block. Models of `wide_values` layers, whose heads share keys, have values in more bits in some
-    quants. `first_build` is that of llama.cpp which first had it, where that matters.
+    quants. One that `gives_vectors` heeds what a file says of pooling, of a projection, and of tokens that see later
+    ones. `first_build` is that of llama.cpp which first had it, where that matters.
     """
 
     architecture: str
@@ -78,6 +82,7 @@ class GgufNames:
     lists_heads: bool = False
     says: Callable[[ModelConfig], Mapping[str, int]] = lambda config: {}
     wide_values: int | None = None
+    gives_vectors: bool = False
     first_build: int = 0
 
 
@@ -155,7 +160,7 @@ class Scales:
 class Family:
     """One family. `read_layers` gives the blocks of a config, `read_norm` the norm before the head; the names are a checkpoint's, below `layer_prefix`.
 
-    `aliases` are a config field's other spellings. `hub_fields` are the fields of a config as transformers' class of
+    `encoders` are the classes whose models give vectors. `aliases` are a config field's other spellings. `hub_fields` are the fields of a config as transformers' class of
     the family has them today, all given, whatever spelling the checkpoint uses.
     """
 
@@ -169,6 +174,7 @@ class Family:
     hub_fields: Callable[[ModelConfig], dict[str, Any]]
     read_scales: Callable[[Fields], Scales] = lambda read: Scales()
     layer_prefix: str = "model.layers.{layer}."
+    encoders: frozenset[str] = frozenset()
     aliases: Mapping[str, Sequence[str]] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
     gguf: GgufNames | None = None
@@ -180,6 +186,8 @@ class Family:
 
     def places(self, role: Role, layer: int | None) -> tuple[str, Sequence[Place]]:
         """Where a checkpoint keeps a weight: a prefix, and the places below it, the usual one first."""
+        if role is Role.PROJECTION:
+            return "", (PROJECTION,)
         if layer is None:
             return "", self.top_places[role]
         return self.layer_prefix.format(layer=layer), self.layer_places[role]

@@ -6,6 +6,7 @@ Source: transformers `configuration_lfm2.py`, `modeling_lfm2.py`; the configs of
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from ..blocks import Attention, Branch, Branches, Dense, FeedForward, Mixer, Norm, Rope, ShortConv
@@ -54,6 +55,8 @@ GGUF_KEYS = ("vocab_size", "shortconv.l_cache")
 _MAX_LAYERS = 1024
 _NAMED = 8  # of names that are not known
 _CONV, _ATTENTION = "conv", "full_attention"
+# The classes of models that give vectors: LFM2-ColBERT is causal, LFM2.5's see both ways.
+_CAUSAL_ENCODER, _BOTH_WAYS = "Lfm2Model", "Lfm2BidirectionalModel"
 
 
 def _read_layers(read: Fields) -> tuple[Branches, ...]:
@@ -73,8 +76,12 @@ def read_norm(read: Fields) -> Norm:
 
 def read_mixers(read: Fields) -> tuple[Mixer, ...]:
     """The mixer of each layer, by `layer_types` or the older `full_attn_idxs`."""
-    conv = ShortConv(width=read.number("conv_L_cache", int, least=2), is_biased=read.flag("conv_bias", False))
-    attention = _attention(read)
+    is_causal = _BOTH_WAYS not in (read.raw.get("architectures") or ()) and read.flag("is_causal", True)
+    width = read.number("conv_L_cache", int, least=2)
+    if not (is_causal or width % 2):
+        read.faults.add(f"conv_L_cache is {width}: expected an odd number, since {_BOTH_WAYS} centres its convolutions")
+    conv = ShortConv(width=width, is_biased=read.flag("conv_bias", False), is_causal=is_causal)
+    attention = replace(_attention(read), is_causal=is_causal)
     kinds: dict[str, Mixer] = {_CONV: conv, _ATTENTION: attention}
     return tuple(kinds[name] for name in _layer_types(read))
 
@@ -231,9 +238,15 @@ FAMILY = Family(
     read_norm=read_norm,
     top_places=TOP_PLACES,
     layer_places=LAYER_PLACES,
+    encoders=frozenset({_CAUSAL_ENCODER, _BOTH_WAYS}),
     hub_fields=_hub_fields,
     gguf=GgufNames(
-        architecture="lfm2", tensors=GGUF_TENSORS, demands=GGUF_DEMANDS, has_convolutions=True, keys=GGUF_KEYS
+        architecture="lfm2",
+        tensors=GGUF_TENSORS,
+        demands=GGUF_DEMANDS,
+        has_convolutions=True,
+        keys=GGUF_KEYS,
+        gives_vectors=True,
     ),
     mlx=MlxNames(),
     servers=ServerNames(fields=lambda config: {"conv_dim": config.hidden_size}),

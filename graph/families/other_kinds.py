@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from .family import Family
+
 _LANGUAGE_MODEL = "ForCausalLM"
 # Part of a class name, without case -> what such a model is. The first that fits is the answer.
 _CLASSES = (
@@ -29,7 +31,8 @@ _CLASSES = (
     ("imagetexttotext", "a vision-language model"),
     ("forconditionalgeneration", "a model of text and other inputs"),
 )
-_RETRIEVAL_FILES = ("config_sentence_transformers.json", "modules.json")
+# Which modules a folder of sentence-transformers or PyLate holds, and what else it says of them.
+MODULES_FILE, SENTENCE_CONFIG = "modules.json", "config_sentence_transformers.json"
 _MODEL_TYPES = {
     "lfm3_vl": "a vision-language model",
     "lfm3_omni": "a model of text and other inputs",
@@ -75,11 +78,17 @@ def missing_block(model_type: object) -> str | None:
     return next((block for block, types in _MISSING_BLOCKS.items() if model_type in types), None)
 
 
+def is_encoder(raw: Mapping[str, Any], family: Family | None, folder: Path) -> bool:
+    """Whether a folder holds a model that gives vectors, of a class that its family has, and says how it does."""
+    is_known = family is not None and bool(family.encoders.intersection(_given_names(raw)))
+    return is_known and (folder / MODULES_FILE).is_file()
+
+
 def retrieval_kind(raw: Mapping[str, Any], folder: Path) -> str | None:
     """A base model in a folder of sentence-transformers or PyLate: its head is a pooling, not the vocabulary's."""
     if any(name.endswith(_LANGUAGE_MODEL) for name in _given_names(raw)):
         return None
-    found = next((name for name in _RETRIEVAL_FILES if (folder / name).is_file()), None)
+    found = next((name for name in (SENTENCE_CONFIG, MODULES_FILE) if (folder / name).is_file()), None)
     return f"a retrieval model of sentence-transformers ({found} is there)" if found else None
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from ..blocks import Attention, Branch, Dense, Mixture, ShortConv
+from ..blocks import Attention, Branch, Dense, Mixture, Pooling, ShortConv
 from ..dtypes import Float32
 from ..errors import UsageError
 from ..graph import Layer
@@ -37,6 +37,23 @@ _BLOCKS: Mapping[type, Callable[..., Float32]] = {
 HEAD_ELEMENTS = 1 << 25
 
 
+# The rows that a text's vectors are made of.
+_POOLED: Mapping[Pooling, Callable[[Float32], Float32]] = {
+    Pooling.NONE: lambda states: states,
+    Pooling.CLS: lambda states: states[:1],
+    Pooling.MEAN: lambda states: states.mean(axis=0, keepdims=True),
+    Pooling.LAST: lambda states: states[-1:],
+}
+
+
+def unit_vectors(vectors: Float32) -> Float32:
+    """Vectors [m, D] divided by their lengths; one of zeros stays so."""
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    lengths[lengths == 0] = 1
+    found: Float32 = vectors / lengths
+    return found
+
+
 class Logits:
     """Logits [n, V] of which only the normed rows [n, H] before the head are kept; slices are arrays.
 
@@ -48,7 +65,7 @@ class Logits:
 
     def __init__(self, forward: Forward, states: Float32) -> None:
         self._forward, self._states = forward, states
-        self.shape = (len(states), forward.graph.config.vocab_size)
+        self.shape = (len(states), forward.graph.config.n_outputs)
         self.forget()
 
     def __len__(self) -> int:
@@ -102,9 +119,9 @@ class Forward(AttentionWeights, RoutedWeights):
             sequence.length += n
         return np.split(self.finish(hidden), np.cumsum(batch.lengths)[:-1])
 
-    def lazy_logits(self, prompts: Sequence[Sequence[int]]) -> list[Logits]:
-        """Logits of each prompt from an empty state, of which rows are computed when they are asked for."""
-        return [Logits(self, states) for states in self.states(State(len(prompts)), prompts)]
+    def lazy_logits(self, prompts: Sequence[Sequence[int]]) -> list[Logits | Float32]:
+        """Logits of each prompt from an empty state, of which rows are computed when they are asked for; or its vectors."""
+        return [self.outputs(states) for states in self.states(State(len(prompts)), prompts)]
 
     def trace(self, prompts: Sequence[Sequence[int]]) -> Iterator[Float32]:
         """The residual stream [tokens, H] of prompts laid end to end: embedded, then after each layer."""
@@ -144,8 +161,23 @@ class Forward(AttentionWeights, RoutedWeights):
         """The norm before the head."""
         return self.norm(hidden, self.graph.top[Role.FINAL_NORM], self.graph.config.final_norm)
 
+    def outputs(self, states: Float32) -> Logits | Float32:
+        """What the model gives of a text whose normed rows [n, H] these are: logits [n, V], or its vectors [m, D]."""
+        return Logits(self, states) if self.graph.config.vectors is None else self.vectors(states)
+
+    def vectors(self, states: Float32) -> Float32:
+        """The vectors [m, D] of a text whose normed rows [n, H] these are: one, or as many as it has tokens."""
+        head = self.graph.config.vectors
+        if head is None:
+            raise UsageError(f"{self.graph.name}: gives logits and no vectors")
+        found = self.head(_POOLED[head.pooling](states))
+        return unit_vectors(found) if head.is_normalised else found
+
     def head(self, hidden: Float32) -> Float32:
-        """Logits [n, V] of normed rows of the residual stream."""
+        """Logits [n, V] of normed rows of the residual stream; of a model that gives vectors, those [n, D]."""
+        if self.graph.config.vectors is not None:
+            projection = self.graph.top.get(Role.PROJECTION)
+            return hidden if projection is None else self.linear(hidden, projection)
         logits = self.linear(hidden, self.graph.top.get(Role.LM_HEAD, self.graph.top[Role.EMBED]))
         scale = self.graph.config.logit_scale
         return logits if scale == 1 else logits * np.float32(scale)
@@ -160,6 +192,8 @@ class Forward(AttentionWeights, RoutedWeights):
         """A state and the token lists that continue it. Raises: as `extend`."""
         if len(tokens) != len(state.sequences):
             raise UsageError(f"{len(tokens)} token lists for a state of {len(state.sequences)} sequences")
+        if any(sequence.length for sequence in state.sequences) and not self.graph.config.is_causal:
+            raise UsageError("a sequence whose tokens see later ones cannot be continued")
         lengths = [len(t) for t in tokens]
         if not lengths or 0 in lengths:
             raise UsageError("a sequence of zero tokens has no logits")

@@ -12,8 +12,17 @@ from .state import Batch
 from .weights import Weights
 
 
+def _window(block: ShortConv, past: Float32 | None, gated: Float32) -> Float32:
+    """The gated inputs [n + width - 1, H] that the n positions see: the last of them before, or as many on both sides."""
+    n_before = block.width - 1 if block.is_causal else block.width // 2
+    if past is None:
+        past = np.zeros((n_before, gated.shape[1]), np.float32)
+    after = np.zeros((block.width - 1 - n_before, gated.shape[1]), np.float32)
+    return np.concatenate([past, gated, after])
+
+
 def short_conv(run: Weights, block: ShortConv, layer: Layer, x: Float32, batch: Batch) -> Float32:
-    """out(C * conv(B * x)) of tokens [n, H]; the last width - 1 gated inputs are remembered."""
+    """out(C * conv(B * x)) of tokens [n, H]; a causal one remembers the last width - 1 gated inputs."""
     weights = layer.weights
     b, c, x = np.split(run.linear(x, weights[Role.CONV_IN], weights.get(Role.CONV_IN_BIAS)), 3, axis=1)
     gated = b * x
@@ -21,12 +30,11 @@ def short_conv(run: Weights, block: ShortConv, layer: Layer, x: Float32, batch: 
     taps = run.load(kernel, 0, kernel.n_rows).T  # [K, H]
     mixed = np.empty_like(gated)
     for sequence, rows in batch.pieces():
-        past = sequence.conv.get(layer.index)
-        if past is None:
-            past = np.zeros((block.width - 1, gated.shape[1]), np.float32)
-        window, n = np.concatenate([past, gated[rows]]), rows.stop - rows.start
+        n = rows.stop - rows.start
+        window = _window(block, sequence.conv.get(layer.index), gated[rows])
         mixed[rows] = sum(taps[k] * window[k : k + n] for k in range(block.width))
-        sequence.conv[layer.index] = window[-(block.width - 1) :].copy()
+        if block.is_causal:
+            sequence.conv[layer.index] = window[-(block.width - 1) :].copy()
     bias = weights.get(Role.CONV_KERNEL_BIAS)
     if bias is not None:
         mixed += run.vector(bias)

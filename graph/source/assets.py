@@ -40,7 +40,8 @@ class Assets:
 
     `added_tokens` is added_tokens.json, token to id. `chat_template` is the default template, `named_templates` are
     the others by name.
-    The license is kept as bytes, in whatever encoding; of the model card only the start is.
+    The license is kept as bytes, in whatever encoding; of the model card only the start is. `retrieval` are the files of
+    modules of sentence-transformers, by their paths.
     """
 
     generation_config: dict[str, Any] = field(default_factory=dict)
@@ -51,6 +52,7 @@ class Assets:
     named_templates: dict[str, str] = field(default_factory=dict)
     license: bytes | None = None
     model_card: str | None = None
+    retrieval: dict[str, bytes] = field(default_factory=dict)
 
     @cached_property
     def tokenizer_settings(self) -> dict[str, Any]:

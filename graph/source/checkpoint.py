@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..errors import Faults
+from ..families.family import PROJECTION
 from .open_file import SourceFiles
 from .parts import parts_note, text_names
 from .safetensors import SafetensorsFile, StoredTensor
@@ -15,21 +16,27 @@ __all__ = ["INDEX_FILE", "SINGLE_FILE", "Checkpoint", "has_weights"]
 
 # Notes of one kind that are told one by one; of more, how many there are and the first.
 _SHOWN = 8
+# Before the names of a projection's tensors, wherever its file lies.
+_AFTER = PROJECTION.name.removesuffix("linear.weight")
 
 
 class Checkpoint(SourceFiles):
     """All tensors of a folder by the model's names for them, none read.
 
+    `projection` is the file of a module that comes after the last layer.
     Raises: InputError with all faults of the folder (missing, truncated or foreign shards).
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, projection: Path | None = None) -> None:
         self.folder = folder
         found = find_weights(folder)
         self.notes: list[str] = [found.note] if found.note else []
         self._weights = [SafetensorsFile(folder / name) for name in found.names]
-        super().__init__(self._weights)
+        after = None if projection is None else SafetensorsFile(projection)
+        super().__init__([*self._weights, *([after] if after else [])])
         self.tensors = self._collect(found.index)
+        if after is not None:
+            self.tensors |= {f"{_AFTER}{name}": each.renamed(f"{_AFTER}{name}") for name, each in after.tensors.items()}
         n_bytes = sum(tensor.nbytes for file in self._weights for tensor in file.tensors.values())
         if found.index and found.index.total_size not in (None, n_bytes):
             index = found.index

@@ -7,13 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ..blocks import VectorHead
 from ..config import CONFIG_FILE, ModelConfig
 from ..config_fields import Fields
 from ..errors import InputError
 from ..families import FAMILIES, find_family
-from ..families.other_kinds import missing_block, other_kind, retrieval_kind
+from ..families.other_kinds import is_encoder, missing_block, other_kind, retrieval_kind
 from ..json_text import read_object
 from .parts import text_config
+from .sentence_transformers import Modules, read_modules
 from .weight_files import instead_hint
 
 # In a config whose names are those that the clients of a format know: the model's own.
@@ -34,7 +36,8 @@ def load_config(folder: Path, *, table: tuple[int, ...] | None = None) -> ModelC
         raise InputError(
             f"{path}: not found; a checkpoint folder needs config.json{instead_hint(folder)}{_nested_hint(folder)}"
         ) from None
-    if (kind := retrieval_kind(raw, folder)) is not None:
+    modules = find_modules(raw, folder)
+    if modules is None and (kind := retrieval_kind(raw, folder)) is not None:
         raise InputError(f"{folder}: is {kind}: {_expected()}")
     notes = [left_out] if left_out else []
     if (
@@ -46,8 +49,13 @@ def load_config(folder: Path, *, table: tuple[int, ...] | None = None) -> ModelC
         said = raw.get("vocab_size")
         notes.append(f"{CONFIG_FILE} says vocab_size {said}, the embedding has {table[0]} rows: that is used")
         raw = {**raw, "vocab_size": table[0]}
-    config = parse_config(raw, where=str(path))
+    config = parse_config(raw, where=str(path), vectors=modules.head if modules else None)
     return replace(config, notes=(*config.notes, *notes))
+
+
+def find_modules(raw: Mapping[str, Any], folder: Path) -> Modules | None:
+    """What comes after the last layer of a model that gives vectors; None of any other. Raises: as `read_modules`."""
+    return read_modules(folder) if is_encoder(raw, find_family(raw.get("model_type")), folder) else None
 
 
 def with_own_names(raw: Mapping[str, Any]) -> dict[str, Any]:
@@ -57,18 +65,18 @@ def with_own_names(raw: Mapping[str, Any]) -> dict[str, Any]:
     return {**found, **own} if isinstance(own, Mapping) else found
 
 
-def parse_config(raw: Mapping[str, Any], *, where: str = CONFIG_FILE) -> ModelConfig:
-    """Normalises the JSON object of a config file.
+def parse_config(raw: Mapping[str, Any], *, where: str = CONFIG_FILE, vectors: VectorHead | None = None) -> ModelConfig:
+    """Normalises the JSON object of a config file; `vectors` is what its model has in a head's place, if that is so.
 
     Raises: InputError with every contradiction and every missing field.
     """
-    if (kind := other_kind(raw)) is not None:
+    if vectors is None and (kind := other_kind(raw)) is not None:
         raise InputError(f"{where}: is {kind}: {_expected()}")
     family = find_family(raw.get("model_type"))
     if family is None:
         raise InputError(f"{where}: {_unknown(raw.get('model_type'))}")
     read = Fields(raw, aliases=family.aliases, defaults=family.defaults)
-    if raw.get("auto_map"):
+    if raw.get("auto_map") and vectors is None:
         read.notes.append("auto_map names custom code, which is never run")
     vocab_size, scales = read.number("vocab_size", int), family.read_scales(read)
     config = ModelConfig(
@@ -79,9 +87,10 @@ def parse_config(raw: Mapping[str, Any], *, where: str = CONFIG_FILE) -> ModelCo
         layers=family.read_layers(read),
         final_norm=family.read_norm(read),
         context_length=read.number("max_position_embeddings", int),
-        tied=read.flag("tie_word_embeddings", True),
+        tied=read.flag("tie_word_embeddings", True) or vectors is not None,
         embedding_scale=scales.embedding,
         logit_scale=scales.logits,
+        vectors=vectors,
         bos_token_id=read.token_id("bos_token_id", vocab_size=vocab_size),
         eos_token_ids=read.token_ids("eos_token_id", vocab_size=vocab_size),
         pad_token_id=read.token_id("pad_token_id", vocab_size=vocab_size),

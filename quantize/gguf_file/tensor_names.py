@@ -17,6 +17,7 @@ _NAMES: Mapping[Role, str] = {
     Role.EMBED: "token_embd.weight",
     Role.FINAL_NORM: "output_norm.weight",
     Role.LM_HEAD: "output.weight",
+    Role.PROJECTION: "dense_2.weight",
     Role.OPERATOR_NORM: "attn_norm.weight",
     Role.POST_OPERATOR_NORM: "post_attention_norm.weight",
     Role.FFN_NORM: "ffn_norm.weight",
@@ -51,7 +52,7 @@ _NAMES: Mapping[Role, str] = {
 ROPE_FACTORS = "rope_freqs.weight"
 LONG_FACTORS, SHORT_FACTORS = "rope_factors_long.weight", "rope_factors_short.weight"
 CONSTANTS = frozenset({ROPE_FACTORS, LONG_FACTORS, SHORT_FACTORS})
-_TOP = frozenset({Role.EMBED, Role.FINAL_NORM, Role.LM_HEAD})
+_TOP = frozenset({Role.EMBED, Role.FINAL_NORM, Role.LM_HEAD, Role.PROJECTION})
 _LAYER_NAME = re.compile(r"blk\.(0|[1-9]\d{0,3})\.(.+)")
 
 

@@ -85,7 +85,7 @@ def _of_convolution(block: ShortConv, names: GgufNames) -> Iterator[str]:
     if not names.has_convolutions:
         yield block.name
     yield from _part("biases of a short convolution (conv_bias)", block.is_biased, Role.CONV_KERNEL_BIAS, names)
-    if not block.is_causal:
+    if not block.is_causal and not names.gives_vectors:
         yield "a short convolution that sees both ways"
 
 
@@ -93,7 +93,7 @@ def _of_attention(block: Attention, config: ModelConfig, names: GgufNames) -> It
     yield from _part("gated heads", block.is_gated, Role.ATTN_GATE, names)
     yield from _part("norms of queries and keys", block.qk_norm is not None, Role.Q_NORM, names)
     yield from _part("biases of attention", block.is_biased, Role.ATTN_Q_BIAS, names)
-    if not block.is_causal:
+    if not block.is_causal and not names.gives_vectors:
         yield "attention that sees both ways"
     if block.window is not None and not names.has_windows:
         yield "sliding-window attention"
@@ -176,6 +176,12 @@ def _of_model(config: ModelConfig, names: GgufNames) -> Iterator[str]:
             yield f"a scaled embedding, by {config.embedding_scale:g}, where it does by {names.embedding_scale(config):g}"
         if config.logit_scale != 1:
             yield f"scaled logits, by {config.logit_scale:g}"
+    if not _are_alike(mixer.is_causal for mixer in config.mixers):
+        yield "some layers that see both ways, and others that do not"
+    if config.vectors is None and not config.is_causal:
+        yield "logits of a model that sees both ways"
+    if config.vectors is not None and not names.gives_vectors:
+        yield f"a {config.vectors.name}"
 
 
 def _are_alike(values: Iterable[Hashable]) -> bool:

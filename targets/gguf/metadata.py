@@ -18,7 +18,7 @@ from ...quantize.gguf_file.header import KeyValue, ValueType, string, uint32
 from ...quantize.gguf_file.tensor_names import gguf_names
 from ...quantize.policies.gguf import FILE_TYPES
 from .card import card_metadata
-from .numbers import FILE_TYPE_KEY, VOCAB_SIZE, numbers_of
+from .numbers import FILE_TYPE_KEY, PROJECTED_KEY, VOCAB_SIZE, numbers_of
 from .stored import Stored
 from .vocab import vocabulary
 
@@ -62,7 +62,9 @@ def metadata(
     """
     names = gguf_names(graph.config.family)
     model = numbers_of(graph.config, file_type=FILE_TYPES[quant]).pairs(names)
-    early = [pair for pair in model if pair.key.removeprefix(f"{names.architecture}.") in names.early_keys]
+    # A projection is a tensor beside the checkpoint's, whose key the converter writes when it comes across it: at first.
+    firsts = (*names.early_keys, PROJECTED_KEY)
+    early = [pair for pair in model if pair.key.removeprefix(f"{names.architecture}.") in firsts]
     model = [pair for pair in model if pair not in early]
     if graph.tokenizer is None and not any(pair.key.endswith(VOCAB_SIZE) for pair in model):
         model.append(uint32(names.architecture + VOCAB_SIZE, graph.config.vocab_size))  # which the tokens say elsewhere

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from ...graph.blocks import Attention, Dense, Mixture, Scoring, ShortConv
+from ...graph.blocks import Attention, Dense, Mixture, Pooling, Scoring, ShortConv, VectorHead
 from ...graph.config import ModelConfig
 from ...graph.errors import Faults
 from ...graph.families.family import GgufNames
@@ -36,6 +36,9 @@ FILE_TYPE_KEY = "general.file_type"
 VOCAB_SIZE = ".vocab_size"
 # `enum llama_expert_gating_func_type`.
 GATINGS = {Scoring.SOFTMAX: 1, Scoring.SIGMOID: 2}
+PROJECTED_KEY = "embedding_length_out"
+# `enum llama_pooling_type`.
+POOLINGS = {Pooling.MEAN: 1, Pooling.CLS: 2, Pooling.LAST: 3}
 _MOST_LAYERS = 1 << 16
 _KEY = "key"
 _WORDS = {
@@ -106,6 +109,9 @@ class Numbers:
     mamba_size: int | None = _key(".ssm.inner_size", ValueType.UINT32)
     mamba_heads: int | None = _key(".ssm.time_step_rank", ValueType.UINT32)
     turns: bool | None = _key(".rope.scaling.finetuned", ValueType.BOOL)
+    is_causal: bool | None = _key(".attention.causal", ValueType.BOOL)
+    pooling: int | None = _key(".pooling_type", ValueType.UINT32)
+    projected: int | None = _key(f".{PROJECTED_KEY}", ValueType.UINT32)
 
     def pairs(self, names: GgufNames) -> list[KeyValue]:
         """Those that are there and that the converter of the architecture writes, in its order."""
@@ -205,6 +211,8 @@ def numbers_of(config: ModelConfig, *, file_type: int) -> Numbers:
         rotated=attention.head_dim if rope is None else rope.n_dims,
         **(_scales(config, attention) if names.has_scales else {}),
         turns=None if rope else False,
+        is_causal=None if config.is_causal else False,
+        **({} if config.vectors is None else _of_vectors(config.vectors)),
     )
     return replace(own, **_said_beside(names.says(config)))
 
@@ -236,6 +244,11 @@ def _said_beside(values: Mapping[str, int]) -> dict[str, Any]:
     """What follows from no block, by the names of the fields."""
     keys = {each.metadata[_KEY][0]: each.name for each in fields(Numbers)}
     return {keys[f".{key}"]: value for key, value in values.items()}
+
+
+def _of_vectors(head: VectorHead) -> dict[str, Any]:
+    """What is said of a model's vectors. llama.cpp gives one for every token where no pooling is named."""
+    return {"pooling": POOLINGS.get(head.pooling), "projected": head.projected}
 
 
 def _of_mixture(mixture: Mixture, *, n_dense: int) -> dict[str, Any]:

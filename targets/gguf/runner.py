@@ -33,6 +33,7 @@ _PIP = 'pip install "lfm-convert[gguf]"'
 _SPECIAL_TOKENS = frozenset({"bos_token", "eos_token"})
 _TOOL_TEMPLATE = "tool_use"
 _GGML_F32 = 0
+_NO_POOLING = 0
 _ERROR_LEVEL = 4
 
 _log_lines: deque[str] = deque(maxlen=3)
@@ -84,6 +85,7 @@ class _ContextParams(ctypes.Structure):
         ("type_v", ctypes.c_int),
         ("abort_callback", ctypes.c_void_p),
         ("abort_callback_data", ctypes.c_void_p),
+        ("unnamed", ctypes.c_void_p),  # b11549 has a pointer more here, null by default, than the header's usual fields
         *((flag, ctypes.c_bool) for flag in ("embeddings", "offload_kqv", "no_perf", "op_offload")),
         *((flag, ctypes.c_bool) for flag in ("swa_full", "kv_unified")),
         ("samplers", ctypes.c_void_p),
@@ -115,6 +117,10 @@ _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "llama_memory_clear": (None, (_POINTER, ctypes.c_bool)),
     "llama_decode": (ctypes.c_int32, (_POINTER, Batch)),
     "llama_get_logits": (ctypes.POINTER(ctypes.c_float), (_POINTER,)),
+    "llama_get_embeddings": (ctypes.POINTER(ctypes.c_float), (_POINTER,)),
+    "llama_get_embeddings_seq": (ctypes.POINTER(ctypes.c_float), (_POINTER, ctypes.c_int32)),
+    "llama_pooling_type": (ctypes.c_int, (_POINTER,)),
+    "llama_model_n_embd_out": (ctypes.c_int32, (_POINTER,)),
     "llama_model_chat_template": (ctypes.c_char_p, (_POINTER, ctypes.c_char_p)),
     "ggml_get_name": (ctypes.c_char_p, (_POINTER,)),
     "ggml_get_data": (_POINTER, (_POINTER,)),
@@ -179,6 +185,25 @@ class LlamaRunner(LlamaConversation):
         self._vocab = self._llama.llama_model_get_vocab(self._model)
         self.n_vocab = int(self._llama.llama_vocab_n_tokens(self._vocab))
 
+    def vectors(self, token_ids: Sequence[int]) -> Float32:
+        """What llama.cpp makes of a text by the file's own pooling: all of its tokens go into one call."""
+        ids = list(token_ids)
+        context = self._open(len(ids), n_together=len(ids), embeddings=True)
+        try:
+            self._run(context, sequence_batch([(0, ids)]))
+            is_pooled = self._llama.llama_pooling_type(context) != _NO_POOLING
+            found = (
+                self._llama.llama_get_embeddings_seq(context, 0)
+                if is_pooled
+                else self._llama.llama_get_embeddings(context)
+            )
+            if not found:
+                raise InputError(f"{self._path}: llama.cpp gives no vectors of it: {' '.join(_log_lines)}")
+            shape = 1 if is_pooled else len(ids), int(self._llama.llama_model_n_embd_out(self._model))
+            return np.ctypeslib.as_array(found, shape).copy()
+        finally:
+            self._free(context)
+
     @property
     def backend(self) -> str:
         return f"llama.cpp (xllamacpp {PINNED_VERSION}) CPU, {self._threads} threads"
@@ -237,9 +262,18 @@ class LlamaRunner(LlamaConversation):
             self._llama.llama_model_free(self._model)
         self._context = self._model = None
 
-    def _open(self, n_tokens: int, *, n_sequences: int = 1, callback: Any = None) -> int:
+    def _open(
+        self,
+        n_tokens: int,
+        *,
+        n_sequences: int = 1,
+        callback: Any = None,
+        n_together: int = BATCH,
+        embeddings: bool = False,
+    ) -> int:
         params = self._llama.llama_context_default_params()
-        params.n_ctx, params.n_batch, params.n_ubatch, params.n_seq_max = n_tokens, BATCH, BATCH, n_sequences
+        params.n_ctx, params.n_seq_max, params.embeddings = n_tokens, n_sequences, embeddings
+        params.n_batch = params.n_ubatch = n_together
         params.n_threads = params.n_threads_batch = self._threads
         params.flash_attn_type = 0
         params.type_k = params.type_v = _GGML_F32
@@ -257,10 +291,13 @@ class LlamaRunner(LlamaConversation):
     def _clear(self, context: int) -> None:
         self._llama.llama_memory_clear(self._llama.llama_get_memory(context), True)
 
-    def _decode(self, context: int, pieces: Sequence[Piece]) -> Float32:
-        batch = sequence_batch(pieces)
+    def _run(self, context: int, batch: Batch) -> None:
         status = self._llama.llama_decode(context, batch)
         if status != 0:
             raise InputError(f"{self._path}: llama.cpp fails to run it (status {status}): {' '.join(_log_lines)}")
+
+    def _decode(self, context: int, pieces: Sequence[Piece]) -> Float32:
+        batch = sequence_batch(pieces)
+        self._run(context, batch)
         logits = self._llama.llama_get_logits(context)
         return np.ctypeslib.as_array(logits, (batch.n_tokens, self.n_vocab)).copy()

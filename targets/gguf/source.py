@@ -81,6 +81,8 @@ def _opened(artifact: Artifact, name: str | None) -> WeightGraph:
         if key in unread and said[key] not in ("none", 1.0):
             faults.add(f"{key} is {said[key]!r:.40}: a rope that is scaled is not read here")
     faults.raise_if_any(str(path))
+    if numbers.is_causal is False or numbers.pooling or numbers.projected:
+        raise InputError(f"{path}: holds a model that gives vectors: convert the checkpoint it was made from")
     vocabulary = read_vocabulary(said, path)
     config = read_config(
         families,

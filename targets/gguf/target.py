@@ -55,6 +55,7 @@ class GgufTarget(Target):
     default_quant = "Q4_0"
     auto_base = "Q4_K_M"
     file_suffix = ".gguf"
+    gives_vectors = True
 
     imatrix: str | None = imatrix_option()
     pure: bool = option(False, help="every matrix in the quant's own type, no mixture")

@@ -9,6 +9,7 @@ from ...graph.errors import UsageError
 from ...graph.graph import Layer
 from ...graph.roles import Role
 from .builder import MICROSOFT
+from .encoder import attend_whole
 from .functions import norm_heads
 from .linear import add_bias, add_biases, linear, split
 from .prelude import Context
@@ -24,7 +25,7 @@ def attention(context: Context, block: Attention, layer: Layer, x: str) -> str:
     Every row's keys end at T - 1: padding is masked by the bias, and rotary angles only matter as
     differences, so that left-padded rows need no position input.
     """
-    _refuse(block)
+    _refuse(context, block)
     b, store, prefix = context.b, context.store, f"model.layers.{layer.index}.self_attn"
     roles = [Role.ATTN_Q, Role.ATTN_K, Role.ATTN_V, *([Role.ATTN_GATE] if block.is_gated else [])]
     name = f"{prefix}.qkvg_proj" if block.is_gated else f"{prefix}.qkv_proj"
@@ -35,11 +36,8 @@ def attention(context: Context, block: Attention, layer: Layer, x: str) -> str:
         gains = _head_gains(context, block, layer)
         n = block.n_heads + block.n_kv_heads
         qk = norm_heads(b, qk, gains, n_heads=n, head_dim=block.head_dim, norm=block.qk_norm)
-    rotation = context.prelude.rotations[block.rope] if block.rope else None
-    if rotation and not rotation.is_inside:
-        qk, rotation = turn(b, qk, rotation, head_dim=block.head_dim, n_heads=block.n_heads + block.n_kv_heads), None
-    q, k = split(b, qk, [block.q_size, block.kv_size])
-    out = _attend(context, block, layer.index, (q, k, v), rotation)
+    attend = attend_whole if context.is_whole else _attend_from_caches
+    out = attend(context, block, layer.index, qk, v)
     for gate in gates:
         out = _gated(context, block, out, gate)
     (projected,) = linear(b, store, out, f"{prefix}.out_proj", [layer.weights[Role.ATTN_OUT]])
@@ -49,14 +47,24 @@ def attention(context: Context, block: Attention, layer: Layer, x: str) -> str:
     return projected
 
 
-def _refuse(block: Attention) -> None:
+def _refuse(context: Context, block: Attention) -> None:
     """Raises UsageError for attention that `GroupQueryAttention` does not have."""
-    if not block.is_causal:
+    if not (block.is_causal or context.is_whole):
         raise UsageError("onnx: cannot say attention to later tokens, which GroupQueryAttention does not see")
     if block.head_dim % _HEAD_MULTIPLE:
         raise UsageError(
             f"onnx: head_dim is {block.head_dim}; GroupQueryAttention rotates heads of a multiple of {_HEAD_MULTIPLE}"
         )
+
+
+def _attend_from_caches(context: Context, block: Attention, i: int, qk: str, v: str) -> str:
+    """The values of queries and keys side by side, before they turn."""
+    b, rotation = context.b, context.prelude.rotations[block.rope] if block.rope else None
+    if rotation and not rotation.is_inside:
+        n_heads = block.n_heads + block.n_kv_heads
+        qk, rotation = turn(b, qk, rotation, head_dim=block.head_dim, n_heads=n_heads), None
+    q, k = split(b, qk, [block.q_size, block.kv_size])
+    return _attend(context, block, i, (q, k, v), rotation)
 
 
 def _attend(context: Context, block: Attention, i: int, qkv: Sequence[str], rotation: Rotation | None) -> str:

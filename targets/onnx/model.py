@@ -12,6 +12,7 @@ from ...graph.roles import Role
 from ...quantize.policy import Policy
 from .builder import IR_VERSION, OPSETS, GraphBuilder
 from .caches import Kept, kept_positions
+from .encoder import emit_encoder_prelude, emit_vectors, encoder_signature
 from .linear import lookup, matmul
 from .prelude import Context, emit_prelude
 from .residual import Residual
@@ -47,16 +48,24 @@ def build_graph(
     b = GraphBuilder(activation_type(policy))
     store, kept = WeightStore(policy, data_path), kept_positions(graph.config, is_whole=whole_caches)
     table = store.add("model.embed_tokens", [graph.top[Role.EMBED]])
+    vectors = graph.config.vectors
     head = table if graph.is_tied else store.add("lm_head", [graph.top[Role.LM_HEAD]])
     with b.scope("prelude"):
-        prelude = emit_prelude(b, store, graph.config, kept)
+        if vectors is None:
+            prelude = emit_prelude(b, store, graph.config, kept)
+        else:
+            prelude = emit_encoder_prelude(b, store, graph.config)
         embedded = b.op("Mul", lookup(b, table, "input_ids"), prelude.token_mask)  # zeros for padding
-        context = Context(b, store, prelude, kept, fused_experts, graph.config.family.onnx.is_wide)
+        is_wide = graph.config.family.onnx.is_wide
+        context = Context(b, store, prelude, kept, fused_experts, is_wide, is_whole=vectors is not None)
         residual = Residual(context, embedded, scale=graph.config.embedding_scale)
     residual.run(graph.layers)
     with b.scope("head"):
         normed = residual.normed(graph.config.final_norm, graph.top[Role.FINAL_NORM])
-        _head(b, head, normed, graph.config.logit_scale)
+        if vectors is None:
+            _head(b, head, normed, graph.config.logit_scale)
+        else:
+            emit_vectors(b, store, graph, vectors, normed)
     return OnnxGraph(_proto(b, store, graph, kept), store)
 
 
@@ -79,7 +88,8 @@ def _proto(b: GraphBuilder, store: WeightStore, graph: WeightGraph, kept: Kept) 
 
     from ..._version import __version__
 
-    inputs, outputs = signature(graph.config, kept, b.float_type)
+    is_talker = graph.config.vectors is None
+    inputs, outputs = signature(graph.config, kept, b.float_type) if is_talker else encoder_signature(graph.config)
     name = graph.config.family.model_type.partition("_")[0]  # without the kind, such as `_moe`
     stored = [initializer.to_proto() for initializer in store.initializers]
     return helper.make_model(

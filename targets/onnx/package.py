@@ -33,6 +33,9 @@ def shared_files(
     `genai` are the quants that onnxruntime-genai runs.
     """
     files = common_files(graph)
+    if graph.config.vectors is not None:
+        files.pop(names.GENERATION_CONFIG, None)
+        return files | graph.assets.retrieval | {CONFIG_FILE: json_bytes(_config(graph, n_chunks))}
     if genai:
         files[GENAI_CONFIG] = json_bytes(genai_config(graph, main_files[preferred(genai)]))
     generation = {**_token_ids(graph), **graph.assets.generation_config, **graph.stops.field}

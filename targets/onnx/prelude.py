@@ -41,7 +41,8 @@ class Prelude:
 class Context:
     """What an emitter is given beside its block: where nodes go, where weights lie, what layers share.
 
-    `fused_experts` asks for one QMoE node a mixture; `is_wide` for a residual stream in float32.
+    `fused_experts` asks for one QMoE node a mixture; `is_wide` for a residual stream in float32. Without caches a text
+    `is_whole`: all of it is in one run.
     """
 
     b: GraphBuilder
@@ -50,6 +51,7 @@ class Context:
     kept: Kept
     fused_experts: bool
     is_wide: bool
+    is_whole: bool = False
 
 
 def emit_prelude(b: GraphBuilder, store: WeightStore, config: ModelConfig, kept: Kept) -> Prelude:
@@ -61,8 +63,7 @@ def emit_prelude(b: GraphBuilder, store: WeightStore, config: ModelConfig, kept:
     mask = b.cast("attention_mask", TensorProto.FLOAT)  # WebGPU has no int64
     new = b.op("Slice", mask, b.op("Neg", sequence), b.ints(np.iinfo(np.int64).max), b.ints(1))
     is_same = b.op("Equal", b.op("Unsqueeze", new, b.ints(1, 3)), b.op("Unsqueeze", mask, b.ints(1, 2)))
-    # Far below any score, yet finite in half precision.
-    far, none = b.constant(-30000 if b.is_half else -1e9, b.float_dtype), b.constant(0, b.float_dtype)
+    far, none = far_below(b), b.constant(0, b.float_dtype)
     token_mask = b.from_float32(b.op("Unsqueeze", new, b.ints(2)))
     whole = _span(b, b.op("Where", is_same, none, far), total, batch)
     spans: dict[int | None, Span] = {None: whole}
@@ -70,6 +71,11 @@ def emit_prelude(b: GraphBuilder, store: WeightStore, config: ModelConfig, kept:
         spans[n_kept] = _last(b, whole, n_kept, sequence, batch)
     turned = rotations(b, store, config, kept, sequence=sequence)
     return Prelude(token_mask=token_mask, spans=spans, rotations=turned)
+
+
+def far_below(b: GraphBuilder) -> str:
+    """A number far below any score, yet finite in half precision."""
+    return b.constant(-30000 if b.is_half else -1e9, b.float_dtype)
 
 
 def _span(b: GraphBuilder, attention_bias: str, total: str, batch: str) -> Span:

@@ -54,13 +54,14 @@ class Rotation:
 
 
 def rotations(
-    b: GraphBuilder, store: WeightStore, config: ModelConfig, kept: Kept, *, sequence: str
+    b: GraphBuilder, store: WeightStore, config: ModelConfig, kept: Kept, *, sequence: str, never_inside: bool = False
 ) -> dict[Rope, Rotation]:
     """The tables of each rope, stored once however many layers turn by it. `sequence` is int64 [1]: S, new tokens."""
     blocks = config.of_kind(Attention).values()
     ropes = list(dict.fromkeys(block.rope for block in blocks if block.rope is not None))
     prefixes = ["rotary"] if len(ropes) == 1 else [f"rotary.{i}" for i in range(len(ropes))]
-    if all(map(_can_be_inside, ropes)) and _n_values(config, ropes) <= _MAX_VALUES and not any(kept.values()):
+    fits = all(map(_can_be_inside, ropes)) and _n_values(config, ropes) <= _MAX_VALUES
+    if fits and not any(kept.values()) and not never_inside:
         return {
             rope: _whole(b, store, prefix, rope, config.context_length)
             for prefix, rope in zip(prefixes, ropes, strict=True)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from ...graph.dtypes import Float32
 from ...graph.errors import InputError
 from ..target import Runner
+from .encoder import EACH, POOLED
 from .inputs import IDS, LOGITS, MASK, N_LOGITS, POSITIONS, head_size, is_cache, presents, unknown_inputs
 from .stops import folder_stops
 
@@ -100,6 +101,17 @@ class OnnxRunner(Runner):
         logits, self._past = self._step(ids, np.ones((1, self._length), np.int64), self._past)
         result: Float32 = logits[0]
         return result
+
+    def vectors(self, token_ids: Sequence[int]) -> Float32:
+        """See `Runner.vectors`."""
+        names = {output.name for output in self._session.get_outputs()}
+        name = next((name for name in (POOLED, EACH) if name in names), None)
+        if name is None:
+            raise InputError(f"{self._path}: gives {', '.join(sorted(names)[:4])}: expected {POOLED} or {EACH}")
+        ids = np.array([token_ids], np.int64)
+        (found,) = self._session.run([name], self._feeds(ids, np.ones_like(ids), {}))
+        vectors: Float32 = found.astype(np.float32, copy=False)
+        return vectors if name == POOLED else vectors[0]
 
     def last_logits(self, token_ids: Sequence[int]) -> Float32:
         """See `Runner.last_logits`. A graph that can is asked for no others."""

@@ -76,6 +76,7 @@ class OnnxTarget(Target):
     policies = POLICIES
     default_quant = "q4f16"
     auto_base = AUTO_BASE
+    gives_vectors = True
 
     onnx_moe: str = option(
         MOE_FORMS[0], help="experts, for any runtime or for ONNX Runtime 1.31 on the CPU", choices=MOE_FORMS

@@ -295,11 +295,70 @@ def test_other_models_are_refused_by_name(
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
 
 
-def test_a_retrieval_model_saved_as_its_base(dense: Path, sentence_of: Callable[..., str]) -> None:
+def test_a_retrieval_model_that_does_not_say_its_modules(dense: Path, sentence_of: Callable[..., str]) -> None:
     """LFM2-ColBERT: a causal Lfm2Model, whose head is a projection in a folder of its own."""
     configure(dense, architectures=["Lfm2Model"])
-    (dense / "modules.json").write_text("[]")
-    assert "is a retrieval model of sentence-transformers (modules.json is there)" in sentence_of(dense)
+    (dense / "config_sentence_transformers.json").write_text("{}")
+    assert "is a retrieval model of sentence-transformers (config_sentence_transformers.json is there)" in sentence_of(
+        dense
+    )
+
+
+MODULES: dict[str, tuple[Any, str]] = {
+    "none": (
+        [],
+        "modules.json: has the modules none: expected them in the order Transformer, Pooling, Dense, Normalize",
+    ),
+    "no list": ({}, "modules.json: expected a list of modules"),
+    "another": ([{"type": "models.Transformer"}, {"type": "models.LSTM"}], "names the module 'models.LSTM'"),
+    "outside": ([{"type": "models.Transformer", "path": "../x"}], "places the module Transformer at '../x'"),
+    "no pooling": (
+        [{"type": "models.Transformer"}, {"type": "models.Pooling", "path": "1_Pooling"}],
+        "1_Pooling/config.json is missing, which modules.json names",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", MODULES)
+def test_modules_that_no_block_says(case: str, dense: Path, sentence_of: Callable[..., str]) -> None:
+    modules, said = MODULES[case]
+    configure(dense, architectures=["Lfm2BidirectionalModel"])
+    (dense / "modules.json").write_text(json.dumps(modules))
+    assert said in sentence_of(dense)
+
+
+@pytest.mark.parametrize(
+    ("module", "fields", "said"),
+    [
+        (
+            "Pooling",
+            {"pooling_mode": "max"},
+            "1_Pooling/config.json: pools by max: expected one of cls, mean, lasttoken",
+        ),
+        (
+            "Pooling",
+            {"pooling_mode_cls_token": True, "pooling_mode_max_tokens": True},
+            "pools by ['pooling_mode_cls_token'",
+        ),
+        ("Dense", {"bias": True, "out_features": 8}, "bias is True, activation_function None, use_residual False"),
+        ("Dense", {"bias": False, "activation_function": "torch.nn.Identity"}, "out_features is None"),
+    ],
+)
+def test_modules_that_do_what_no_block_says(
+    module: str, fields: dict[str, Any], said: str, dense: Path, sentence_of: Callable[..., str]
+) -> None:
+    configure(dense, architectures=["Lfm2BidirectionalModel"])
+    modules = [{"type": "models.Transformer"}, {"type": f"models.{module}", "path": f"1_{module}"}]
+    (dense / "modules.json").write_text(json.dumps(modules))
+    (dense / f"1_{module}").mkdir()
+    (dense / f"1_{module}/config.json").write_text(json.dumps(fields))
+    assert said in sentence_of(dense)
+
+
+def test_a_centred_convolution_of_even_width(dense: Path, sentence_of: Callable[..., str]) -> None:
+    configure(dense, architectures=["Lfm2BidirectionalModel"], conv_L_cache=4)
+    (dense / "modules.json").write_text(json.dumps([{"type": "models.Transformer"}]))
+    assert "conv_L_cache is 4: expected an odd number" in sentence_of(dense)
 
 
 @pytest.mark.parametrize(

@@ -89,6 +89,14 @@ class FakeRunner(Runner):
             logits[-1, 3] = np.nan
         return np.pad(logits, ((0, 0), (0, self._fault.get("wide", 0))))
 
+    def vectors(self, token_ids: Sequence[int]) -> np.ndarray:
+        self._calls += 1
+        self._break()
+        (states,) = self._forward.states(State(1), [list(token_ids)])
+        vectors = self._forward.vectors(states)
+        noise = np.random.default_rng(self._calls).normal(size=vectors.shape) * self._fault.get("noise", 0.0)
+        return vectors + noise.astype(np.float32)
+
     def another(self) -> FakeRunner | None:
         if self._fault.get("alone"):
             return None

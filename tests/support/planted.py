@@ -164,6 +164,29 @@ def _without_a_merge(graph: WeightGraph, text: str) -> list[int]:
     return list(tokenizers.Tokenizer.from_str(json.dumps(data)).encode(text).ids)
 
 
+def _causal(kind: type) -> Callable[[WeightGraph], Forward]:
+    def changed(branch: Branch) -> Branch:
+        return (
+            replace(branch, block=replace(branch.block, is_causal=True)) if isinstance(branch.block, kind) else branch
+        )
+
+    def forward(graph: WeightGraph) -> Forward:
+        layers = tuple(replace(layer, branches=tuple(map(changed, layer.branches))) for layer in graph.layers)
+        return Forward(replace(graph, layers=layers))
+
+    return forward
+
+
+class _LastToken(Forward):
+    def vectors(self, states: np.ndarray) -> np.ndarray:
+        return states[-1:]
+
+
+class _NoProjection(Forward):
+    def vectors(self, states: np.ndarray) -> np.ndarray:
+        return states
+
+
 BUGS: dict[str, Bug] = {
     "none": Bug(),
     "four bits": Bug(store=_four_bits),
@@ -181,5 +204,9 @@ BUGS: dict[str, Bug] = {
     "final norm skipped": Bug(forward=_NoFinalNorm),
     "experts swapped": Bug(store=_swap_experts),
     "one tensor at two bits": Bug(store=_one_at_two_bits),
+    "causal attention": Bug(forward=_causal(Attention)),
+    "causal convolution": Bug(forward=_causal(ShortConv)),
+    "last token pooled": Bug(forward=_LastToken),
+    "projection missing": Bug(forward=_NoProjection),
     "a merge missing": Bug(tokenize=_without_a_merge),
 }

@@ -25,7 +25,7 @@ def _job(folder: Path, checkpoint: Path, **fault: Any) -> Job:
         artifact=make_artifact(folder, checkpoint, **fault),
         find_target=FIND_TARGET,
         threads=1,
-        vocab_size=512,
+        n_outputs=512,
         prompts=((1,), IDS),
         cache_prompts=(1,),
         greedy_prompts=(0,),
