@@ -233,4 +233,3 @@ def test_the_gate_stops_what_is_planted(fault: str, tmp_path: Path) -> None:
     graph = model(tmp_path, name, **_LONG, **_LONGER.get(name, {}))
     result = judged(graph, faulty(graph, change), tmp_path / "out", "q4f16")
     assert result.verdict is Verdict.FAIL
-    print(result.message)
