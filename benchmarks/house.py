@@ -24,7 +24,7 @@ from lfm_convert.graph.families import FAMILIES
 
 ROOT = Path(anchor.__file__).resolve().parents[1]
 ROOMS = ("graph", "quantize", "targets", "validate", "convert")
-_NAME = re.compile(r"lfm[23]", re.IGNORECASE)
+_NAME = re.compile(r"lfm[23]|qwen|smollm|granite|gemma|phi-?[34]", re.IGNORECASE)
 # Where families are named: their own files, models that travel along, and a format's names of their tokenizers.
 _NO_CODE = ("graph/families/", "convert/bundled/", "targets/gguf/pre_tokenizers.py")
 

@@ -1,6 +1,6 @@
 """Models of several parts, such as a vision tower beside a language model: the language model is taken, the rest is left.
 
-Source: transformers `configuration_gemma3.py`, `configuration_lfm2_vl.py`, and how version 4 and 5 name the tensors.
+Source: how transformers 4 and 5 nest the configs of vision-language models, and name their tensors.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Of two tables, for texts of the trained length and for longer ones, it has the second alone, whatever the text. Most texts
 are shorter, so that the first is written in its place: longer ones then turn by a table that the model was not trained for.
-Source: mlx-lm `mlx_lm/models/rope_utils.py`, `initialize_rope`; `phi3.py`.
+Source: mlx-lm `mlx_lm/models/rope_utils.py`, `initialize_rope`.
 """
 
 from __future__ import annotations

@@ -1,15 +1,22 @@
-"""The table of docs/families.md is what the targets plan."""
+"""The table of README and docs/families.md is what the targets plan."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from support.family_table import table
 
-PAGE = Path(__file__).parents[2] / "docs" / "families.md"
+ROOT = Path(__file__).parents[2]
 BEGIN, END = "<!-- made by tests/support/family_table.py -->\n", "<!-- end -->"
 
 
-def test_the_page_shows_what_targets_take() -> None:
-    text = PAGE.read_text(encoding="utf-8")
-    assert text.partition(BEGIN)[2].partition(END)[0].strip() == table()
+@pytest.fixture(scope="module")
+def planned() -> str:
+    return table()
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/families.md"])
+def test_pages_show_what_targets_take(page: str, planned: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    assert text.partition(BEGIN)[2].partition(END)[0].strip() == planned
