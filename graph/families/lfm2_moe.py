@@ -24,18 +24,12 @@ from .lfm2 import (
     read_mixers,
     read_norm,
 )
-from .places import Part, PerExpert, Place
+from .places import Place, expert_places
 
-# As transformers holds them in memory, and writes since version 5: gate rows, then up rows, of all experts in a tensor.
-_GATE_UP, _DOWN = "feed_forward.experts.gate_up_proj", "feed_forward.experts.down_proj"
-_GATE, _UP = PerExpert("feed_forward.experts.{e}.w1.weight"), PerExpert("feed_forward.experts.{e}.w3.weight")
-_STACKED = Role.EXPERT_GATE, Role.EXPERT_UP
 _PLACES: Places = {
     Role.ROUTER: [Place("feed_forward.gate.weight")],
     Role.EXPERT_BIAS: [Place("feed_forward.expert_bias")],
-    Role.EXPERT_GATE: [_GATE, Part(_GATE_UP, _GATE.name, Role.EXPERT_GATE, _STACKED, beside=_DOWN)],
-    Role.EXPERT_UP: [_UP, Part(_GATE_UP, _UP.name, Role.EXPERT_UP, _STACKED, beside=_DOWN)],
-    Role.EXPERT_DOWN: [PerExpert("feed_forward.experts.{e}.w2.weight"), Place(_DOWN, beside=_GATE_UP)],
+    **expert_places("feed_forward.experts", gate="w1", up="w3", down="w2"),
 }
 
 # mlx-lm stacks the experts, and renames the matrices of the dense layers too. Source: its `lfm2_moe.py`, `sanitize`.

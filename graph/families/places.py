@@ -5,7 +5,7 @@ A place gives a view of the stored tensors in the shape that the graph has; noth
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ..dtypes import WEIGHT_DTYPES
@@ -192,3 +192,15 @@ class Part(Place):
 def without_number(name: str) -> str:
     """What the tensors of all experts are called together."""
     return name.replace(f"{EXPERT}.", "")
+
+
+def expert_places(scope: str, *, gate: str, up: str, down: str) -> dict[Role, Sequence[Place]]:
+    """Where the experts below a scope are: a tensor each, or all in two, as transformers holds them in memory and writes
+    them since version 5: gate rows, then up rows, of each expert.
+    """
+    stack, downs, roles = f"{scope}.gate_up_proj", f"{scope}.down_proj", (Role.EXPERT_GATE, Role.EXPERT_UP)
+    alone = {role: PerExpert(f"{scope}.{EXPERT}.{name}.weight") for role, name in zip(roles, (gate, up), strict=True)}
+    return {
+        **{role: [place, Part(stack, place.name, role, roles, beside=downs)] for role, place in alone.items()},
+        Role.EXPERT_DOWN: [PerExpert(f"{scope}.{EXPERT}.{down}.weight"), Place(downs, beside=stack)],
+    }

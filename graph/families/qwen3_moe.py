@@ -14,16 +14,11 @@ from ..roles import Role
 from . import decoder, qwen3
 from .family import Family, GgufNames, MlxCan, MlxNames, OnnxNames, Places, ServerNames
 from .lfm2 import read_norm
-from .places import Part, PerExpert, Place
+from .places import Place, expert_places
 
-_GATE_UP, _DOWN = "mlp.experts.gate_up_proj", "mlp.experts.down_proj"
-_STACKED = Role.EXPERT_GATE, Role.EXPERT_UP
-_GATE, _UP = PerExpert("mlp.experts.{e}.gate_proj.weight"), PerExpert("mlp.experts.{e}.up_proj.weight")
 _PLACES: Places = {
     Role.ROUTER: [Place("mlp.gate.weight")],
-    Role.EXPERT_GATE: [_GATE, Part(_GATE_UP, _GATE.name, Role.EXPERT_GATE, _STACKED, beside=_DOWN)],
-    Role.EXPERT_UP: [_UP, Part(_GATE_UP, _UP.name, Role.EXPERT_UP, _STACKED, beside=_DOWN)],
-    Role.EXPERT_DOWN: [PerExpert("mlp.experts.{e}.down_proj.weight"), Place(_DOWN, beside=_GATE_UP)],
+    **expert_places("mlp.experts", gate="gate_proj", up="up_proj", down="down_proj"),
 }
 _MLX_TENSORS = {
     Role.EXPERT_GATE: "mlp.switch_mlp.gate_proj.weight",

@@ -37,7 +37,7 @@ class Piece:
     def stream(self) -> Dtype:
         """Of the residual stream. Models that scale their embeddings have one that may leave float16, which ends at 65504.
 
-        Such streams do. What is multiplied by a matrix has gone through a norm and stays float16.
+        What is multiplied by a matrix has gone through a norm and stays float16.
         """
         return Dtype.FLOAT16 if self.graph.config.embedding_scale == 1 else Dtype.FLOAT32
 
