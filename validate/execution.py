@@ -21,7 +21,7 @@ from .gates import GateResult, Part, at_least, at_most
 from .measure import Score
 from .metrics import Float64, Metrics
 from .probes import LAST_ALONE, CacheCheck
-from .vectors import VectorMetrics, one_swap
+from .vectors import VectorMetrics, VectorScore, exchanged, nearness_moved
 
 if TYPE_CHECKING:
     from .floor import Distance
@@ -124,17 +124,18 @@ def judge_experts(layers: Sequence[LayerExperts], floor: Distance) -> list[GateR
     return [min(gates, key=lambda gate: gate.value - gate.limit)]
 
 
-def judge_ranks(found: VectorMetrics, floor: Distance) -> list[GateResult]:
-    """The gate of the orders in which texts stand by their vectors: what rounding changes of them, and an exchange of two
-    neighbours; none of logits, or of too few texts to have an order.
+def judge_ranks(scores: Sequence[Score], floor: Distance) -> list[GateResult]:
+    """The gate of the order in which texts stand beside each other by their vectors; none of logits. An exchange counts
+    if the lead was more than rounding moves: with the noise itself, of which a divergence is the square.
     """
-    usual = floor.metrics
-    if not isinstance(usual, VectorMetrics) or math.isnan(usual.ranks_mean):
+    found, usual = ([score for score in each if isinstance(score, VectorScore)] for each in (scores, floor.scores))
+    if not found:
         return []
-    room = ROOM[floor.arithmetic]
-    source = f"{room:g} times what {floor.how} do to this model, and an exchange of neighbours"
-    limit = room * (1 - usual.ranks_mean) + one_swap(found.n_prompts)
-    return [at_most("execution_ranks", 1 - found.ranks_mean, limit, Part.EXECUTION, source=source)]
+    room = math.sqrt(ROOM[floor.arithmetic])
+    tie = 2 * (room * nearness_moved(usual) + math.sqrt(LEAST))
+    share, where = exchanged(found, tie=tie)
+    source = f"leads beyond {room:g} times what {floor.how} move of this model's texts, either of both"
+    return [at_most("execution_ranks", share, 0, Part.EXECUTION, where, source)]
 
 
 def judge_finite(metrics: Metrics | VectorMetrics) -> GateResult:

@@ -12,7 +12,7 @@ _WORDS: Mapping[str, str] = {
     "stop_ids_of_ordinary_text": "Ids of ordinary words that end a text in the artifact: it would break off.",
     "tokens_after_the_end": "Tokens that the artifact goes on saying after the end of its turn.",
     "execution_distance_prompt": "How far the runtime's vectors are from that, in the text that is furthest off.",
-    "execution_ranks": "By how much the texts stand in another order by the runtime's vectors than by those of its own stored weights.",
+    "execution_ranks": "How many pairs of texts stand the other way round beside a third than by the artifact's own stored weights.",
     "format_distance": "What that costs in vectors, against the quant's own encoder on this very checkpoint.",
     "class_distance": "Of weights that cannot be read: how far the vectors are, against the checkpoint in as many bits.",
     "execution_kld_prompt": "How far the runtime is from that at the middle position of the prompt that is furthest off.",

@@ -114,8 +114,7 @@ class Judge:
         elif run.is_probed:
             gates += judge_execution(run.fidelity, stored.floor)
             gates += judge_experts(run.experts, stored.floor)
-        if run.own_vectors is not None and not stored.unread:
-            gates += judge_ranks(run.own_vectors, stored.floor)
+            gates += judge_ranks(run.fidelity, stored.floor)
         if run.cache is not None:
             gates += judge_cache(run.cache, self._cache_floor(stored))
         if stored.errors and not stored.unread:

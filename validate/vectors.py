@@ -146,8 +146,7 @@ def _orders(scores: Sequence[VectorScore]) -> tuple[Float64, Float64]:
     n = len(scores)
     if n < _LEAST_TEXTS or not all(score.finite for score in scores):
         return np.full(n, np.nan), np.full(n, np.nan)
-    right = nearness([score.reference for score in scores])
-    found = nearness([score.artifact for score in scores])
+    right, found = (nearness(each) for each in _sides(scores))
     orders = [
         (_ranks(np.delete(a, i)), _ranks(np.delete(b, i))) for i, (a, b) in enumerate(zip(right, found, strict=True))
     ]
@@ -169,7 +168,27 @@ def nearness(texts: Sequence[Float32]) -> Float64:
     return np.stack(rows)
 
 
-def one_swap(n_prompts: int) -> float:
-    """What a single exchange of two neighbours takes from the correlation of an order of all other prompts."""
-    n = n_prompts - 1
-    return 12 / (n * (n**2 - 1)) if n > 1 else 2.0
+def nearness_moved(scores: Sequence[VectorScore]) -> float:
+    """The most that any two texts are nearer, or less near, by the artifact's vectors than by the reference's."""
+    right, found = (nearness(each) for each in _sides(scores))
+    return float(np.abs(right - found).max())
+
+
+def exchanged(scores: Sequence[VectorScore], *, tie: float) -> tuple[float, str]:
+    """The share of pairs of texts that stand the other way round beside a third, though by the reference one of them is
+    nearer by more than a tie; and the text beside which most do.
+    """
+    right, found = (nearness(each) for each in _sides(scores))
+    n = len(scores)
+    shares = np.zeros(n)
+    for i in range(n):
+        a, b = np.delete(right[i], i), np.delete(found[i], i)
+        leads = a[:, None] - a
+        n_pairs = (n - 1) * (n - 2) / 2
+        shares[i] = np.sum((leads > tie) & (b[:, None] < b)) / max(1.0, n_pairs)
+    worst = int(shares.argmax())
+    return float(shares.mean()), scores[worst].id if shares[worst] else ""
+
+
+def _sides(scores: Sequence[VectorScore]) -> tuple[list[Float32], list[Float32]]:
+    return [score.reference for score in scores], [score.artifact for score in scores]

@@ -17,7 +17,14 @@ from lfm_convert.validate.parity import validate
 from lfm_convert.validate.prompts import EncodedPrompt, Prompt
 from lfm_convert.validate.report import write_html
 from lfm_convert.validate.results import ArtifactResult, Held, Report, Verdict
-from lfm_convert.validate.vectors import nearness, one_swap, score_vectors, summarize_vectors, vector_distances
+from lfm_convert.validate.vectors import (
+    exchanged,
+    nearness,
+    nearness_moved,
+    score_vectors,
+    summarize_vectors,
+    vector_distances,
+)
 from support.encoders import make_encoder
 from support.fake_target import make_artifact
 
@@ -119,8 +126,12 @@ def test_orders_by_hand() -> None:
     ]
     metrics = summarize_vectors(scores)
     # Of the first: 1, 2, 3 became 2, 1, 3, an exchange of neighbours in an order of three.
-    assert next(each for each in metrics.worst if each.prompt == "0").ranks == pytest.approx(1 - one_swap(4))
+    assert next(each for each in metrics.worst if each.prompt == "0").ranks == pytest.approx(0.5)
     assert metrics.cosine_min == pytest.approx(math.cos(math.radians(20)), abs=1e-6)
+    # Beside each text one pair of three is exchanged; only beside the last by a lead of more than a tenth.
+    assert exchanged(scores, tie=0)[0] == pytest.approx(1 / 3)
+    assert exchanged(scores, tie=0.13) == (pytest.approx(1 / 12), "3")
+    assert nearness_moved(scores) == pytest.approx(math.cos(math.radians(40)) - math.cos(math.radians(60)), abs=1e-6)
     assert metrics.same_nearest == 0  # each of the two took the other's place beside every text
 
 
