@@ -21,7 +21,18 @@ ROOT = Path(__file__).parents[1]
 PAGES = [*sorted(p.name for p in (ROOT / "docs").glob("*.md")), "../README.md"]
 _ARGUMENT = re.compile(r'add_argument\(\s*"(--[a-z0-9-]+)"')
 # Of optimum-cli, of mlx_lm.generate, of model_signing, of llama.cpp, and what help has of every command.
-OTHERS = {"--embeddings", "--lora", "--pooling", "--model", "--prompt", "--trust-remote-code", "--use", "--signature", "--identity", "--help"}
+OTHERS = {
+    "--embeddings",
+    "--lora",
+    "--pooling",
+    "--model",
+    "--prompt",
+    "--trust-remote-code",
+    "--use",
+    "--signature",
+    "--identity",
+    "--help",
+}
 _OF_DASK = {"--local-directory", "--memory-limit", "--nthreads", "--port", "--resources"}
 
 
