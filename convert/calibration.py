@@ -85,10 +85,10 @@ def chunks_of(graph: WeightGraph, source: Source, chunk_size: int, note: Callabl
 
     Raises: UsageError for a model without tokenizer or template; InputError for a text of nothing.
     """
-    tokenizer, bos = graph.tokenizer, graph.config.bos_token_id
+    tokenizer = graph.tokenizer
     if tokenizer is None:
         raise UsageError(f"{graph.folder}: has no tokenizer.json, which calibration needs")
-    start = [] if bos is None else [bos]
+    start = list(tokenizer.opening)
     if source.path is None:
         for ids in _default_ids(graph, note):
             is_begun = list(ids[: len(start)]) == start

@@ -34,7 +34,8 @@ _PATHS = ("path", "folder")
 @dataclass(frozen=True, kw_only=True)
 class Job:
     """One artifact to run. `cache_prompts`, `greedy_prompts` and `expert_prompts` are indices into `prompts`; `texts`
-    are for its tokenizer, `chats` for its template, which knows the `special_tokens` by name. `end_prompt` is a prompt
+    are for its tokenizer, `chats` for its template, which knows the `special_tokens` by name, and of whose texts `opening`
+    comes off, with which the tokenizer begins by itself. `end_prompt` is a prompt
     and a number of tokens: it is run to its end, or for so many, by the artifact's own stop ids, the greedy ones by
     `stop`, the checkpoint's. Rows have `n_outputs` numbers: logits, or vectors of a model that
     `gives_vectors`, which has a row for every token only if it `is_per_token`.
@@ -52,6 +53,7 @@ class Job:
     texts: tuple[str, ...] = ()
     chats: tuple[Chat, ...] = ()
     special_tokens: Mapping[str, str] = field(default_factory=dict)
+    opening: str = ""
     expert_prompts: tuple[int, ...] = ()
     end_prompt: tuple[int, int] | None = None
     gives_vectors: bool = False

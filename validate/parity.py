@@ -30,7 +30,7 @@ from .measure import Score, measure_of
 from .memory import run_bytes
 from .metrics import FirstRows, LogitRows, Metrics, PromptScore, summarize
 from .probes import CacheCheck
-from .prompts import Chat, EncodedPrompt, Prompt, added_tokens_text, chats_of, encode_prompts
+from .prompts import Chat, EncodedPrompt, Prompt, added_tokens_text, chats_of, encode_prompts, opening_text
 from .published import standing
 from .reference import Reference
 from .reference_cache import ReferenceCache, reference_of
@@ -350,6 +350,7 @@ class _Session:
             texts=tuple(prompt.text for prompt in self._texts if prompt.text is not None),
             chats=tuple(self.chats.values()),
             special_tokens=self.graph.assets.special_tokens,
+            opening=opening_text(self.graph.tokenizer, self.graph.assets),
             expert_prompts=self._expert_prompts,
             end_prompt=self.end_prompt,
         )

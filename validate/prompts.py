@@ -190,9 +190,11 @@ def encode_prompts(
     refused = {name: found for name, found in rendered.items() if isinstance(found, Refusal)}
     texts = {name: found for name, found in rendered.items() if isinstance(found, str)}
     _judge(refused, n_rendered=len(texts), note=note)
-    bos = bos_token(assets)
+    opening = opening_text(tokenizer, assets)
     encoded = tuple(
-        _encode(p, texts.get(p.id), tokenizer, bos=bos).cut(p.max_tokens) for p in prompts if p.id not in refused
+        _encode(p, texts.get(p.id), tokenizer, opening=opening).cut(p.max_tokens)
+        for p in prompts
+        if p.id not in refused
     )
     check_encoded(encoded, vocab_size=vocab_size)
     return encoded
@@ -255,19 +257,23 @@ def chats_of(prompts: Sequence[Prompt], assets: Assets, encoded: Iterable[Encode
     }
 
 
-def _encode(prompt: Prompt, rendered: str | None, tokenizer: Tokenizer | None, *, bos: str) -> EncodedPrompt:
+def _encode(prompt: Prompt, rendered: str | None, tokenizer: Tokenizer | None, *, opening: str) -> EncodedPrompt:
     if prompt.ids:
         return EncodedPrompt(prompt.id, prompt.ids, prompt.scored)
     if tokenizer is None:
         raise InputError(f"prompt '{prompt.id}' is text, and the checkpoint has no tokenizer.json: give prompts as ids")
     if rendered is not None:
         ids = tuple(tokenizer.encode(rendered, special=False))
-        return EncodedPrompt(prompt.id, ids, text=rendered.removeprefix(bos))
+        return EncodedPrompt(prompt.id, ids, text=rendered.removeprefix(opening))
     contents = "\n".join(str(message.get("content") or "") for message in prompt.messages)
     text = contents if prompt.text is None else prompt.text
     return EncodedPrompt(prompt.id, tuple(tokenizer.encode(text)), text=text)
 
 
-def bos_token(assets: Assets) -> str:
-    """The BOS token's text; empty without one."""
-    return assets.special_tokens.get("bos_token", "")
+def opening_text(tokenizer: Tokenizer | None, assets: Assets) -> str:
+    """The BOS token's text, if the tokenizer begins texts with it: then one that a template writes comes off before it
+    is given a text. Empty of a tokenizer that begins with none: there the same token is part of the text.
+    """
+    bos = assets.special_tokens.get("bos_token", "")
+    is_opening = tokenizer is not None and bos and tokenizer.opening == (tokenizer.vocab.get(bos),)
+    return bos if is_opening else ""

@@ -182,7 +182,6 @@ def _render(runner: Runner, job: Job) -> tuple[str, ...] | None:
     if templates is None or not job.chats:
         return None
     texts = [""] * len(job.chats)
-    bos = job.special_tokens.get("bos_token", "")
     for tools, members in _by_tools(job.chats):
         conversations = [job.chats[i].messages for i in members]
         rendered: Sequence[str | Refusal] | None = runner.render(conversations, tools)
@@ -192,7 +191,7 @@ def _render(runner: Runner, job: Job) -> tuple[str, ...] | None:
                 return None
             rendered = try_chats(template, conversations, special_tokens=job.special_tokens, tools=tools or None)
         for i, text in zip(members, rendered, strict=True):
-            texts[i] = text.reason if isinstance(text, Refusal) else text.removeprefix(bos)
+            texts[i] = text.reason if isinstance(text, Refusal) else text.removeprefix(job.opening)
     return tuple(texts)
 
 

@@ -153,6 +153,13 @@ class Tokenizer:
         added = {str(token["content"]) for token in self.added_tokens}
         return all(len(model.tokenize(text)) == 1 for text in self.data["model"]["vocab"].keys() - added)
 
+    @cached_property
+    def opening(self) -> tuple[int, ...]:
+        """The ids with which it begins every text by itself: BOS, or none."""
+        plain, whole = self.encode("a", special=False), self.encode("a")
+        starts = range(len(whole) - len(plain) + 1)
+        return tuple(next((whole[:i] for i in starts if whole[i : i + len(plain)] == plain), ()))
+
     @property
     def n_tokens(self) -> int:
         """Ids needed: the largest one plus one."""

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 from lfm_convert.graph.errors import InputError, UsageError
 from lfm_convert.graph.graph import WeightGraph
 from lfm_convert.graph.source.assets import Assets
+from lfm_convert.graph.source.tokenizer import Tokenizer
 from lfm_convert.validate.prompts import EncodedPrompt, Prompt, encode_prompts, load_prompts
 
 LANGUAGES = {"en", "ar", "zh", "fr", "de", "ja", "ko", "es"}
@@ -40,6 +42,23 @@ def test_a_chat_starts_with_one_bos(dense_graph: WeightGraph) -> None:
     assert ids[0] == 1 and ids.count(1) == 1
     assert dense_graph.tokenizer is not None
     assert dense_graph.tokenizer.decode(ids).startswith("<|startoftext|><|im_start|>user\nhi<|im_end|>")
+
+
+def test_a_tokenizer_that_begins_with_nothing_is_given_all_of_a_chat(dense_graph: WeightGraph, tmp_path: Path) -> None:
+    """Of SmolLM2's kind: its BOS is the token that opens a turn, which the template writes and the tokenizer does not."""
+    assert dense_graph.tokenizer is not None
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps({**dense_graph.tokenizer.data, "post_processor": None}))
+    tokenizer = Tokenizer(path)
+    assert (tokenizer.opening, dense_graph.tokenizer.opening) == ((), (1,))
+    assets = replace(
+        dense_graph.assets,
+        chat_template="{% for m in messages %}<|im_start|>{{ m['content'] }}{% endfor %}",
+        tokenizer_config={**dense_graph.assets.tokenizer_config, "bos_token": "<|im_start|>"},
+    )
+    chat = Prompt(id="chat", messages=({"role": "user", "content": "hi " * 200},))
+    (found,) = encode_prompts([chat], tokenizer, assets, vocab_size=10**6)
+    assert found.text is not None and found.is_encoded_as(tokenizer.encode(found.text))
 
 
 def test_text_starts_with_one_bos(dense_graph: WeightGraph) -> None:

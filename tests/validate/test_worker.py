@@ -34,6 +34,7 @@ def _job(folder: Path, checkpoint: Path, **fault: Any) -> Job:
         texts=("a",),
         chats=(Chat(({"role": "user", "content": "a"},)), Chat(({"role": "user", "content": "b"},), ({"name": "t"},))),
         special_tokens={"bos_token": "<|startoftext|>", "eos_token": "<|im_end|>"},
+        opening="<|startoftext|>",
         expert_prompts=(0,),
     )
 
