@@ -38,7 +38,8 @@ from .grammar import Command, DefaultCommand
 
 app = typer.Typer(
     cls=DefaultCommand,
-    help="Turns one checkpoint into artifacts for edge runtimes, runs each and compares it with the checkpoint.",
+    help="Turns one checkpoint of LFM2, LFM2.5, LFM3, Qwen3, Llama, SmolLM3, Granite, Gemma 3 or Phi-3 into artifacts for edge "
+    "runtimes, runs each and compares it with the checkpoint.",
     epilog="'lfm-convert [MODEL] --target T --quant Q' is short for 'lfm-convert convert'. On any command --quiet leaves out notes and progress, --verbose tells what each step took, and --debug shows a traceback.",
     context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode=None,
