@@ -66,7 +66,9 @@ def said_rope(config: ModelConfig, rope: Rope) -> SaidRope | None:
     if rope.pairs_neighbours:
         return None
     if names.rope_tables is RopeTables.DEMANDED:
-        return None if rope.factor != 1 or rope.long else SaidRope(tensors=_tensor(rope))
+        # of layers that see every position: where there is none, the graph has no place for it
+        is_used = any(block.rope and block.window is None for block in config.of_kind(Attention).values())
+        return None if rope.factor != 1 or rope.long else SaidRope(tensors=_tensor(rope) if is_used else {})
     trained = _trained_length(config) if names.rope_tables is RopeTables.BY_LENGTH else None
     usual = {} if trained is None else {"trained_length": trained}
     if is_default(rope):

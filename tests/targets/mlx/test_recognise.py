@@ -99,7 +99,7 @@ def test_half_of_it_and_other_models_are_refused(folder: Path) -> None:
     with refused("missing model-00002-of-00002.safetensors"):
         recognise(folder)
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "model_type": "llama"}))
-    with refused("unknown architecture: model_type is 'llama'"):
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": "gpt2"}))
+    with refused("unknown architecture: model_type is 'gpt2'"):
         recognise(folder)
     shutil.rmtree(folder)
