@@ -25,6 +25,7 @@ from lfm_convert.targets.stream import Execution
 from lfm_convert.targets.target import Artifact
 from support.family_configs import PUBLISHED, small
 from support.family_models import make_model
+from support.fitting_models import some_slow
 from support.gguf_dry_run import check_plans
 from support.llama_cpp import KNOWN_AS_LFM2, convert
 
@@ -119,7 +120,7 @@ def test_texts_longer_than_the_trained_context_and_shorter_ones_after_them(tmp_p
     assert "larger than 256 tokens" in note
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", some_slow(FAMILIES, quick={"Llama-3.2-1B", "Phi-4-mini", "Qwen3-30B-A3B"}))
 def test_quantised_files_are_llama_quantizes(name: str, tmp_path: Path) -> None:
     """Whole files, of rows that super-blocks divide."""
     llama = pytest.importorskip("cyllama.llama.llama_cpp")
@@ -145,7 +146,7 @@ def test_quantised_files_are_llama_quantizes(name: str, tmp_path: Path) -> None:
         assert filecmp.cmp(written(graph, quant, tmp_path / "out").path, theirs, shallow=False), quant
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", some_slow(PUBLISHED, quick={"Qwen3-0.6B", "gemma-3-1b", "Phi-4-mini"}))
 def test_plans_of_published_models_are_llama_quantizes(name: str, tmp_path: Path) -> None:
     pytest.importorskip("cyllama.llama.llama_cpp")
     pytest.importorskip("gguf")

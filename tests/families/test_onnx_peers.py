@@ -25,6 +25,7 @@ from lfm_convert.validate.results import ArtifactResult, Verdict
 from support.artifacts import write_artifact
 from support.family_configs import small
 from support.family_models import make_model
+from support.fitting_models import some_slow
 from support.planted_check import few_prompts
 
 pytestmark = pytest.mark.peers
@@ -219,7 +220,7 @@ def judged(graph: WeightGraph, written: WeightGraph, folder: Path, quant: str) -
     return validate([artifact], graph, prompts=few_prompts(), threads=1).results[0]
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", some_slow(FAMILIES, quick={"Llama-3.2-1B", "gemma-3-270m"}))
 def test_the_gate(name: str, tmp_path: Path) -> None:
     graph = model(tmp_path, name, **_LONG, **_LONGER.get(name, {}))
     result = judged(graph, graph, tmp_path / "out", "q4f16")
@@ -227,7 +228,10 @@ def test_the_gate(name: str, tmp_path: Path) -> None:
     assert {gate.part for gate in result.gates} >= {Part.WEIGHTS, Part.EXECUTION}
 
 
-@pytest.mark.parametrize("fault", ["activation", "llama3", "factor", "scale of branches", "weights of experts"])
+@pytest.mark.parametrize(
+    "fault",
+    some_slow(["activation", "llama3", "factor", "scale of branches", "weights of experts"], quick={"activation"}),
+)
 def test_the_gate_stops_what_is_planted(fault: str, tmp_path: Path) -> None:
     name, change = FAULTS[fault]
     graph = model(tmp_path, name, **_LONG, **_LONGER.get(name, {}))
