@@ -12,6 +12,7 @@ import typer
 
 from ..._version import __version__
 from ...graph.errors import ExitCode, UsageError
+from ...graph.families import FAMILIES
 from ...graph.streams import keep_stderr, open_standard_streams, silence
 from ...graph.text import plain
 from ..failures import explained, with_notes
@@ -38,8 +39,8 @@ from .grammar import Command, DefaultCommand
 
 app = typer.Typer(
     cls=DefaultCommand,
-    help="Turns one checkpoint of LFM2, LFM2.5, LFM3, Qwen3, Llama, SmolLM3, Granite, Gemma 3 or Phi-3 into artifacts for edge "
-    "runtimes, runs each and compares it with the checkpoint.",
+    help="Turns one checkpoint into artifacts for edge runtimes, runs each and compares it with the checkpoint. "
+    f"Families: {', '.join(family.name for family in FAMILIES)}.",
     epilog="'lfm-convert [MODEL] --target T --quant Q' is short for 'lfm-convert convert'. On any command --quiet leaves out notes and progress, --verbose tells what each step took, and --debug shows a traceback.",
     context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode=None,
