@@ -73,7 +73,7 @@ def model(folder: Path, name: str, **fields: Any) -> WeightGraph:
 
 
 def eager(graph: WeightGraph, folder: Path) -> Any:
-    from targets.executorch.eager import EagerModel
+    from support.executorch_eager import EagerModel
 
     return EagerModel(graph, folder, context=CONTEXT)
 

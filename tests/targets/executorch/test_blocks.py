@@ -62,7 +62,7 @@ def ends(sizes: list[int]) -> list[list[int]]:
 
 
 def eager(graph: WeightGraph, folder: Path) -> Any:
-    from .eager import EagerModel
+    from support.executorch_eager import EagerModel
 
     return EagerModel(graph, folder, context=CONTEXT)
 
