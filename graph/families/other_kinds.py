@@ -55,22 +55,43 @@ _MISSING_BLOCKS = {
     "latent attention": ("deepseek_v2", "deepseek_v3", "minicpm3"),
     "attention sinks": ("gpt_oss",),
 }
+# Of these the one part that is a language model may be taken; and how the classes of such models end.
+_OF_PARTS = frozenset(
+    ("an audio model", "a vision-language model", "a model of text and other inputs", "a model of several parts")
+)
+_WRITERS = ("ForConditionalGeneration", "ForImageTextToText", _LANGUAGE_MODEL, "Model")
 _BOTH_WAYS = {"is_causal": False, "use_bidirectional_attention": True}
 
 
 def other_kind(raw: Mapping[str, Any]) -> str | None:
     """What a config describes, if that is no causal language model, with the field that says so; else None."""
+    kind, why = _kind(raw)
+    return None if kind is None else f"{kind} ({why})"
+
+
+def has_text_part(raw: Mapping[str, Any]) -> bool:
+    """Whether a config of several parts is of a model that writes text: one that retrieves or classifies has another head."""
+    kind, _ = _kind(raw)
+    writes = all(name.endswith(_WRITERS) for name in _given_names(raw))
+    return writes and (kind is None or kind in _OF_PARTS) and _both_ways(raw) is None
+
+
+def _kind(raw: Mapping[str, Any]) -> tuple[str | None, str]:
     model_type = raw.get("model_type")
     if isinstance(model_type, str) and model_type in _MODEL_TYPES:
-        return f"{_MODEL_TYPES[model_type]} (model_type is '{model_type}')"
+        return _MODEL_TYPES[model_type], f"model_type is '{model_type}'"
     for name in _class_names(raw):
         kind = next((kind for part, kind in _CLASSES if part in name.replace("_", "").lower()), None)
         if kind is not None and name.isprintable():
-            return f"{kind} (architectures names {name})"
-    for key, value in _BOTH_WAYS.items():
-        if raw.get(key) is value:
-            return f"a model that attends both ways ({key} is {str(value).lower()})"
+            return kind, f"architectures names {name}"
+    if (why := _both_ways(raw)) is not None:
+        return "a model that attends both ways", why
     return _of_parts(raw)
+
+
+def _both_ways(raw: Mapping[str, Any]) -> str | None:
+    found = next((key for key, value in _BOTH_WAYS.items() if raw.get(key) is value), None)
+    return found and f"{found} is {str(raw[found]).lower()}"
 
 
 def missing_block(model_type: object) -> str | None:
@@ -92,15 +113,13 @@ def retrieval_kind(raw: Mapping[str, Any], folder: Path) -> str | None:
     return f"a retrieval model of sentence-transformers ({found} is there)" if found else None
 
 
-def _of_parts(raw: Mapping[str, Any]) -> str | None:
+def _of_parts(raw: Mapping[str, Any]) -> tuple[str | None, str]:
     """A config without a type of its own, such as LFM2-Audio's, is known by the models nested in it."""
-    if raw.get("model_type") is not None:
-        return None
-    for key in ("lfm", "text_config"):
-        if isinstance(raw.get(key), Mapping):
-            other = "an audio model" if "codebooks" in raw or "preprocessor" in raw else "a model of several parts"
-            return f"{other} ({key} holds its language model's config)"
-    return None
+    key = next((key for key in ("lfm", "text_config") if isinstance(raw.get(key), Mapping)), None)
+    if raw.get("model_type") is not None or key is None:
+        return None, ""
+    kind = "an audio model" if "codebooks" in raw or "preprocessor" in raw else "a model of several parts"
+    return kind, f"{key} holds its language model's config"
 
 
 def _class_names(raw: Mapping[str, Any]) -> list[str]:

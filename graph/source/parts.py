@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..families import find_family
+from ..families.other_kinds import has_text_part
 
 _TEXT_CONFIG = "text_config"
 # What a config of several parts says of the whole, for a text config that does not say it.
@@ -26,20 +27,14 @@ def text_config(raw: Mapping[str, Any]) -> tuple[dict[str, Any], str | None]:
     """The config of a model's text part and a note on what was left out; the config itself of a model of one part."""
     text = raw.get(_TEXT_CONFIG)
     family = find_family(text.get("model_type")) if isinstance(text, Mapping) else None
-    if not isinstance(text, Mapping) or family is None:
+    if not isinstance(text, Mapping) or family is None or not has_text_part(raw):
         return dict(raw), None
     whole = {key: raw[key] for key in _OF_THE_WHOLE if raw.get(key) is not None}
     found = {**whole, **{key: value for key, value in text.items() if value is not None}}
-    if _is_both_ways(raw) or _is_both_ways(text):
-        return dict(raw), None
     left = [key for key in raw if key.endswith("_config") and key not in (_TEXT_CONFIG, "quantization_config")]
     what = ", ".join(left[:_SHOWN]) or "no other part"
     note = f"the config is of a model of several parts ({raw.get('model_type')}): its text model is taken, left out: {what}"
     return {**found, "architectures": [family.architecture]}, note
-
-
-def _is_both_ways(config: Mapping[str, Any]) -> bool:
-    return config.get("is_causal") is False or config.get("use_bidirectional_attention") is True
 
 
 def text_names(names: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:

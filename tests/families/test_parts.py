@@ -78,6 +78,21 @@ def test_a_text_part_of_no_known_family_is_refused(model_type: str | None, tmp_p
         open_graph(folder)
 
 
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"architectures": ["Lfm2VlForSequenceClassification"]}, "is a vision-language model"),
+        ({"architectures": ["ColGemma3"], "model_type": "gemma3"}, "model_type is 'gemma3'"),
+        ({"is_causal": False}, "is a vision-language model"),
+    ],
+)
+def test_a_model_of_parts_that_writes_no_text_is_refused(fields: dict[str, Any], said: str, tmp_path: Path) -> None:
+    """Its text part looks like a language model's, and has another head."""
+    folder = beside_a_tower(make_checkpoint(tmp_path, dense_config()), NAMES["5"], **fields)
+    with refused(said):
+        open_graph(folder)
+
+
 @pytest.mark.peers
 def test_gemma_3_as_transformers_saves_it(tmp_path: Path) -> None:
     import torch
