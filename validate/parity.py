@@ -21,10 +21,9 @@ from .budgets import UNLIMITED, BudgetCheck, Budgets
 from .execution import arithmetic_of
 from .experts import compare_experts
 from .floor import Own, class_distance, run_with_floor
-from .gates import Failure, GateResult, Part
 from .greedy import choices, compare_greedy
 from .isolate import run_job
-from .jobs import FIND_TARGET, Job, Outcome, Status, resolve_target
+from .jobs import FIND_TARGET, Job, Outcome, resolve_target
 from .judging import Judge, Run, Stored, planned_encodings
 from .measure import Score, measure_of
 from .memory import run_bytes
@@ -42,11 +41,10 @@ from .stored_logits import StoredLogits
 from .suites import check_stored_ids
 from .time_limit import time_limit_s
 from .vectors import VectorMetrics, VectorScore, summarize_vectors
+from .verdicts import ENDED, NOT_AT_HAND, decide, not_judged, notes_of
 from .weights import TensorError, refuse_misshapen, weight_errors
 
 _EXCERPT_CHARACTERS = 60
-_NOT_AT_HAND = "the checkpoint is not at hand"
-_ENDED = {Status.LATE: Failure.LATE, Status.TOO_LARGE: Failure.TOO_LARGE}
 
 
 def validate(
@@ -199,7 +197,7 @@ class _Session:
             if self.graph.is_at_hand:
                 errors = weight_errors(self.graph, decoded, planned, is_whole=not unread)
             elif unread:
-                raise BackendError(f"{_NOT_AT_HAND}, and {unread}: give it by --reference")
+                raise BackendError(f"{NOT_AT_HAND}, and {unread}: give it by --reference")
             else:
                 refuse_misshapen(self.graph, decoded)
         except BackendError as error:
@@ -217,8 +215,8 @@ class _Session:
         stored = Stored(decoded=decoded, planned=planned, errors=errors, own=own, floor=floor, unread=unread)
         run = self._run(artifact, reference, stored, judge.checkpoint)
         gates, location, mistake = judge.explained(judge.gates(run, stored), run, stored)
-        found, message = _decide(run.outcome, gates)
-        notes = _notes(artifact, unread, has_any=bool(decoded), is_at_hand=self.graph.is_at_hand)
+        found, message = decide(run.outcome, gates)
+        notes = notes_of(artifact, unread, has_any=bool(decoded), is_at_hand=self.graph.is_at_hand)
         causes = [
             location.sentence if location else "",
             mistake and f"the logits are those of a runtime where {mistake}",
@@ -247,9 +245,9 @@ class _Session:
             cache=run.cache,
             experts=run.experts,
             stops=run.stops,
-            ended=_ENDED.get(run.outcome.status),
+            ended=ENDED.get(run.outcome.status),
             held_bytes=run.outcome.held_bytes,
-            not_judged=_not_judged(unread, is_at_hand=self.graph.is_at_hand),
+            not_judged=not_judged(unread, is_at_hand=self.graph.is_at_hand),
             notes=notes,
             message="; ".join(filter(None, [message, *causes])),
         )
@@ -402,29 +400,3 @@ def _decoded(target: Target, artifact: Artifact) -> tuple[Mapping[Address, Tenso
         return target.read(artifact), ""
     except NotJudged as error:
         return error.decoded, str(error)
-
-
-def _not_judged(unread: str, *, is_at_hand: bool) -> Mapping[Part, str]:
-    """The parts that a verdict does not rest on, and why."""
-    if not is_at_hand:
-        return dict.fromkeys((Part.WEIGHTS, Part.FORMAT), _NOT_AT_HAND)
-    return dict.fromkeys((Part.WEIGHTS, Part.EXECUTION), unread) if unread else {}
-
-
-def _notes(artifact: Artifact, unread: str, *, has_any: bool, is_at_hand: bool) -> tuple[str, ...]:
-    """What a verdict does not rest on."""
-    found = ["no manifest: provenance unknown"] if artifact.is_recognised else []
-    if not is_at_hand:
-        found.append(f"weights and format are not judged: {_NOT_AT_HAND}, its kept run is")
-    parts = "execution, and weights in part, are" if has_any else "weights and execution are"
-    return (*found, f"{parts} not judged: {unread}") if unread else tuple(found)
-
-
-def _decide(outcome: Outcome, gates: Sequence[GateResult]) -> tuple[Verdict, str]:
-    """The verdict and the sentence that explains it."""
-    failed = [gate.sentence for gate in gates if not gate.passed]
-    if failed or outcome.status is Status.FAILED or outcome.status in _ENDED:
-        found = Verdict.FAIL
-    else:
-        found = Verdict.SKIPPED if outcome.status is Status.SKIPPED else Verdict.PASS
-    return found, "; ".join(filter(None, [outcome.message, *failed]))
