@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from .blocks import Block, Branch, Branches, FeedForward, Mixer, Mixture, Norm, VectorHead
+from .blocks import Attention, Block, Branch, Branches, FeedForward, Mixer, Mixture, Norm, Rope, VectorHead
 from .dtypes import TORCH_NAMES, DType
 from .errors import UsageError
 
@@ -95,6 +95,11 @@ class ModelConfig:
         """The blocks of a kind by layer."""
         blocks = ((i, branch.block) for i, branches in enumerate(self.layers) for branch in branches)
         return {i: block for i, block in blocks if isinstance(block, kind)}
+
+    @property
+    def ropes(self) -> tuple[Rope, ...]:
+        """Those of the attention layers, each once, in the order in which layers have them."""
+        return tuple(dict.fromkeys(block.rope for block in self.of_kind(Attention).values() if block.rope))
 
     def first(self, kind: type[Kind]) -> Kind | None:
         """The first block of a kind; None if there is none."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from ..graph.blocks import Attention
 from ..graph.config import ModelConfig
 from ..graph.errors import UsageError
 
@@ -11,8 +10,7 @@ DEFAULT_CONTEXT = 4096
 
 def longest_context(config: ModelConfig) -> int:
     """The model's own length, or that up to which texts turn by the first table of every rope."""
-    ropes = {block.rope for block in config.of_kind(Attention).values() if block.rope}
-    return min([config.context_length, *(rope.long.longer_than for rope in ropes if rope.long)])
+    return min([config.context_length, *(rope.long.longer_than for rope in config.ropes if rope.long)])
 
 
 def choose_context(config: ModelConfig, wanted: int | None) -> int:

@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..blocks import Activation, Attention, Branch, Branches, Dense, FeedForward, Norm, Rope
+from ..blocks import Activation, Attention, Branch, Branches, Dense, FeedForward, Norm
 from ..config import ModelConfig
 from ..config_fields import Fields
 from ..roles import Role
 from .family import MlxCan, Places
-from .lfm2 import check_layer_types, read_head_dim, read_n_layers, read_norm
 from .places import Place
+from .reading import check_layer_types, read_head_dim, read_n_layers, read_norm
 from .ropes import read_rope, rope_settings
 
 FULL, SLIDING = "full_attention", "sliding_attention"
@@ -142,8 +142,7 @@ def common_fields(config: ModelConfig) -> dict[str, Any]:
 
 def rope_fields(config: ModelConfig) -> dict[str, Any]:
     """The rope in both spellings; nothing of a model without one."""
-    ropes = [block.rope for block in config.of_kind(Attention).values() if block.rope]
-    if not ropes:
+    if not config.ropes:
         return {}
     settings = rope_settings(Fields(config.raw, aliases={}, defaults=config.family.defaults))
     theta = float(settings["rope_theta"])
@@ -155,14 +154,18 @@ def rope_fields(config: ModelConfig) -> dict[str, Any]:
     }
 
 
+def window_fields(config: ModelConfig) -> dict[str, Any]:
+    """Which layers see a window, and how long it is; None if there is none."""
+    windows = [block.window for block in config.of_kind(Attention).values()]
+    return {
+        "layer_types": [SLIDING if window else FULL for window in windows],
+        "sliding_window": next(filter(None, windows), None),
+    }
+
+
 def window_period(config: ModelConfig) -> int | None:
     """How many layers a run has, of which the last sees all and the others have a window; None of no such pattern."""
     windowed = [block.window is not None for block in config.of_kind(Attention).values()]
     period = windowed.index(False) + 1 if False in windowed else 0
     expected = [(i + 1) % period != 0 for i in range(len(windowed))] if period else []
     return period if windowed == expected else None
-
-
-def first_rope(config: ModelConfig) -> Rope | None:
-    """The rope of the first layer that has one."""
-    return next((block.rope for block in config.of_kind(Attention).values() if block.rope), None)

@@ -40,10 +40,11 @@ class GgufNames:
 
     Its graph of an architecture is fixed. Of the weights that a block may have or lack it knows only those which it
     `demands` of every such block, and those which it `takes` where they are. Weights of one name are one tensor, whose
-    rows are theirs in the order of the roles. If it `has_convolutions`, some layers are such. If it `has_windows`, some layers with attention have one and a rope of
-    their own; all but every `window_period`-th where the file does not say which. Only if it `has_free_heads` may heads
-    together be of another size than the hidden state. If it `pairs_neighbours`, the rows of each head of queries and
-    keys are stored in that order; if it `has_partial_ropes`, numbers of a head may stay as they are. Only layers that `turns` is true of have a rope; if `may_stand`, none may.
+    rows are theirs in the order of the roles. If it `has_convolutions`, some layers are such. If it `has_windows`, some
+    layers with attention have one and a rope of their own; all but every `window_period`-th where the file does not say
+    which. Only if it `has_free_heads` may heads together be of another size than the hidden state. If it
+    `pairs_neighbours`, the rows of each head of queries and keys are stored in that order; if it `has_partial_ropes`,
+    numbers of a head may stay as they are. Only layers that `turns` is true of have a rope; if `may_stand`, none may.
 
     `has_scales` says that a file gives what embeddings, scores, branches and logits are multiplied with; of others
     `embedding_scale` and `score_scale` are, where that is not one and the root of the head's size. `scoring` is that of
@@ -160,8 +161,9 @@ class Scales:
 class Family:
     """One family. `read_layers` gives the blocks of a config, `read_norm` the norm before the head; the names are a checkpoint's, below `layer_prefix`.
 
-    `encoders` are the classes whose models give vectors. `aliases` are a config field's other spellings. `hub_fields` are the fields of a config as transformers' class of
-    the family has them today, all given, whatever spelling the checkpoint uses.
+    `encoders` are the classes whose models give vectors. `aliases` are a config field's other spellings. `hub_fields`
+    are the fields of a config as transformers' class of the family has them today, all given, whatever spelling the
+    checkpoint uses.
     """
 
     name: str

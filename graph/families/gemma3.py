@@ -15,8 +15,8 @@ from ..config_fields import Fields
 from ..roles import Role
 from . import decoder
 from .family import Family, GgufNames, MlxCan, MlxNames, OnnxNames, Places, Scales, ServerNames
-from .lfm2 import read_n_layers, read_norm
 from .places import GainLessOne
+from .reading import read_n_layers, read_norm
 from .ropes import read_rope, settled
 
 _GAINS = {
@@ -85,17 +85,16 @@ def _read_scales(read: Fields) -> Scales:
 
 
 def _hub_fields(config: ModelConfig) -> dict[str, Any]:
-    blocks = config.of_kind(Attention).values()
-    windows = [block.window for block in blocks if block.window]
+    windows, attention = decoder.window_fields(config), config.first(Attention)
     settings = _ropes(Fields(config.raw, aliases={}, defaults=_DEFAULTS))
     full = {key: value for key, value in settings[decoder.FULL].items() if key != "rope_theta"}
     common = decoder.common_fields(config)
     common["hidden_activation"] = common.pop("hidden_act")
     return {
         **{key: value for key, value in common.items() if not key.startswith("rope_")},
-        "layer_types": [decoder.SLIDING if block.window else decoder.FULL for block in blocks],
-        "sliding_window": windows[0] if windows else _DEFAULTS["sliding_window"],
-        "query_pre_attn_scalar": round(next(iter(blocks)).scale ** -2),
+        "layer_types": windows["layer_types"],
+        "sliding_window": windows["sliding_window"] or _DEFAULTS["sliding_window"],
+        "query_pre_attn_scalar": attention and round(attention.scale**-2),
         "rope_theta": settings[decoder.FULL]["rope_theta"],
         "rope_local_base_freq": settings[decoder.SLIDING]["rope_theta"],
         "rope_parameters": settings,

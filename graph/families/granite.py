@@ -13,7 +13,7 @@ from ..config_fields import Fields
 from ..roles import Role
 from . import decoder
 from .family import Family, GgufNames, MlxCan, MlxNames, RopeTables, Scales, ServerNames
-from .lfm2 import read_n_layers, read_norm
+from .reading import read_n_layers, read_norm
 
 # What llama.cpp's graph of all Granites knows, and its converter says.
 GGUF: dict[str, Any] = {

@@ -13,8 +13,8 @@ from ..config_fields import Fields
 from ..roles import Role
 from . import decoder, granite
 from .family import Family, GgufNames, MlxCan, MlxNames, OnnxNames, Places, ServerNames
-from .lfm2 import read_n_layers, read_norm
 from .places import Part, Place
+from .reading import check_chosen, read_n_layers, read_norm
 
 _SCOPE = "block_sparse_moe."
 _STACKED = Role.EXPERT_GATE, Role.EXPERT_UP
@@ -51,9 +51,8 @@ def _read_layers(read: Fields) -> tuple[Branches, ...]:
         has_bias=False,
         sum_eps=0.0,
     )
-    if mixture.top_k > mixture.n_experts:
-        read.faults.add(f"num_experts_per_tok {mixture.top_k} exceeds num_local_experts {mixture.n_experts}")
     scale = granite.multiplier(read, "residual_multiplier")
+    check_chosen(read, mixture, "num_local_experts")
     layer = decoder.layer(granite.read_attention(read), mixture, read_norm(read), scale=scale)
     return (layer,) * read_n_layers(read)
 

@@ -13,8 +13,8 @@ from ..config_fields import Fields
 from ..roles import Role
 from . import decoder, granite
 from .family import Family, GgufNames, MlxCan, MlxNames, Places, ServerNames
-from .lfm2 import read_n_layers, read_norm
 from .places import Part, Place
+from .reading import read_n_layers, read_norm
 
 _ATTENTION = ("attention", decoder.FULL)
 _MAMBA = ("mamba", "linear_attention")
@@ -75,7 +75,7 @@ def _hub_fields(config: ModelConfig) -> dict[str, Any]:
         **granite.hub_fields(config),
         "shared_intermediate_size": dense and dense.size,
         "num_local_experts": 0,
-        "position_embedding_type": "rope" if decoder.first_rope(config) else "nope",
+        "position_embedding_type": "rope" if config.ropes else "nope",
         # the spelling that Transformers.js and mlx-lm read
         "layer_types": ["attention"] * config.n_layers,
     }
@@ -85,7 +85,7 @@ def _gguf_says(config: ModelConfig) -> dict[str, int]:
     found = {key: config.raw[name] for key, name in _GGUF_COPIED.items() if isinstance(config.raw.get(name), int)}
     if "ssm.inner_size" in found:
         found["ssm.inner_size"] *= config.hidden_size
-    return {**found, "rope.scaling.finetuned": decoder.first_rope(config) is not None}
+    return {**found, "rope.scaling.finetuned": bool(config.ropes)}
 
 
 FAMILY = Family(

@@ -9,13 +9,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from ..blocks import Attention, Branch, Branches, Dense, FeedForward, Mixer, Norm, Rope, ShortConv
+from ..blocks import Attention, Branch, Branches, Dense, FeedForward, Mixer, Rope, ShortConv
 from ..config import ModelConfig
 from ..config_fields import Fields
 from ..roles import Role
-from ..rotary import LARGEST_HEAD, default_rope
+from ..rotary import default_rope
 from .family import Family, GgufNames, MlxNames, Places, ServerNames
 from .places import Kernel, Place
+from .reading import check_layer_types, read_head_dim, read_n_layers, read_norm
 
 ALIASES = {
     "norm_eps": ("block_norm_eps",),
@@ -52,8 +53,6 @@ LAYER_PLACES: Places = {
 GGUF_TENSORS = {Role.FINAL_NORM: "token_embd_norm.weight"}
 GGUF_DEMANDS = frozenset({Role.Q_NORM, Role.K_NORM})
 GGUF_KEYS = ("vocab_size", "shortconv.l_cache")
-_MAX_LAYERS = 1024
-_NAMED = 8  # of names that are not known
 _CONV, _ATTENTION = "conv", "full_attention"
 # The classes of models that give vectors: LFM2-ColBERT is causal, LFM2.5's see both ways.
 _CAUSAL_ENCODER, _BOTH_WAYS = "Lfm2Model", "Lfm2BidirectionalModel"
@@ -68,10 +67,6 @@ def layer(mixer: Mixer, feed_forward: FeedForward, read: Fields) -> Branches:
     """Norm and mixer, norm and feed-forward."""
     norm = read_norm(read)
     return Branch(norm=norm, block=mixer), Branch(norm=norm, block=feed_forward)
-
-
-def read_norm(read: Fields) -> Norm:
-    return Norm(read.number("norm_eps", float, least=0))
 
 
 def read_mixers(read: Fields) -> tuple[Mixer, ...]:
@@ -95,18 +90,6 @@ def _attention(read: Fields) -> Attention:
     return Attention(n_heads=n_heads, n_kv_heads=n_kv_heads, head_dim=head_dim, rope=rope, qk_norm=read_norm(read))
 
 
-def read_head_dim(read: Fields, *, n_heads: int, n_kv_heads: int, default: int) -> int:
-    """The size of a head, which is even, of heads that share keys and values in groups of one size."""
-    head_dim: int = read.number("head_dim", int, default)
-    if n_heads % n_kv_heads:
-        read.faults.add(f"num_attention_heads {n_heads} is not a multiple of num_key_value_heads {n_kv_heads}")
-    if head_dim % 2 and not read.faults:
-        read.faults.add(f"head_dim is {head_dim}: expected an even number, since rotation pairs its halves")
-    if head_dim > LARGEST_HEAD:
-        read.faults.add(f"head_dim is {head_dim}: expected at most {LARGEST_HEAD}")
-    return head_dim
-
-
 def _head_dim(read: Fields, hidden: int, n_heads: int) -> int:
     if read.value("head_dim") is None and hidden % n_heads:
         read.faults.add(f"hidden_size {hidden} is not a multiple of num_attention_heads {n_heads}")
@@ -128,28 +111,6 @@ def _layer_types(read: Fields) -> Sequence[str]:
     from_types = [i for i, name in enumerate(names) if name == _ATTENTION]
     if indices is not None and sorted(indices) != from_types:
         read.faults.add(f"full_attn_idxs {sorted(indices)} disagrees with layer_types, whose attention is {from_types}")
-    return names
-
-
-def read_n_layers(read: Fields) -> int:
-    n_layers: int = read.number("num_hidden_layers", int)
-    if n_layers > _MAX_LAYERS:
-        read.faults.add(f"num_hidden_layers is {n_layers}: expected at most {_MAX_LAYERS}")
-    return min(n_layers, _MAX_LAYERS)
-
-
-def check_layer_types(read: Fields, names: list[str], *, n_layers: int, known: Sequence[str]) -> list[str]:
-    """`layer_types`, one known name a layer; stand-ins, with a fault, for what is none."""
-    unknown = sorted(set(names) - set(known))
-    if unknown:
-        more = f" and {len(unknown) - _NAMED} more" if len(unknown) > _NAMED else ""
-        read.faults.add(
-            f"layer_types holds {', '.join(map(repr, unknown[:_NAMED]))}{more}: expected {' or '.join(known)}; "
-            "another kind of layer needs its block in graph/blocks.py"
-        )
-        names = [name if name in known else known[0] for name in names]
-    if len(names) != n_layers:
-        read.faults.add(f"layer_types has {len(names)} entries but num_hidden_layers is {n_layers}")
     return names
 
 

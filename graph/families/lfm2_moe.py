@@ -22,9 +22,9 @@ from .lfm2 import (
     common_fields,
     layer,
     read_mixers,
-    read_norm,
 )
 from .places import Place, expert_places
+from .reading import check_chosen, read_norm
 
 _PLACES: Places = {
     Role.ROUTER: [Place("feed_forward.gate.weight")],
@@ -60,9 +60,7 @@ def _mixture(read: Fields) -> Mixture:
         is_normalised=read.flag("norm_topk_prob", True),
         scaling=read.number("routed_scaling_factor", float, 1.0, least=0),
     )
-    if mixture.top_k > mixture.n_experts:
-        read.faults.add(f"num_experts_per_tok {mixture.top_k} exceeds num_experts {mixture.n_experts}")
-    return mixture
+    return check_chosen(read, mixture, "num_experts")
 
 
 def _hub_fields(config: ModelConfig) -> dict[str, Any]:

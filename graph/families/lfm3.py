@@ -15,17 +15,9 @@ from ..config_fields import Fields
 from ..roles import Role
 from ..rotary import default_rope, proportional_rope
 from .family import Family, GgufNames, MlxCan, MlxNames, OnnxNames, Places, RopeTables
-from .lfm2 import (
-    GGUF_DEMANDS,
-    GGUF_KEYS,
-    LAYER_PLACES,
-    TOP_PLACES,
-    check_layer_types,
-    read_head_dim,
-    read_n_layers,
-    read_norm,
-)
+from .lfm2 import GGUF_DEMANDS, GGUF_KEYS, LAYER_PLACES, TOP_PLACES
 from .places import Place
+from .reading import check_layer_types, read_head_dim, read_n_layers, read_norm
 
 _CONV, _FULL, _SLIDING = "conv", "full_attention", "sliding_attention"
 _PLACES: Places = {

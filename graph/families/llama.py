@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from . import decoder
 from .family import Family, GgufNames, MlxCan, MlxNames, RopeTables, ServerNames
-from .lfm2 import read_norm
+from .reading import read_norm
 
 FAMILY = Family(
     name="Llama",

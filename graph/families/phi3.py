@@ -14,8 +14,8 @@ from ..config_fields import Fields
 from ..roles import Role
 from . import decoder
 from .family import Family, GgufNames, MlxCan, MlxNames, Places, RopeTables, ServerNames
-from .lfm2 import read_n_layers, read_norm
 from .places import Part
+from .reading import read_n_layers, read_norm
 
 _QKV, _GATE_UP = "self_attn.qkv_proj.weight", "mlp.gate_up_proj.weight"
 _HEADS, _GATED = (Role.ATTN_Q, Role.ATTN_K, Role.ATTN_V), (Role.FFN_GATE, Role.FFN_UP)

@@ -14,7 +14,7 @@ from ..config_fields import Fields
 from ..roles import Role
 from . import decoder
 from .family import Family, GgufNames, MlxCan, MlxNames, ServerNames
-from .lfm2 import read_n_layers, read_norm
+from .reading import read_n_layers, read_norm
 
 DEFAULTS: dict[str, Any] = {**decoder.DEFAULTS, "head_dim": 128}
 
@@ -38,14 +38,13 @@ def _read_layers(read: Fields) -> tuple[Branches, ...]:
 
 
 def hub_fields(config: ModelConfig) -> dict[str, Any]:
-    windows = [block.window for block in config.of_kind(Attention).values() if block.window]
-    kinds = [decoder.SLIDING if block.window else decoder.FULL for block in config.of_kind(Attention).values()]
+    windows = decoder.window_fields(config)
+    kinds, is_windowed = windows["layer_types"], windows["sliding_window"] is not None
     return {
         **decoder.common_fields(config),
-        "use_sliding_window": bool(windows),
-        "sliding_window": windows[0] if windows else None,
-        "max_window_layers": kinds.index(decoder.SLIDING) if windows else config.n_layers,
-        "layer_types": kinds,
+        **windows,
+        "use_sliding_window": is_windowed,
+        "max_window_layers": kinds.index(decoder.SLIDING) if is_windowed else config.n_layers,
     }
 
 

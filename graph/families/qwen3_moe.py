@@ -13,8 +13,8 @@ from ..config_fields import Fields
 from ..roles import Role
 from . import decoder, qwen3
 from .family import Family, GgufNames, MlxCan, MlxNames, OnnxNames, Places, ServerNames
-from .lfm2 import read_norm
 from .places import Place, expert_places
+from .reading import check_chosen, read_norm
 
 _PLACES: Places = {
     Role.ROUTER: [Place("mlp.gate.weight")],
@@ -52,9 +52,7 @@ def _mixture(read: Fields) -> Mixture:
         is_normalised=read.flag("norm_topk_prob", False),
         sum_eps=0.0,
     )
-    if mixture.top_k > mixture.n_experts:
-        read.faults.add(f"num_experts_per_tok {mixture.top_k} exceeds num_experts {mixture.n_experts}")
-    return mixture
+    return check_chosen(read, mixture, "num_experts")
 
 
 def _hub_fields(config: ModelConfig) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from ..config import ModelConfig
 from ..config_fields import Fields
 from . import decoder
 from .family import Family, GgufNames, MlxCan, MlxNames, ServerNames
-from .lfm2 import read_n_layers, read_norm
+from .reading import read_n_layers, read_norm
 
 _DEFAULTS: dict[str, Any] = {**decoder.DEFAULTS, "tie_word_embeddings": True, "rope_theta": 2_000_000.0}
 
@@ -48,13 +48,12 @@ def _turning(read: Fields) -> list[bool]:
 
 def _hub_fields(config: ModelConfig) -> dict[str, Any]:
     attention = config.of_kind(Attention).values()
-    windows = [block.window for block in attention if block.window]
+    windows = decoder.window_fields(config)
     return {
         **decoder.common_fields(config),
         "no_rope_layers": [int(block.rope is not None) for block in attention],
-        "use_sliding_window": bool(windows),
-        "sliding_window": windows[0] if windows else None,
-        "layer_types": [decoder.SLIDING if block.window else decoder.FULL for block in attention],
+        "use_sliding_window": windows["sliding_window"] is not None,
+        **windows,
     }
 
 

@@ -64,7 +64,7 @@ def _pieces(config: ModelConfig, fused_layers: set[int | None], context: int) ->
     attention = config.of_kind(Attention).values()
     branches = [(layer, branch) for layer, branches in enumerate(config.layers) for branch in branches]
     yield "model", 1
-    yield "rope", len({block.rope for block in attention if block.rope})
+    yield "rope", len(config.ropes)
     yield "window", len({held_window(block, context) for block in attention} - {None})
     yield "scale", (config.embedding_scale != 1) + (config.logit_scale != 1)
     for layer, branch in branches:

@@ -47,7 +47,7 @@ class Model(nn.Module):
         )
         self.register_buffer("gain", constants.vector(Role.FINAL_NORM, None))
         attention = config.of_kind(Attention).values()
-        self.ropes = list(dict.fromkeys(block.rope for block in attention if block.rope))
+        self.ropes = config.ropes
         self.windows = sorted({window for block in attention if (window := held_window(block, context))})
         for i, rope in enumerate(self.ropes):
             self.register_buffer(f"inverse_frequencies{i}", torch.from_numpy(inverse_frequencies(rope)))

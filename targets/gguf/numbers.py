@@ -186,7 +186,7 @@ def numbers_of(config: ModelConfig, *, file_type: int) -> Numbers:
     sliding = any_attention(config, is_sliding=True)
     has_windows = sliding.window is not None
     is_sized = config.raw.get("head_dim") is not None if names.has_head_size is None else names.has_head_size
-    rope = next((block.rope for block in config.of_kind(Attention).values() if block.rope), None)
+    rope = next(iter(config.ropes), None)
     sees = tuple(map(_sees_window, config.mixers))
     own = Numbers(
         n_layers=config.n_layers,

@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ...graph.blocks import Attention, Rope
+from ...graph.blocks import Rope
 from ...graph.config import ModelConfig
 from ...graph.rotary import linear_rope, llama3_rope, long_rope, yarn_rope
+from ..cache_length import longest_context
 
 _TRAINED, _SCALING = "original_max_position_embeddings", "rope_scaling"
 _SHORT, _LONG = "short_factor", "long_factor"
@@ -49,9 +50,8 @@ def with_one_table(fields: Fields) -> dict[str, Any]:
 
 def rope_notes(config: ModelConfig) -> tuple[str, ...]:
     """What a reader must know of a model whose rope has two tables."""
-    ropes = (block.rope for block in config.of_kind(Attention).values())
-    longer = {rope.long.longer_than for rope in ropes if rope and rope.long}
-    return tuple(_ONE_TABLE.format(n=n, context=config.context_length) for n in longer if n < config.context_length)
+    n, context = longest_context(config), config.context_length
+    return (_ONE_TABLE.format(n=n, context=context),) if n < context else ()
 
 
 def _scaling(written: Fields) -> Fields:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any
 
-from ...graph.blocks import Attention, Rope
+from ...graph.blocks import Rope
 from ...graph.config import ModelConfig
 from ...graph.dtypes import DType, Float32
 from ...graph.rotary import exact_angles
@@ -57,8 +57,7 @@ def rotations(
     b: GraphBuilder, store: WeightStore, config: ModelConfig, kept: Kept, *, sequence: str, never_inside: bool = False
 ) -> dict[Rope, Rotation]:
     """The tables of each rope, stored once however many layers turn by it. `sequence` is int64 [1]: S, new tokens."""
-    blocks = config.of_kind(Attention).values()
-    ropes = list(dict.fromkeys(block.rope for block in blocks if block.rope is not None))
+    ropes = config.ropes
     prefixes = ["rotary"] if len(ropes) == 1 else [f"rotary.{i}" for i in range(len(ropes))]
     fits = all(map(_can_be_inside, ropes)) and _n_values(config, ropes) <= _MAX_VALUES
     if fits and not any(kept.values()) and not never_inside:
