@@ -358,11 +358,12 @@ def keep_reference(
 
     Raises: as `validate` does of prompts and checkpoint.
     """
-    from ..validate.prompts import encode_prompts
+    from ..validate.prompts import encode_prompts, fit_context
     from ..validate.reference_cache import ReferenceCache, reference_of
 
     _, chosen = _chosen(graph, suite, prompts, text, n_chunks, progress)
-    encoded = encode_prompts(chosen, graph.tokenizer, graph.assets, vocab_size=graph.config.vocab_size)
+    read = encode_prompts(chosen, graph.tokenizer, graph.assets, vocab_size=graph.config.vocab_size)
+    encoded = fit_context(read, graph.config.context_length, holder=graph.name)
     kept = ReferenceCache(reference_cache, digest(source_hashes), progress)
     progress.start("checkpoint", len(encoded), "prompts")
     with TemporaryDirectory(prefix="lfm-reference-") as folder:
@@ -430,7 +431,7 @@ def check_comparison(graph: WeightGraph, comparison: Mapping[str, Any]) -> int:
     references, before anything is written.
     """
     from ..validate.own_memory import refuse_too_little
-    from ..validate.prompts import encode_prompts
+    from ..validate.prompts import encode_prompts, fit_context
     from ..validate.reference_cache import refuse_a_file
     from ..validate.suites import check_stored_ids, choose_prompts
 
@@ -442,7 +443,8 @@ def check_comparison(graph: WeightGraph, comparison: Mapping[str, Any]) -> int:
         return 0
     encoded = encode_prompts(prompts, graph.tokenizer, graph.assets, vocab_size=graph.config.vocab_size)
     check_stored_ids(encoded, prompts, graph.tokenizer, graph.assets)
-    return sum(len(prompt.token_ids) for prompt in encoded)
+    fitting = fit_context(encoded, graph.config.context_length, holder=graph.name)
+    return sum(len(prompt.token_ids) for prompt in fitting)
 
 
 def quants_of(

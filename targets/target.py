@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from ..graph.config import CONFIG_FILE
+from ..graph.config import CONFIG_FILE, ModelConfig
 from ..graph.dtypes import Float32
 from ..graph.errors import ExitCode, LfmConvertError, UsageError
 from ..graph.graph import WeightGraph
@@ -331,6 +331,13 @@ class Target(ABC):
 
         Raises: InputError for a malformed file; NotJudged for a sound one whose weights are not all readable here.
         """
+
+    def longest_text(self, artifact: Artifact, config: ModelConfig) -> int:
+        """The positions that a conversation may have: as many as the model was made for, if the file holds no fewer.
+
+        Raises: InputError for a malformed file.
+        """
+        return config.context_length
 
     def as_run(self, graph: WeightGraph) -> WeightGraph:
         """The model with the numbers of its config as the runtime has them, where it rounds one of them by itself."""

@@ -14,10 +14,9 @@ from types import MappingProxyType
 from ..graph.errors import BackendError, LfmConvertError, UsageError
 from ..graph.graph import WeightGraph
 from ..graph.progress import SILENT, Progress
-from ..graph.roles import Address
-from ..graph.tensor import TensorView
-from ..targets.target import Artifact, NotJudged, Target
-from .budgets import UNLIMITED, BudgetCheck, Budgets
+from ..targets.target import Artifact
+from .budgets import UNLIMITED, Budgets
+from .contexts import by_context
 from .execution import arithmetic_of
 from .experts import compare_experts
 from .floor import Own, class_distance, run_with_floor
@@ -29,19 +28,28 @@ from .measure import Score, measure_of
 from .memory import run_bytes
 from .metrics import FirstRows, LogitRows, Metrics, PromptScore, summarize
 from .probes import CacheCheck
-from .prompts import Chat, EncodedPrompt, Prompt, added_tokens_text, chats_of, encode_prompts, opening_text
+from .prompts import (
+    N_GREEDY_TOKENS,
+    Chat,
+    EncodedPrompt,
+    Prompt,
+    added_tokens_text,
+    chats_of,
+    encode_prompts,
+    opening_text,
+)
 from .published import standing
 from .reference import Reference
 from .reference_cache import ReferenceCache, reference_of
 from .results import ArtifactResult, Excerpt, Report, Verdict, describe_environment
-from .selection import N_GREEDY_TOKENS, cache_prompts, end_prompt, greedy_prompts, probe_prompts, vector_prompts
+from .selection import cache_prompts, end_prompt, greedy_prompts, probe_prompts, vector_prompts
 from .steps import Step, Steps
 from .stops import StopCheck
 from .stored_logits import StoredLogits
 from .suites import check_stored_ids
 from .time_limit import time_limit_s
 from .vectors import VectorMetrics, VectorScore, summarize_vectors
-from .verdicts import ENDED, NOT_AT_HAND, decide, not_judged, notes_of
+from .verdicts import ENDED, NOT_AT_HAND, decide, decoded_weights, foreign_result, not_judged, notes_of
 from .weights import TensorError, refuse_misshapen, weight_errors
 
 _EXCERPT_CHARACTERS = 60
@@ -75,7 +83,7 @@ def validate(
     if not artifacts:
         raise UsageError("no artifact was given to validate")
     others = {
-        a.path: _foreign(a, foreign[a.path], budgets.check_artifact(graph.config, a))
+        a.path: foreign_result(a, foreign[a.path], budgets.check_artifact(graph.config, a))
         for a in artifacts
         if a.path in foreign
     }
@@ -86,43 +94,33 @@ def validate(
         prompts, graph.tokenizer, graph.assets, vocab_size=graph.config.vocab_size, note=progress.note
     )
     check_stored_ids(encoded, prompts, graph.tokenizer, graph.assets)
-    with tempfile.TemporaryDirectory(prefix="lfm-validate-") as name:
-        is_talker = graph.config.vectors is None
-        chats = chats_of(prompts, graph.assets, encoded) if is_talker else {}
-        session = _Session(
-            graph=graph,
-            prompts=encoded,
-            chats=chats,
-            cache_prompts=cache_prompts(encoded) if is_talker else (),
-            greedy_prompts=greedy_prompts(encoded) if is_talker else (),
-            end_prompt=end_prompt(encoded, chats),
-            probe=(probe_prompts if is_talker else vector_prompts)(encoded),
-            folder=Path(name),
-            threads=threads,
-            time_limit_s=time_limit_s,
-            max_memory=max_memory,
-            budgets=budgets,
-            steps=Steps(progress, len(own)),
-            find_target=find_target,
-        )
-        reference = session.reference(kept if is_talker else None)
-        checked = [session.check(artifact, reference) for artifact in own]
-        found = session.with_greedy(checked, reference)
+    is_talker = graph.config.vectors is None
+    steps = Steps(progress, len(own))
+    found: dict[Path, ArtifactResult] = {}
+    for fitting, together in by_context(own, encoded, graph.config, find_target, note=progress.note):
+        chats = chats_of(prompts, graph.assets, fitting) if is_talker else {}
+        with tempfile.TemporaryDirectory(prefix="lfm-validate-") as name:
+            session = _Session(
+                graph=graph,
+                prompts=fitting,
+                chats=chats,
+                cache_prompts=cache_prompts(fitting) if is_talker else (),
+                greedy_prompts=greedy_prompts(fitting) if is_talker else (),
+                end_prompt=end_prompt(fitting, chats),
+                probe=(probe_prompts if is_talker else vector_prompts)(fitting),
+                folder=Path(name),
+                threads=threads,
+                time_limit_s=time_limit_s,
+                max_memory=max_memory,
+                budgets=budgets,
+                steps=steps,
+                find_target=find_target,
+            )
+            reference = session.reference(kept if is_talker else None)
+            checked = [session.check(artifact, reference) for artifact in together]
+            found |= session.with_greedy(checked, reference)
     results = tuple(found.get(artifact.path) or others[artifact.path] for artifact in artifacts)
     return Report(graph.name, results, describe_environment(threads=threads))
-
-
-def _foreign(artifact: Artifact, why: str, checks: tuple[BudgetCheck, ...]) -> ArtifactResult:
-    """The result of an artifact that is not run, since the reference is not what it was made from."""
-    return ArtifactResult(
-        artifact=artifact,
-        backend="",
-        verdict=Verdict.FAIL,
-        size_bytes=artifact.size_bytes,
-        budgets=checks,
-        is_foreign=True,
-        message=why,
-    )
 
 
 @dataclass(frozen=True)
@@ -191,7 +189,7 @@ class _Session:
             size_bytes = artifact.size_bytes
             self.steps.reach(Step("stored weights"))
             target = resolve_target(self.find_target, artifact.target)
-            decoded, unread = _decoded(target, artifact)
+            decoded, unread = decoded_weights(target, artifact)
             planned = planned_encodings(target, artifact, self.graph)
             errors: tuple[TensorError, ...] = ()
             if self.graph.is_at_hand:
@@ -392,11 +390,3 @@ def _of_vectors(scores: Sequence[Score]) -> VectorMetrics | None:
     """The metrics of vectors; None if there are none."""
     found = [score for score in scores if isinstance(score, VectorScore)]
     return summarize_vectors(found) if found else None
-
-
-def _decoded(target: Target, artifact: Artifact) -> tuple[Mapping[Address, TensorView], str]:
-    """The weights of an artifact that can be read, and why the others cannot; empty if all can."""
-    try:
-        return target.read(artifact), ""
-    except NotJudged as error:
-        return error.decoded, str(error)

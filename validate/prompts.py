@@ -23,6 +23,8 @@ from ..graph.source.tokenizer import Tokenizer
 
 # Fewer positions than this say nothing about the tail of a distribution.
 MIN_POSITIONS = 100
+# Tokens of each prompt that is continued freely.
+N_GREEDY_TOKENS = 32
 
 _CONTENTS = ("text", "messages", "ids")
 _NOTHING = Refusal("it writes no text", is_stated=False)
@@ -75,7 +77,8 @@ class EncodedPrompt:
         """The same, of so many tokens at most."""
         if n_tokens is None or len(self.token_ids) <= n_tokens:
             return self
-        return replace(self, token_ids=self.token_ids[:n_tokens], is_cut=True)
+        scored = self.scored and (min(self.scored[0], n_tokens), min(self.scored[1], n_tokens))
+        return replace(self, token_ids=self.token_ids[:n_tokens], scored=scored, is_cut=True)
 
     @property
     def n_scored(self) -> int:
@@ -200,6 +203,21 @@ def encode_prompts(
     return encoded
 
 
+def fit_context(prompts: Sequence[EncodedPrompt], context: int, *, holder: str) -> tuple[EncodedPrompt, ...]:
+    """Prompts cut to what the `holder` of so many positions holds with the text that continues them.
+
+    Raises: UsageError if there are too few positions to compare anything.
+    """
+    if context < 2 * N_GREEDY_TOKENS:
+        raise UsageError(
+            f"{holder}: a context of {context} tokens: expected at least {2 * N_GREEDY_TOKENS} to be compared, since "
+            "shorter texts prove nothing"
+        )
+    found = tuple(prompt.cut(context - N_GREEDY_TOKENS) for prompt in prompts)
+    _refuse_too_few(found)
+    return found
+
+
 def _judge(refused: Mapping[str, Refusal], *, n_rendered: int, note: Callable[[str], None]) -> None:
     """Says which chats are left out, and why. Raises: InputError for a template that works with no chat at all."""
     reasons: dict[str, list[str]] = {}
@@ -221,6 +239,10 @@ def check_encoded(encoded: Sequence[EncodedPrompt], *, vocab_size: int) -> None:
         elif max(item.token_ids) >= vocab_size:
             faults.add(f"prompt '{item.id}' holds id {max(item.token_ids)}: expected less than vocab_size {vocab_size}")
     faults.raise_if_any("prompts")
+    _refuse_too_few(encoded)
+
+
+def _refuse_too_few(encoded: Sequence[EncodedPrompt]) -> None:
     n_positions = sum(item.n_scored for item in encoded)
     if n_positions < MIN_POSITIONS:
         raise UsageError(

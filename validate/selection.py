@@ -8,10 +8,8 @@ from dataclasses import replace
 import numpy as np
 
 from .probes import AT_ONCE, LONG_CHUNKS, MIXED_CHUNKS
-from .prompts import EncodedPrompt
+from .prompts import N_GREEDY_TOKENS, EncodedPrompt
 
-# Tokens of each prompt that is continued freely.
-N_GREEDY_TOKENS = 32
 _N_CACHE_PROMPTS = 2
 _N_GREEDY_PROMPTS = 4
 # Enough for the answers of a model that ends them; one that does not is not waited for.

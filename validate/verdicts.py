@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from ..targets.target import Artifact
+from ..graph.roles import Address
+from ..graph.tensor import TensorView
+from ..targets.target import Artifact, NotJudged, Target
+from .budgets import BudgetCheck
 from .gates import Failure, GateResult, Part
 from .jobs import Outcome, Status
-from .results import Verdict
+from .results import ArtifactResult, Verdict
 
 NOT_AT_HAND = "the checkpoint is not at hand"
 ENDED = {Status.LATE: Failure.LATE, Status.TOO_LARGE: Failure.TOO_LARGE}
@@ -37,3 +40,24 @@ def decide(outcome: Outcome, gates: Sequence[GateResult]) -> tuple[Verdict, str]
     else:
         found = Verdict.SKIPPED if outcome.status is Status.SKIPPED else Verdict.PASS
     return found, "; ".join(filter(None, [outcome.message, *failed]))
+
+
+def foreign_result(artifact: Artifact, why: str, checks: tuple[BudgetCheck, ...]) -> ArtifactResult:
+    """The result of an artifact that is not run, since the reference is not what it was made from."""
+    return ArtifactResult(
+        artifact=artifact,
+        backend="",
+        verdict=Verdict.FAIL,
+        size_bytes=artifact.size_bytes,
+        budgets=checks,
+        is_foreign=True,
+        message=why,
+    )
+
+
+def decoded_weights(target: Target, artifact: Artifact) -> tuple[Mapping[Address, TensorView], str]:
+    """The weights of an artifact that can be read, and why the others cannot; empty if all can."""
+    try:
+        return target.read(artifact), ""
+    except NotJudged as error:
+        return error.decoded, str(error)

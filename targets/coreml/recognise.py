@@ -14,7 +14,7 @@ from ..naming import part_name, read_part_name
 from ..recognised import coarsest, most_common
 from ..target import Artifact
 from .evaluator.package import MANIFEST, Package, open_package, shown
-from .interface import PART_KEY, QUANT_KEY
+from .interface import CONTEXT_KEY, PART_KEY, QUANT_KEY
 from .package import SUFFIX
 from .reader import listed_constants
 
@@ -38,6 +38,12 @@ def recognise(path: Path) -> tuple[Artifact, ...]:
 def packages_of(artifact: Artifact) -> list[Path]:
     """The packages of an artifact in the order in which they are run, which is that of their names."""
     return sorted(file.parent for file in artifact.files if file.name == MANIFEST)
+
+
+def context_of(package: Path) -> int | None:
+    """For how many positions a package has room; None if it does not say."""
+    said = _said(package, CONTEXT_KEY) or ""
+    return int(said) if said.isdecimal() and int(said) else None
 
 
 def _parts(package: Path) -> tuple[Path, ...]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...graph.blocks import ShortConv
-from ...graph.config import CONFIG_FILE
+from ...graph.config import CONFIG_FILE, ModelConfig
 from ...graph.errors import UsageError, needs_extra
 from ...graph.graph import WeightGraph
 from ...graph.roles import Address
@@ -29,7 +29,7 @@ from .model import build
 from .package import MODEL, MODEL_CONFIG, SUFFIX, WEIGHTS, manifest, metadata, model_config
 from .piece import Piece
 from .reader import listed_constants, read_weights
-from .recognise import packages_of, recognise
+from .recognise import context_of, packages_of, recognise
 from .refusals import refuse_blocks
 from .splitting import cut
 from .store import WeightStore
@@ -171,6 +171,9 @@ class CoremlTarget(Target):
 
     def listed(self, artifact: Artifact) -> Sequence[ListedTensor]:
         return [each for package in packages_of(artifact) for each in listed_constants(open_package(package))]
+
+    def longest_text(self, artifact: Artifact, config: ModelConfig) -> int:
+        return min([config.context_length, *filter(None, map(context_of, packages_of(artifact)))])
 
     def read(self, artifact: Artifact) -> dict[Address, TensorView]:
         return read_weights(packages_of(artifact))

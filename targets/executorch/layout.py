@@ -14,6 +14,8 @@ from ..plans import Fallback, Placement, TensorPlan
 
 # The entry of named data that says which of the file's nameless constants is which tensor.
 INDEX_KEY = "lfm-convert"
+# The method that says for how many positions a program has room.
+CONTEXT_METHOD = "get_max_context_len"
 # Of the file that holds the weights if they are not in the program.
 DATA_SUFFIX = ".ptd"
 # What the module takes as float32 constants of its own; all else but the embedding belongs to a delegate.

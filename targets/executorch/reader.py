@@ -91,6 +91,18 @@ def read_program(path: Path) -> Program:
     return program
 
 
+def read_number(path: Path, method: str) -> int | None:
+    """What a method of a .pte gives that takes nothing and gives one number; None if it has no such method.
+
+    Raises: InputError for a file that is no .pte.
+    """
+    plan = next((each for each in read_program(path).content.execution_plan if each.name == method), None)
+    if plan is None or len(plan.outputs) != 1:
+        return None
+    found = getattr(plan.values[plan.outputs[0]].val, "int_val", None)
+    return found if type(found) is int and found > 0 else None
+
+
 def read_data(path: Path) -> dict[str, Place]:
     """What a .ptd holds, by key. Raises InputError for a file that is none, or is not whole."""
     try:

@@ -17,11 +17,12 @@ from executorch.runtime import Runtime, Verification
 from ...graph.dtypes import Float32
 from ...graph.errors import BackendError, InputError, UsageError
 from ..target import Runner
+from .layout import CONTEXT_METHOD
 from .operators import refuse_missing_operators
 from .reader import Program, read_data, read_program
 
 # Without these nothing can be asked of a program. Source: executorch `extension/llm/runner/llm_runner_helper.cpp`.
-_METHODS = frozenset({"forward", "get_max_context_len", "get_vocab_size"})
+_METHODS = frozenset({"forward", CONTEXT_METHOD, "get_vocab_size"})
 
 
 class ExecutorchRunner(Runner):
@@ -47,7 +48,7 @@ class ExecutorchRunner(Runner):
             raise InputError(f"{path}: has no method {', '.join(lacking)}, by which LLM runners know a model")
         try:
             self._program = runtime.load_program(path, verification=Verification.Minimal, data_path=data)
-            self.context = int(self._constant("get_max_context_len"))
+            self.context = int(self._constant(CONTEXT_METHOD))
             self.n_vocab = int(self._constant("get_vocab_size"))
             self._method = self._program.load_method("forward")
         except RuntimeError as error:

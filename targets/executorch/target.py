@@ -8,7 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from ...graph.config import CONFIG_FILE
+from ...graph.config import CONFIG_FILE, ModelConfig
 from ...graph.errors import UsageError, needs_extra
 from ...graph.graph import WeightGraph
 from ...graph.opening import open_graph
@@ -27,7 +27,7 @@ from ..target import Artifact, ListedTensor, NotJudged, Runner, Target, named_st
 from .backends import BACKENDS, XNNPACK, find_backend, refuse_missing, refuse_running
 from .file_size import file_bytes
 from .fused import MINIMUM_RUNTIME, MOE_FORMS, OPERATOR, moe_policy
-from .layout import DATA_SUFFIX, place
+from .layout import CONTEXT_METHOD, DATA_SUFFIX, place
 from .memory import base_memory_bytes
 from .recognise import recognise
 from .refusals import refuse_blocks
@@ -143,6 +143,11 @@ class ExecutorchTarget(Target):
     def recognise(self, path: Path) -> Sequence[Artifact]:
         return recognise(path)
 
+    def longest_text(self, artifact: Artifact, config: ModelConfig) -> int:
+        with needs_extra(self.extra, "reading a .pte"):
+            from .reader import read_number
+        return min(config.context_length, read_number(artifact.path, CONTEXT_METHOD) or config.context_length)
+
     def read(self, artifact: Artifact) -> dict[Address, TensorView]:
         if artifact.is_recognised:
             raise NotJudged("a .pte does not say which of its constants is which weight")
@@ -181,7 +186,7 @@ def _metadata(graph: WeightGraph, context: int) -> dict[str, Any]:
     config = graph.config
     found: dict[str, Any] = {
         "get_max_seq_len": context,
-        "get_max_context_len": context,
+        CONTEXT_METHOD: context,
         "get_vocab_size": config.vocab_size,
         "get_n_layers": config.n_layers,
         "use_kv_cache": True,

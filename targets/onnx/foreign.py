@@ -28,41 +28,9 @@ from ...graph.tensor import ReshapedTensor, SlicedTensor, StackedTensor, TensorV
 from ..target import NotJudged
 from .arrays import FLOATS, FloatTensor, PackedTensor, Packing, Stored, TransposedTensor, stored
 from .check import graphs_in, nodes_of
+from .foreign_names import BIASES, EXPERT, GATE_UP, NameTable, layer_of, role_of, table_of
 from .qmoe import EveryOther
 
-_LAYER = re.compile(r"layers[._](\d{1,4})\D")
-_EXPERT = re.compile(r"experts[._](\d{1,4})\D")
-# What tells a role, in what follows the number of a layer, of a node's name or an initializer's; first match wins.
-_QKV, _GATE_UP = "qkv", "gate_up"
-_IN_LAYER: tuple[tuple[re.Pattern[str], Role | str], ...] = tuple(
-    (re.compile(pattern), role)
-    for pattern, role in (
-        (r"final_norm|embedding_norm", Role.FINAL_NORM),
-        (r"q_norm|q_layernorm", Role.Q_NORM),
-        (r"k_norm|k_layernorm", Role.K_NORM),
-        (r"operator_(layer)?norm|input_layernorm|op_norm", Role.OPERATOR_NORM),
-        (r"ffn_(layer)?norm|post_attention_layernorm", Role.FFN_NORM),
-        (r"expert_bias", Role.EXPERT_BIAS),
-        (r"router|(feed_forward|moe)[._/]gate(?!_proj|_up)", Role.ROUTER),
-        (r"qkv_proj", _QKV),
-        (r"attn.*q_proj", Role.ATTN_Q),
-        (r"attn.*k_proj", Role.ATTN_K),
-        (r"attn.*v_proj", Role.ATTN_V),
-        (r"attn.*(o_proj|out_proj)", Role.ATTN_OUT),
-        (r"in_proj", Role.CONV_IN),
-        (r"out_proj", Role.CONV_OUT),
-        (r"gate_up_proj", _GATE_UP),
-        (r"gate_proj|[._/]w1[._/]", Role.FFN_GATE),
-        (r"up_proj|[._/]w3[._/]", Role.FFN_UP),
-        (r"down_proj|[._/]w2[._/]", Role.FFN_DOWN),
-        (r"conv", Role.CONV_KERNEL),
-    )
-)
-# What is added to the product with a matrix.
-_BIASES = {
-    Role.CONV_IN: Role.CONV_IN_BIAS, Role.CONV_OUT: Role.CONV_OUT_BIAS, Role.ATTN_Q: Role.ATTN_Q_BIAS,
-    Role.ATTN_K: Role.ATTN_K_BIAS, Role.ATTN_V: Role.ATTN_V_BIAS, Role.ATTN_OUT: Role.ATTN_OUT_BIAS,
-}  # fmt: skip
 _EXPERTS = {Role.FFN_GATE: Role.EXPERT_GATE, Role.FFN_UP: Role.EXPERT_UP, Role.FFN_DOWN: Role.EXPERT_DOWN}
 _PRODUCTS = frozenset({"MatMul", "Gemm"})
 _NORMS = frozenset(
@@ -138,7 +106,7 @@ class _Weights:
         """Heads, and heads of keys and values, by layer."""
         found = {}
         for node in nodes_of(self.proto.graph):
-            if node.op_type == "GroupQueryAttention" and (layer := _layer(node.name)) is not None:
+            if node.op_type == "GroupQueryAttention" and (layer := layer_of(node.name)) is not None:
                 found[layer] = self._number(node, "num_heads", 0), self._number(node, "kv_num_heads", 0)
         return found
 
@@ -175,6 +143,14 @@ class _Weights:
                 self._vector(node, at)
         elif kind in _EXPERT_BIASES:
             self._mixture(node)
+
+    @cached_property
+    def _known_names(self) -> NameTable:
+        return table_of((*self._initializers, *self._producers))
+
+    def _role(self, node: Any, name: str, array: Stored | TensorView | None) -> tuple[Any, int | None] | None:
+        """The role and the layer that an initializer's name tells, or that of the node that takes it."""
+        return role_of((array.name if array is not None else "", name, node.name, *node.output), self._known_names)
 
     def _number(self, node: Any, name: str, default: int | None = None) -> int:
         """An attribute of a node, which who calls names. Raises: InputError if it is missing, or no number."""
@@ -230,12 +206,14 @@ class _Weights:
         array, _ = self._array(node.input[at]) if len(node.input) > at else (None, False)
         if array is None or array.kind not in FLOATS or len([n for n in array.shape if n > 1]) > 1:
             return
-        address = _role(node, node.input[at], array)
+        address = self._role(node, node.input[at], array)
+        if address is None and node.op_type in _NORMS:
+            self.unread.append(f"'{array.name}'")
         if address is None or isinstance(address[0], str):
             return
         role, layer = address
         if node.op_type == "Add":
-            role = _BIASES.get(role, role)
+            role = BIASES.get(role, role)
         if role.trait is (Trait.BIAS if node.op_type == "Add" else Trait.NORM):
             self.weights[role, layer] = FloatTensor(array.name, array, (max(array.shape),))
 
@@ -244,7 +222,7 @@ class _Weights:
         array, _ = self._array(node.input[1])
         if array is None or array.kind not in FLOATS or len(array.shape) != 3 or array.shape[1] != 1:
             return
-        layer = _layer(f"{node.name} {array.name}")
+        layer = layer_of(f"{node.name} {array.name}")
         if layer is None:
             return
         self.weights[Role.CONV_KERNEL, layer] = FloatTensor(array.name, array, (array.shape[0], array.shape[2]))
@@ -253,9 +231,9 @@ class _Weights:
             self.weights[Role.CONV_KERNEL_BIAS, layer] = FloatTensor(bias.name, bias, bias.shape)
 
     def _mixture(self, node: Any) -> None:
-        layer = _layer(node.name)
+        layer = layer_of(node.name)
         if layer is None:
-            layer = _layer(node.input[2])
+            layer = layer_of(node.input[2])
         first, second = self._stacks(node)
         biases = [self._array(node.input[at])[0] for at in _EXPERT_BIASES[node.op_type] if node.input[at : at + 1]]
         is_biased = any(bias is not None and np.any(bias.data) for bias in biases)
@@ -301,7 +279,7 @@ class _Weights:
         """A matrix under the role that names tell."""
         array = self._initializers.get(node.input[at])
         name = array.name if array is not None else node.input[at]
-        address = _role(node, node.input[at], view)
+        address = self._role(node, node.input[at], view)
         if view is None:
             if address is not None or array is not None:
                 self.unread.append(f"'{name}'")
@@ -313,7 +291,7 @@ class _Weights:
             self.unread.append(f"'{name}'")
             return
         role, layer = address
-        expert = _EXPERT.search(f"{node.name} {name} ")
+        expert = EXPERT.search(f"{node.name} {name} ")
         if isinstance(role, str):
             for each, rows in self._cut(role, layer, view):
                 self.weights[each, layer] = rows
@@ -324,7 +302,7 @@ class _Weights:
 
     def _cut(self, role: str, layer: int | None, view: TensorView) -> Iterator[tuple[Role, TensorView]]:
         """The weights that lie in one matrix on top of each other."""
-        if role == _GATE_UP:
+        if role == GATE_UP:
             half = view.shape[0] // 2
             yield Role.FFN_GATE, SlicedTensor(view.name, view, 0, half)
             yield Role.FFN_UP, SlicedTensor(view.name, view, half, half)
@@ -357,7 +335,7 @@ class _Weights:
             if conv:
                 yield from self._lacking(int(conv[1] or conv[2]), (Role.CONV_IN, Role.CONV_KERNEL, Role.CONV_OUT))
             elif attention:
-                roles = (Role.ATTN_Q, Role.ATTN_K, Role.ATTN_V, Role.ATTN_OUT, Role.Q_NORM, Role.K_NORM)
+                roles = (Role.ATTN_Q, Role.ATTN_K, Role.ATTN_V, Role.ATTN_OUT)
                 yield from self._lacking(int(attention[1]), roles)
         yield from (role.value for role in (Role.EMBED, Role.FINAL_NORM) if (role, None) not in self.weights)
 
@@ -387,27 +365,6 @@ def _packed(
     matrix = (shape[0] * shape[1], shape[2]) if len(shape) == 3 else shape
     view = PackedTensor(name, matrix, packing, codes, scales, zeros)
     return ReshapedTensor(view, shape) if len(shape) == 3 else view
-
-
-def _role(node: Any, name: str, array: Stored | TensorView | None) -> tuple[Any, int | None] | None:
-    """The role and the layer that an initializer's name tells, or that of the node that takes it."""
-    names = (array.name if array is not None else "", name, node.name, *node.output)
-    for text in (f"{each}/" for each in names if each):
-        found = _LAYER.search(text)
-        inside = text[found.end() - 1 :] if found else text
-        for pattern, role in _IN_LAYER:
-            if pattern.search(inside) is None:
-                continue
-            if role is Role.FINAL_NORM:
-                return role, None
-            if found is not None:
-                return role, int(found[1])
-    return None
-
-
-def _layer(text: str) -> int | None:
-    found = _LAYER.search(f"{text}/")
-    return int(found[1]) if found else None
 
 
 def _attributes(node: Any) -> Mapping[str, Any]:

@@ -19,6 +19,8 @@ from .inputs import is_cache, unknown_inputs
 
 _SUFFIX, _FOLDER = ".onnx", "onnx"
 _PACKED = {"MatMulNBits": ("bits", 4), "GatherBlockQuantized": ("bits", 4), "QMoE": ("expert_weight_bits", 4)}
+# Where an operator that turns heads takes the table of cosines, [positions, pairs].
+_COSINES = {"GroupQueryAttention": 7, "RotaryEmbedding": 2}
 _HALF = 10  # ONNX's float16
 # Fewer elements decide no quant.
 _LEAST_WEIGHT = 1 << 10
@@ -117,3 +119,14 @@ def listed(artifact: Artifact) -> tuple[ListedTensor, ...]:
             width = {"F32": 4, "F16": 2, "BF16": 2}.get(name, 1)
             found.append(ListedTensor(each.name, name, size * width))
     return tuple(found)
+
+
+def rotary_rows(proto: Any) -> list[int]:
+    """The positions that each stored table of cosines has a row for."""
+    tables = {each.name: each for graph in graphs_in(proto.graph) for each in graph.initializer}
+    taken = {
+        node.input[_COSINES[node.op_type]]
+        for node in nodes_of(proto.graph)
+        if len(node.input) > _COSINES.get(node.op_type, math.inf)
+    }
+    return [tables[name].dims[0] for name in sorted(taken & tables.keys()) if len(tables[name].dims) == 2]

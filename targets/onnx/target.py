@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ...graph.config import ModelConfig
 from ...graph.errors import InputError, UsageError, needs_extra
 from ...graph.graph import WeightGraph
 from ...graph.opening import open_graph
@@ -207,6 +208,12 @@ class OnnxTarget(Target):
         from .recognise import listed
 
         return listed(artifact)
+
+    def longest_text(self, artifact: Artifact, config: ModelConfig) -> int:
+        from .recognise import rotary_rows
+
+        with needs_extra(self.extra, "reading an ONNX graph"):
+            return min([config.context_length, *rotary_rows(load_graph(artifact.path))])
 
     def read(self, artifact: Artifact) -> dict[Address, TensorView]:
         if artifact.is_recognised:

@@ -13,6 +13,8 @@ import pytest
 from lfm_convert.convert import bundled, pipeline
 from lfm_convert.validate.gates import Failure, Part, part_verdicts
 from lfm_convert.validate.results import ArtifactResult, Verdict
+from support.family_configs import small
+from support.family_models import make_model
 
 pytest.importorskip("onnxruntime")
 BUILDER = Path(__file__).resolve().parents[2] / ".clients" / "genai-0.18.0" / "bin" / "python"
@@ -22,17 +24,28 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("genai")
-    command = [BUILDER, "-m", "onnxruntime_genai.models.builder", "-i", bundled.path("dense"), "-o", folder / "built"]
+def _build(model: Path, folder: Path) -> Path:
+    command = [BUILDER, "-m", "onnxruntime_genai.models.builder", "-i", model, "-o", folder / "built"]
     subprocess.run([*command, "-p", "int4", "-e", "cpu", "-c", folder / "cache"], check=True, capture_output=True)
     return folder / "built"
 
 
-def _validated(folder: Path) -> ArtifactResult:
-    (found,) = pipeline.validate([folder], reference=str(bundled.path("dense")), suite="smoke").results
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return _build(bundled.path("dense"), tmp_path_factory.mktemp("genai"))
+
+
+def _validated(folder: Path, reference: Path | None = None) -> ArtifactResult:
+    (found,) = pipeline.validate([folder], reference=str(reference or bundled.path("dense")), suite="smoke").results
     return found
+
+
+@pytest.mark.parametrize("name", ["Qwen3-0.6B", "Llama-3.2-1B", "Granite-3.3-2B"])
+def test_other_families(name: str, tmp_path: Path) -> None:
+    """Some without norms of heads, with a context of 512 positions, for which the builder's tables have rows."""
+    model = make_model(tmp_path / "model", small(name))
+    found = _validated(_build(model, tmp_path), model)
+    assert found.verdict is Verdict.PASS and not found.not_judged, found.message
 
 
 def test_the_sound_one_passes_what_is_exact(built: Path) -> None:
