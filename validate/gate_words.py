@@ -26,6 +26,7 @@ _WORDS: Mapping[str, str] = {
     "line_kld": "Your line, max-kld: how far the predictions are from the checkpoint's, on average.",
     "line_top1": "Your line, min-top1: how often the likeliest token is the checkpoint's.",
     "line_ppl_change": "Your line, max-ppl-change: by how much the perplexity differs from the checkpoint's.",
+    "line_cosine": "Your line, min-cosine: the mean cosine of the vectors with the checkpoint's.",
     "distance_over_baseline": "By how much the vectors are further from the checkpoint's than the stored baseline was.",
     "kld_over_baseline": "By how much the artifact is further from the checkpoint than the stored baseline was.",
     "baseline_entry": "Whether the baseline knows this artifact; --require-baseline asks for it.",

@@ -15,14 +15,18 @@ from .gates import GateResult, Part, at_least, at_most
 if TYPE_CHECKING:
     from .metrics import Metrics
     from .results import ArtifactResult, Report
+    from .vectors import VectorMetrics
 
 _SOURCE = "the line that was set for this run"
+_OF_LOGITS: tuple[str, ...] = ("max_kld", "min_top1", "max_ppl_change")
+_OF_VECTORS: tuple[str, ...] = ("min_cosine",)
 _NOT_OF_VECTORS = "max-kld, min-top1 and max-ppl-change are lines for logits, and the model gives vectors: not judged"
+_NOT_OF_LOGITS = "min-cosine is a line for vectors, and the model gives logits: not judged"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Lines:
-    """None is no line. Units: `max_kld` in nats; `min_top1` and `max_ppl_change` are fractions. `quants` are the lines of
+    """None is no line. Units: `max_kld` in nats; `min_top1` and `max_ppl_change` are fractions, `min_cosine` is one of vectors. `quants` are the lines of
     some quants, by name in lower case, in place of those for all. `is_asked` says that the command itself draws one.
 
     Raises: UsageError for a line that nothing could be on either side of.
@@ -31,6 +35,7 @@ class Lines:
     max_kld: float | None = None
     min_top1: float | None = None
     max_ppl_change: float | None = None
+    min_cosine: float | None = None
     quants: Mapping[str, Lines] = field(default_factory=dict)
     is_asked: bool = field(default=False, compare=False)
 
@@ -38,6 +43,7 @@ class Lines:
         _check("max-kld", self.max_kld, most=math.inf, expected="nats, 0 or more")
         for name, value in (("min-top1", self.min_top1), ("max-ppl-change", self.max_ppl_change)):
             _check(name, value, most=1.0, expected="a fraction like 0.9, or 90%")
+        _check("min-cosine", self.min_cosine, most=1.0, expected="a cosine like 0.99")
 
     def __bool__(self) -> bool:
         return self != Lines()
@@ -91,11 +97,19 @@ def is_quant(name: str) -> bool:
 
 def judge_lines(metrics: Metrics, lines: Lines) -> list[GateResult]:
     """A gate for each line that was set, about the very numbers that reports show; NaN is on the wrong side."""
-    stated: list[tuple[Callable[..., GateResult], str, float, float | None]] = [
+    return _judged(
         (at_most, "line_kld", metrics.kld_mean, lines.max_kld),
         (at_least, "line_top1", metrics.same_top1, lines.min_top1),
         (at_most, "line_ppl_change", abs(metrics.ppl_ratio - 1.0), lines.max_ppl_change),
-    ]
+    )
+
+
+def judge_vector_lines(vectors: VectorMetrics, lines: Lines) -> list[GateResult]:
+    """The same of vectors."""
+    return _judged((at_least, "line_cosine", vectors.cosine_mean, lines.min_cosine))
+
+
+def _judged(*stated: tuple[Callable[..., GateResult], str, float, float | None]) -> list[GateResult]:
     return [
         judge(name, value, limit, Part.QUALITY, source=_SOURCE)
         for judge, name, value, limit in stated
@@ -110,6 +124,9 @@ def hold_to_lines(report: Report, lines: Lines) -> Report:
 
 def _held(result: ArtifactResult, lines: Lines) -> ArtifactResult:
     if result.metrics is not None:
-        return result.with_gates(*judge_lines(result.metrics, lines))
-    is_set = any(line is not None for line in (lines.max_kld, lines.min_top1, lines.max_ppl_change))
-    return result.with_note(_NOT_OF_VECTORS) if result.vectors is not None and is_set else result
+        held, others, note = result.with_gates(*judge_lines(result.metrics, lines)), _OF_VECTORS, _NOT_OF_LOGITS
+    elif result.vectors is not None:
+        held, others, note = result.with_gates(*judge_vector_lines(result.vectors, lines)), _OF_LOGITS, _NOT_OF_VECTORS
+    else:
+        return result
+    return held.with_note(note) if any(getattr(lines, name) is not None for name in others) else held

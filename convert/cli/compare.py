@@ -10,6 +10,7 @@ import typer
 from ...graph.adapters.adapter import Adapting
 from ...graph.errors import ExitCode, UsageError
 from .. import pipeline
+from ..artifacts import find_artifacts
 from .adapter_options import adapter_options
 from .comparison_options import OtherReference, Reference, comparison_options
 from .console import Json, Offline, Revision, output, print_json, watched
@@ -32,6 +33,8 @@ def compare(
     """Tell which of two artifacts is closer to the checkpoint, position by position; fails if it is the first."""
     from ...validate.compare import compare_results
 
+    if sum(len(find_artifacts(path)) for path in (first, second)) != 2:
+        raise UsageError("compare takes two artifacts: give their files, not folders")
     with watched() as progress:
         report = pipeline.validate(
             [first, second],
@@ -43,18 +46,11 @@ def compare(
             **comparison,
             progress=progress,
         )
-    if len(report.results) != 2:
-        raise UsageError("compare takes two artifacts: give their files, not folders")
     found = compare_results(*report.results)
     if json_output:
         print_json(found.to_json())
     else:
-        output.print(f"{found.second} − {found.first}, {found.n_positions} positions")
-        output.print(f"  mean KLD      {found.kld_difference:+.3g} ± {found.kld_se:.2g} nats")
-        output.print(
-            f"  same top-1    {found.only_first} positions only the first, {found.only_second} only the second "
-            f"(McNemar p = {found.p_value:.2g})",
-            markup=False,
-        )
+        for line in found.lines:
+            output.print(line, markup=False)
         output.print(f"{found.sentence}.")
     return ExitCode.QUALITY if found.second_is_worse else ExitCode.OK

@@ -111,6 +111,15 @@ MaxPplChange = Annotated[
         show_default=False,
     ),
 ]
+MinCosine = Annotated[
+    float | None,
+    typer.Option(
+        "--min-cosine",
+        metavar="COSINE",
+        help="Fail one whose vectors' mean cosine with the checkpoint's is less.",
+        show_default=False,
+    ),
+]
 
 
 def comparison_options(
@@ -142,6 +151,7 @@ def line_options(
     max_kld: MaxKld = None,
     min_top1: MinTop1 = None,
     max_ppl_change: MaxPplChange = None,
+    min_cosine: MinCosine = None,
     recipe: RecipeFile = None,
 ) -> Lines:
     """The lines that a team draws: those of its recipe, and in their place the options of this command.
@@ -155,5 +165,6 @@ def line_options(
         max_kld=max_kld,
         min_top1=None if min_top1 is None else parse_fraction(min_top1),
         max_ppl_change=None if max_ppl_change is None else parse_fraction(max_ppl_change),
+        min_cosine=min_cosine,
     )
     return found.replaced_by(replace(given, is_asked=bool(given)))

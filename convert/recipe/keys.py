@@ -170,6 +170,11 @@ GATES = Table(
         Key(name="max_kld", kind=NATS, help="the largest mean KL divergence, in nats"),
         Key(name="min_top1", kind=FRACTION, help="how often the likeliest token must be the checkpoint's"),
         Key(name="max_ppl_change", kind=FRACTION, help="how far perplexity may be from the checkpoint's"),
+        Key(
+            name="min_cosine",
+            kind=FRACTION,
+            help="the least mean cosine with the checkpoint's, of models that give vectors",
+        ),
     ),
 )
 DEVICES = Table(

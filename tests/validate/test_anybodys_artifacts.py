@@ -281,6 +281,9 @@ def test_compare_and_inspect_take_them(stock: Path, few: Path, capsys: pytest.Ca
     assert main(["compare", *paths, "-r", "bundled:dense", "--prompts", str(few), "--json"]) == 3
     found = json.loads(capsys.readouterr().out)
     assert (found["first"], found["second"]) == ("Q8_0.gguf", "onnx-q4/onnx/model_q4.onnx")
+    assert main(["compare", paths[0], str(stock), "-r", "bundled:dense"]) == 2
+    said = capsys.readouterr().err
+    assert "give their files, not folders" in said and "running" not in said
     assert main(["inspect", paths[1], "--json"]) == 0
     (row,) = json.loads(capsys.readouterr().out)["artifacts"]
     assert (row["target"], row["quant"], row["manifest"], row["verdict"]) == ("onnx", "q4", False, None)

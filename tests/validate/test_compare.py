@@ -27,8 +27,9 @@ def test_the_further_artifact_is_named(
     found = compare_results(*report.results)
     assert found.second_is_worse and found.sentence == "far.json is further from the checkpoint than near.json"
     assert found.only_first > found.only_second and found.p_value < 0.01 and found.n_positions == 169
+    assert found.to_json()["kld_difference"] == found.difference and "measure" not in found.to_json()
     back = compare_results(*reversed(report.results))
-    assert not back.second_is_worse and back.kld_difference == -found.kld_difference
+    assert not back.second_is_worse and back.difference == -found.difference
     same = compare_results(report.results[0], report.results[0])
     assert not same.second_is_worse and "cannot be told apart" in same.sentence
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from lfm_convert.graph.opening import open_graph
 from lfm_convert.validate.baseline import hold_to_baseline, load_baseline, update_baseline
+from lfm_convert.validate.compare import compare_results
 from lfm_convert.validate.formats import write_markdown
 from lfm_convert.validate.gates import Failure, Part
 from lfm_convert.validate.lines import Lines, hold_to_lines
@@ -167,3 +168,25 @@ def test_lines_for_logits_are_not_silent(
     report = run(encoders / "embedding", prompts, fake_runtime, tmp_path)
     assert "the model gives vectors: not judged" in only(hold_to_lines(report, Lines(max_kld=0.1))).message
     assert only(hold_to_lines(report, Lines())).message == ""
+    assert only(hold_to_lines(report, Lines(min_cosine=0.999))).verdict is Verdict.PASS
+
+
+def test_a_line_on_the_cosine_and_which_of_two_is_nearer(
+    encoders: Path, prompts: tuple[Prompt, ...], fake_runtime: str, tmp_path: Path
+) -> None:
+    folder = encoders / "embedding"
+    near, far = (make_artifact(tmp_path, folder, name, "q4", noise=n) for name, n in (("near", 0.02), ("far", 0.5)))
+    report = validate([near, far], open_graph(folder), prompts=prompts, threads=1, find_target=fake_runtime)
+    first, second = report.results
+    assert first.vectors is not None and second.vectors is not None
+    between = (first.vectors.cosine_mean + second.vectors.cosine_mean) / 2
+    held = hold_to_lines(report, Lines(min_cosine=between)).results
+    assert [any(gate.name == "line_cosine" and not gate.passed for gate in each.gates) for each in held] == [
+        False,
+        True,
+    ]
+    found = compare_results(first, second)
+    assert found.second_is_worse and (found.only_first, found.only_second) == (len(prompts), 0)
+    assert found.difference == pytest.approx(first.vectors.cosine_mean - second.vectors.cosine_mean)
+    assert found.to_json().keys() >= {"distance_difference", "distance_se"}
+    assert "cannot be told apart" in compare_results(first, first).sentence
