@@ -137,6 +137,6 @@ def measured(result: ArtifactResult, *, with_error: bool = False) -> tuple[str, 
     return ("–",) * len(_OF_LOGITS)
 
 
-def cosine(value: float) -> str:
+def cosine(value: float | None) -> str:
     """Six decimals, named: 0.999990 is no 1, and no divergence."""
-    return f"cos {value:.6f}" if math.isfinite(value) else number(value)
+    return f"cos {value:.6f}" if value is not None and math.isfinite(value) else number(value)

@@ -21,12 +21,12 @@ from ...graph.text import plain
 from ...graph.units import format_size
 from ...targets.naming import read_part_name
 from ...validate.formats import escape
-from ...validate.report import number, percent, ratio
+from ...validate.report import cosine, number, percent, ratio
 from ..manifest import Entry, Manifest, adapter_labels, material_hashes
-from .ecosystems import ECOSYSTEMS
+from .ecosystems import ECOSYSTEMS, ECOSYSTEMS_OF_VECTORS, Ecosystem
 from .hub import quiet
 
-_PIPELINE = "text-generation"
+_PIPELINE, _VECTORS_PIPELINE = "text-generation", "sentence-similarity"
 # What a hub calls a licence that is none of its list.
 _OTHER = "other"
 # The quants that Transformers.js knows by a name of its own.
@@ -45,6 +45,15 @@ class CardSource:
     manifest: Manifest
     base_model: str | None
     license_file: str | None
+
+    @property
+    def gives_vectors(self) -> bool:
+        """Whether the model gives vectors, not logits."""
+        return any(_measured(entry, "vectors") for entry in self.manifest.artifacts)
+
+    @property
+    def ecosystem(self) -> Ecosystem:
+        return (ECOSYSTEMS_OF_VECTORS if self.gives_vectors else ECOSYSTEMS)[self.target]
 
 
 def card_text(source: CardSource) -> str:
@@ -97,7 +106,10 @@ def _facts(source: CardSource) -> dict[str, Any]:
         "repo": source.repo,
         "model": origin.get("name", "the checkpoint"),
         "target": source.target,
-        "clients": ECOSYSTEMS[source.target].clients,
+        "clients": source.ecosystem.clients,
+        "examples": f"run_{source.target}{'_vectors' if source.gives_vectors else ''}.md.j2",
+        "gives_vectors": source.gives_vectors,
+        "is_pooled": _is_pooled(manifest),
         "version": manifest.tool.get("version", ""),
         "libraries": ", ".join(f"{name} {version}" for name, version in sorted(libraries.items())) or "none noted",
         "rows": rows,
@@ -116,7 +128,8 @@ def _facts(source: CardSource) -> dict[str, Any]:
 def _front_matter(source: CardSource) -> str:
     from huggingface_hub import ModelCardData
 
-    ecosystem, origin = ECOSYSTEMS[source.target], source.manifest.source
+    ecosystem, origin = source.ecosystem, source.manifest.source
+    pipeline = _VECTORS_PIPELINE if source.gives_vectors else _PIPELINE
     card = origin.get("card", {})
     relation = "finetune" if adapter_labels(origin) else "quantized"
     fields: dict[str, Any] = {
@@ -124,7 +137,7 @@ def _front_matter(source: CardSource) -> str:
         "base_model_relation": None if source.base_model is None else relation,
         "library_name": ecosystem.library,
         "language": _texts(card.get("language")) or None,
-        "pipeline_tag": _text(card.get("pipeline_tag")) or _PIPELINE,
+        "pipeline_tag": _text(card.get("pipeline_tag")) or pipeline,
         "tags": [*dict.fromkeys([*ecosystem.tags, *_texts(card.get("tags"))])],
         **_licence(source),
         "quantized_by": "lfm-convert",
@@ -168,7 +181,7 @@ def _absolute(link: str, base_model: str | None) -> str:
 
 def _row(entry: Entry, repo: str) -> dict[str, str]:
     found: Mapping[str, Any] = entry["validation"] or {}
-    metrics: Mapping[str, Any] = found.get("metrics") or {}
+    metrics, vectors = _measured(entry, "metrics"), _measured(entry, "vectors")
     kld, se = metrics.get("kld_mean"), metrics.get("kld_se")
     size = sum(file["bytes"] for file in entry["files"])
     return {
@@ -178,9 +191,23 @@ def _row(entry: Entry, repo: str) -> dict[str, str]:
         "kld": number(kld) if se is None else f"{number(kld)} ± {number(se)}",
         "top1": percent(metrics.get("same_top1")),
         "ppl": ratio(metrics.get("ppl_ratio")),
+        "cosine": cosine(vectors.get("cosine_mean")),
+        "lowest": cosine(vectors.get("cosine_min")),
+        "nearest": percent(vectors.get("same_nearest")),
         "memory": format_size(found["run_bytes"]) if found.get("run_bytes") else "–",
         "backend": str(found.get("backend") or "–"),
     }
+
+
+def _measured(entry: Entry, what: str) -> Mapping[str, Any]:
+    found: Mapping[str, Any] = (entry["validation"] or {}).get(what) or {}
+    return found
+
+
+def _is_pooled(manifest: Manifest) -> bool:
+    """Whether a text has one vector."""
+    found = [_measured(entry, "vectors") for entry in manifest.artifacts]
+    return any(each and each["n_vectors"] == each["n_prompts"] for each in found)
 
 
 def _first(entry: Entry) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,4 +57,10 @@ ECOSYSTEMS = {
         tags=("compressed-tensors", "vllm"),
         is_alone=True,
     ),
+}
+# Of models that give vectors, where they are another.
+ECOSYSTEMS_OF_VECTORS = {
+    **ECOSYSTEMS,
+    "gguf": replace(ECOSYSTEMS["gguf"], clients="llama.cpp"),
+    "onnx": replace(ECOSYSTEMS["onnx"], clients="ONNX Runtime", library="onnx"),
 }

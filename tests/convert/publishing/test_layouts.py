@@ -15,6 +15,7 @@ import pytest
 from lfm_convert.convert.cli.main import main
 from lfm_convert.convert.publishing.ecosystems import ECOSYSTEMS
 from lfm_convert.targets.target import get_target
+from support.encoders import make_encoder
 from support.published_folders import note_verdicts, validated
 from support.publishing_hub import Hub
 
@@ -159,9 +160,38 @@ def test_the_card_of_a_licence_of_its_own(hub: Hub, made: Callable[[str], Path])
 @pytest.mark.peers
 @pytest.mark.parametrize("target", ["gguf", "onnx", "mlx", "executorch"])
 def test_the_cards_example_runs(target: str, hub: Hub, made: Callable[[str], Path], tmp_path: Path) -> None:
-    """Fetched from the local hub, in a process that has nothing but the address and a cache of its own."""
     _needs(target)
     assert publish(made(target), "Acme/Tiny", "--only", _QUANTS[target].partition(",")[0]) == 0
+    _run_example(hub, tmp_path)
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize(("kind", "target"), [("embedding", "gguf"), ("embedding", "onnx"), ("colbert", "onnx")])
+def test_the_cards_example_gives_vectors(kind: str, target: str, hub: Hub, tmp_path: Path) -> None:
+    _needs(target)
+    assert publish(_vectors(tmp_path, kind, target, _QUANTS[target].partition(",")[0]), "Acme/Tiny") == 0
+    card = hub.repositories["Acme/Tiny"].files()["README.md"].decode()
+    assert "pipeline_tag: sentence-similarity" in card and "| mean cosine |" in card and "| cos 0.9" in card
+    assert "KLD" not in card and "Ollama" not in card and "generator" not in card
+    _run_example(hub, tmp_path)
+
+
+def test_the_card_of_a_vector_for_each_token(hub: Hub, tmp_path: Path) -> None:
+    assert publish(_vectors(tmp_path, "colbert", "gguf", "Q8_0"), "Acme/Tiny-GGUF") == 0
+    card = hub.repositories["Acme/Tiny-GGUF"].files()["README.md"].decode()
+    assert "llama-embedding -hf Acme/Tiny-GGUF:Q8_0 --pooling none -p" in card and "```python" not in card
+
+
+def _vectors(tmp_path: Path, kind: str, target: str, quant: str) -> Path:
+    """An artifact of a model that gives vectors, with its verdict."""
+    model = make_encoder(tmp_path / "Tiny", kind)
+    asked = ["--target", target, "--quant", quant, "--out", str(tmp_path / "out"), "--suite", "smoke"]
+    assert main([str(model), *asked]) == 0
+    return tmp_path / "out"
+
+
+def _run_example(hub: Hub, tmp_path: Path) -> None:
+    """Fetched from the local hub, in a process that has nothing but the address and a cache of its own."""
     text = hub.repositories["Acme/Tiny"].files()["README.md"].decode()
     (snippet,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     kept = {name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH") if name in os.environ}
