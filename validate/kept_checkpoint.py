@@ -8,14 +8,17 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from ..graph.config import CONFIG_FILE
 from ..graph.errors import InputError, UsageError
 from ..graph.graph import WeightGraph
 from ..graph.opening import open_graph
 from ..graph.reference.cores import cut
-from ..graph.roles import Role
+from ..graph.roles import Address, Role, find_role
 from ..graph.source.assets import NAMED_TEMPLATES
+from ..graph.source.config_file import find_modules
+from ..graph.tensor import TensorView
 from ..quantize.encoding import get_encoding
 from ..quantize.stored import EncodedTensor, StoredPart
 from ..targets.hub_folder import common_files
@@ -38,16 +41,29 @@ def write_kept(graph: WeightGraph, folder: Path) -> None:
         for name, data in common_files(graph).items():
             (folder / name).parent.mkdir(exist_ok=True)
             (folder / name).write_bytes(data)
+    if graph.config.vectors is not None and (modules := find_modules(graph.config.raw, graph.folder)) is not None:
+        for name, data in modules.files.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(data)
     config = {**graph.config.raw, "vocab_size": graph.config.vocab_size}  # of a table that was resized
     (folder / CONFIG_FILE).write_text(json.dumps(config), encoding="utf-8")
-    view, encoding = graph.head, get_encoding("F32" if graph.head.stored_as else graph.head.dtype.value)
-    with (folder / _HEAD).open("wb") as file:
-        for low, high in cut(view.n_rows, max(1, _AT_ONCE // view.n_cols)):
-            (values,) = encoding.encode(view.rows(low, high))
-            values.tofile(file)
-    kept = {"name": graph.name, "is_tied": graph.is_tied, "encoding": encoding.name, "shape": list(view.shape)}
-    kept |= {} if graph.quantised_as is None else {"quantised_as": graph.quantised_as}
+    kept: dict[str, Any] = {"name": graph.name, "quantised_as": graph.quantised_as}
+    head = graph.top.get(_head_role(graph))
+    if head is not None:
+        view, encoding = head.view, get_encoding("F32" if head.view.stored_as else head.view.dtype.value)
+        with (folder / _HEAD).open("wb") as file:
+            for low, high in cut(view.n_rows, max(1, _AT_ONCE // view.n_cols)):
+                (values,) = encoding.encode(view.rows(low, high))
+                values.tofile(file)
+        kept |= {"role": head.role.value, "encoding": encoding.name, "shape": list(view.shape)}
     (folder / _KEPT).write_text(json.dumps(kept), encoding="utf-8")
+
+
+def _head_role(graph: WeightGraph) -> Role:
+    """What follows the rows that are kept: the projection of a model that gives vectors, which not every one has."""
+    if graph.config.vectors is not None:
+        return Role.PROJECTION
+    return Role.EMBED if graph.is_tied else Role.LM_HEAD
 
 
 def open_kept(folder: Path) -> WeightGraph:
@@ -57,9 +73,12 @@ def open_kept(folder: Path) -> WeightGraph:
     """
     try:
         kept = json.loads((folder / _KEPT).read_bytes())
-        role, place = Role.EMBED if kept["is_tied"] else Role.LM_HEAD, StoredPart(folder / _HEAD, 0)
-        head = EncodedTensor("head", tuple(map(int, kept["shape"])), get_encoding(kept["encoding"]), (place,))
         graph = open_graph(folder, name=str(kept["name"]), weights=False)
+        heads: dict[Address, TensorView] = {}
+        if "role" in kept:
+            place, shape = StoredPart(folder / _HEAD, 0), tuple(map(int, kept["shape"]))
+            head = EncodedTensor("head", shape, get_encoding(kept["encoding"]), (place,))
+            heads[find_role(kept["role"]), None] = head
     except (OSError, ValueError, KeyError, TypeError, UsageError) as error:
         raise InputError(f"{folder}: does not hold what stands for a checkpoint: {error}") from None
-    return replace(graph.with_weights({(role, None): head}), quantised_as=kept.get("quantised_as"))
+    return replace(graph.with_weights(heads), quantised_as=kept.get("quantised_as"))

@@ -116,7 +116,7 @@ def validate(
                 steps=steps,
                 find_target=find_target,
             )
-            reference = session.reference(kept if is_talker else None)
+            reference = session.reference(kept)
             checked = [session.check(artifact, reference) for artifact in together]
             found |= session.with_greedy(checked, reference)
     results = tuple(found.get(artifact.path) or others[artifact.path] for artifact in artifacts)

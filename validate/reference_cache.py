@@ -31,7 +31,7 @@ from .reference import FILES, Reference, compute_reference, load_reference
 # The least recently used entries go when all together are larger.
 LIMIT_BYTES = 4 * 10**9
 # Raised when the reference computes other numbers than before under one version.
-_REVISION = 1
+_REVISION = 2
 _ENTRY = "entry.json"
 _PART = ".lfm-reference-"
 # In the place of a run's tokens: what stands for the checkpoint itself.

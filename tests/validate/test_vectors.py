@@ -13,9 +13,11 @@ from lfm_convert.validate.baseline import hold_to_baseline, load_baseline, updat
 from lfm_convert.validate.compare import compare_results
 from lfm_convert.validate.formats import write_markdown
 from lfm_convert.validate.gates import Failure, Part
+from lfm_convert.validate.kept_checkpoint import open_kept
 from lfm_convert.validate.lines import Lines, hold_to_lines
 from lfm_convert.validate.parity import validate
 from lfm_convert.validate.prompts import EncodedPrompt, Prompt
+from lfm_convert.validate.reference_cache import ReferenceCache
 from lfm_convert.validate.report import write_html
 from lfm_convert.validate.results import ArtifactResult, Held, Report, Verdict
 from lfm_convert.validate.vectors import (
@@ -190,3 +192,19 @@ def test_a_line_on_the_cosine_and_which_of_two_is_nearer(
     assert found.difference == pytest.approx(first.vectors.cosine_mean - second.vectors.cosine_mean)
     assert found.to_json().keys() >= {"distance_difference", "distance_se"}
     assert "cannot be told apart" in compare_results(first, first).sentence
+
+
+@pytest.mark.parametrize("kind", ["embedding", "colbert"])
+def test_a_kept_run_stands_for_a_checkpoint_that_is_not_at_hand(
+    kind: str, encoders: Path, prompts: tuple[Prompt, ...], fake_runtime: str, tmp_path: Path
+) -> None:
+    graph = open_graph(encoders / kind)
+    artifact = make_artifact(tmp_path, encoders / kind, class_name="f32")
+    cache = ReferenceCache(tmp_path / "kept", "0" * 64)
+    options = {"prompts": prompts, "threads": 1, "find_target": fake_runtime, "kept": cache}
+    first = only(validate([artifact], graph, **options))
+    kept = cache.find_checkpoint()
+    assert kept is not None
+    again = only(validate([artifact], open_kept(kept), **options))
+    assert (again.verdict, again.vectors) == (Verdict.PASS, first.vectors)
+    assert set(again.not_judged) == {Part.WEIGHTS, Part.FORMAT}
