@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import settings
 from lfm_convert.graph.graph import WeightGraph
 from lfm_convert.graph.opening import open_graph
+from lfm_convert.validate import prompts as shared
 from support.checkpoints import dense_config, make_checkpoint, moe_config
 
 # A busy machine is no fault of what is tested.
@@ -66,3 +68,13 @@ def published(published_configs: Path, tmp_path: Path) -> Callable[[str], Weight
         return open_graph(tmp_path, weights=False)
 
     return opened
+
+
+@pytest.fixture(scope="session")
+def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of four of the shared prompts: two texts, a chat, and a token. Judged on them, a model costs a third."""
+    lines = Path(shared.__file__).with_name("prompts.jsonl").read_text(encoding="utf-8").splitlines()
+    kinds = {kind: [line for line in lines if json.loads(line)["kind"] == kind] for kind in ("short", "text", "chat")}
+    path = tmp_path_factory.mktemp("prompts") / "few.jsonl"
+    path.write_text("\n".join([*kinds["short"][:1], *kinds["text"][:2], *kinds["chat"][:1]]), encoding="utf-8")
+    return path

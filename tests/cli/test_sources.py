@@ -26,10 +26,27 @@ def sentence(text: str) -> str:
 
 
 def test_a_file_is_converted_compared_and_named(
-    gguf: Path, tiny_dense: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    gguf: Path,
+    few: Path,
+    tiny_dense: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    arguments = [str(gguf), "--target", "gguf", "--quant", "Q8_0", "--json", "report.json", "--markdown", "report.md"]
+    arguments = [
+        str(gguf),
+        "--prompts",
+        str(few),
+        "--target",
+        "gguf",
+        "--quant",
+        "Q8_0",
+        "--json",
+        "report.json",
+        "--markdown",
+        "report.md",
+    ]
     assert main(arguments) == 0, capsys.readouterr().err
     said = sentence(capsys.readouterr().err)
     assert "from Q4_0: artifacts are compared with the weights that it decodes to" in said
@@ -47,8 +64,8 @@ def test_a_file_is_converted_compared_and_named(
     report = json.loads(Path("report.json").read_text())["validation"]
     assert report["model_quantised_as"] == "Q4_0" and report["artifacts"][0]["verdict"] == "pass"
     assert "from Q4\\_0" in Path("report.md").read_text()
-    assert main(["validate", str(out), "--suite", "smoke", "--reference", str(gguf)]) == 0
-    assert main(["validate", str(out), "--suite", "smoke", "--reference", str(tiny_dense)]) == 3
+    assert main(["validate", str(out), "--prompts", str(few), "--reference", str(gguf)]) == 0
+    assert main(["validate", str(out), "--prompts", str(few), "--reference", str(tiny_dense)]) == 3
     assert "made from another checkpoint than" in sentence("".join(capsys.readouterr()))
 
 

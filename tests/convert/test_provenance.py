@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -34,12 +35,16 @@ def other(tiny_dense: Path, folder: Path, *, share: float) -> Path:
     return folder
 
 
-def validate(out: Path, *options: object) -> int:
-    return main(["validate", str(out), "--suite", "smoke", *map(str, options)])
+@pytest.fixture
+def validate(few: Path) -> Callable[..., int]:
+    def run(out: Path, *options: object) -> int:
+        return main(["validate", str(out), "--prompts", str(few), *map(str, options)])
+
+    return run
 
 
 def test_its_own_checkpoint_under_any_name(
-    out: Path, tiny_dense: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    validate: Callable[..., int], out: Path, tiny_dense: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     copied = Path(shutil.copytree(tiny_dense, tmp_path / "elsewhere"))
     assert validate(Path(shutil.copytree(out, tmp_path / "out")), "--reference", copied) == 0
@@ -47,7 +52,7 @@ def test_its_own_checkpoint_under_any_name(
 
 
 def test_another_fine_tune_is_named(
-    out: Path, tiny_dense: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    validate: Callable[..., int], out: Path, tiny_dense: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = Path(shutil.copytree(out, tmp_path / "out"))
     tuned = other(tiny_dense, tmp_path / "tuned", share=0.001)
@@ -61,7 +66,9 @@ def test_another_fine_tune_is_named(
     assert artifact.entry["validation"] is None, "the reference was wrong, which the manifest does not blame it for"
 
 
-def test_another_checkpoint_on_purpose(out: Path, tiny_dense: Path, tmp_path: Path) -> None:
+def test_another_checkpoint_on_purpose(
+    validate: Callable[..., int], out: Path, tiny_dense: Path, tmp_path: Path
+) -> None:
     folder = Path(shutil.copytree(out, tmp_path / "out"))
     tuned = other(tiny_dense, tmp_path / "tuned", share=0.001)
     report = tmp_path / "report.json"
@@ -71,7 +78,12 @@ def test_another_checkpoint_on_purpose(out: Path, tiny_dense: Path, tmp_path: Pa
 
 
 def test_without_a_reference_the_source_must_be_at_hand(
-    out: Path, tiny_dense: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    validate: Callable[..., int],
+    out: Path,
+    tiny_dense: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert validate(out) == 2
@@ -80,7 +92,9 @@ def test_without_a_reference_the_source_must_be_at_hand(
     assert validate(Path(shutil.copytree(out, tmp_path / "out"))) == 0
 
 
-def test_a_bundled_model_is_always_at_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bundled_model_is_always_at_hand(
+    validate: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     convert("bundled:dense", target="gguf", quant="F16", out=tmp_path / "out", validate_after=False)
     assert validate(tmp_path / "out") == 0

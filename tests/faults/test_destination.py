@@ -66,31 +66,32 @@ with owned(out) as destination, destination.stage() as staging:
 
 SECOND: dict[str, tuple[Read, int]] = {
     "inspect": (lambda out: ["inspect", out], 0),
-    "validate": (lambda out: ["validate", next(out.glob("*.gguf")), "--reference", "bundled:dense", "--suite", "smoke"], 0),
+    "validate": (lambda out: ["validate", next(out.glob("*.gguf")), "--reference", "bundled:dense"], 0),
     "convert, refused at once": (lambda out: _convert(Path("bundled:dense"), out), 2),
     "convert": (lambda out: _convert(Path("bundled:dense"), out, "Q4_0"), 7),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("case", SECOND)
-def test_a_second_command_leaves_a_running_conversion_alone(case: str, tmp_path: Path) -> None:
+def test_a_second_command_leaves_a_running_conversion_alone(case: str, few: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert main(_convert(Path("bundled:dense"), out)) == 0
     arguments, code = SECOND[case]
     with _building(out):
-        found = main([str(argument) for argument in arguments(out)])
+        more = ["--prompts", str(few)] if case == "validate" else []
+        found = main([*map(str, arguments(out)), *more])
     assert (out / "built").read_text() == "whole"
     assert found in (code, 7)
     assert not list(out.glob(".lfm*"))
 
 
-def test_a_verdict_is_added_to_what_another_run_publishes(tmp_path: Path) -> None:
+def test_a_verdict_is_added_to_what_another_run_publishes(few: Path, tmp_path: Path) -> None:
     """A manifest that was read before another artifact joined it is not written back."""
     out = tmp_path / "out"
     assert main(_convert(Path("bundled:dense"), out)) == 0
     process = subprocess.Popen([*COMMAND, *_convert(Path("bundled:dense"), out, "F32,F16,BF16,Q4_0")])
     assert main(
-        ["validate", *map(str, out.glob("*Q8_0.gguf")), "--reference", "bundled:dense", "--suite", "smoke"]
+        ["validate", *map(str, out.glob("*Q8_0.gguf")), "--reference", "bundled:dense", "--prompts", str(few)]
     ) in (
         0,
         3,
@@ -353,7 +354,11 @@ def test_a_disk_that_fills_on_the_way(
 
 
 def test_a_read_only_folder_can_be_validated(
-    own_checkpoint: Path, tmp_path: Path, mounted: Callable[[Path, str], None], capsys: pytest.CaptureFixture[str]
+    own_checkpoint: Path,
+    few: Path,
+    tmp_path: Path,
+    mounted: Callable[[Path, str], None],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     out = tmp_path / "out"
     mounted(out, "size=80m")
@@ -361,7 +366,7 @@ def test_a_read_only_folder_can_be_validated(
     subprocess.run(["mount", "-o", "remount,ro", out], check=True)
     before = _contents(out)
     report = tmp_path / "report.json"
-    arguments = ["validate", str(out), "--reference", "bundled:dense", "--suite", "smoke", "--json", str(report)]
+    arguments = ["validate", str(out), "--reference", "bundled:dense", "--prompts", str(few), "--json", str(report)]
     assert main(arguments) == 0
     captured = capsys.readouterr()
     assert "the verdict is not recorded" in captured.err

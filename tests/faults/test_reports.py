@@ -25,11 +25,11 @@ Validate = Callable[..., int]
 
 
 @pytest.fixture(scope="module")
-def validate(tiny_dense: Path, tmp_path_factory: pytest.TempPathFactory) -> Validate:
+def validate(tiny_dense: Path, few: Path, tmp_path_factory: pytest.TempPathFactory) -> Validate:
     """Runs `validate` with more arguments on an artifact that lies there."""
     out = tmp_path_factory.mktemp("reports") / "out"
     assert main([str(tiny_dense), "-t", "onnx", "-q", "fp32", "--out", str(out), "--no-validate"]) == 0
-    fixed = ["validate", str(out), "--reference", str(tiny_dense), "--suite", "smoke"]
+    fixed = ["validate", str(out), "--reference", str(tiny_dense), "--prompts", str(few)]
     return lambda *more: main([*fixed, *map(str, more)])
 
 
@@ -91,12 +91,12 @@ def test_a_link_stays_a_link(validate: Validate, kind: str, tmp_path: Path) -> N
     assert [p.name for p in real.parent.iterdir()] == ["real"]
 
 
-def test_an_open_file_is_written_into(tiny_dense: Path, tmp_path: Path) -> None:
+def test_an_open_file_is_written_into(tiny_dense: Path, few: Path, tmp_path: Path) -> None:
     """`/dev/fd/N` of a pipe, as a shell's process substitution names it."""
     out = tmp_path / "out"
     assert main([str(tiny_dense), "-t", "onnx", "-q", "fp32", "--out", str(out), "--no-validate"]) == 0
     reading, writing = os.pipe()
-    command = [*CLI, "validate", out, "--reference", tiny_dense, "--suite", "smoke", "--junit", f"/dev/fd/{writing}"]
+    command = [*CLI, "validate", out, "--reference", tiny_dense, "--prompts", few, "--junit", f"/dev/fd/{writing}"]
     done = subprocess.run([str(part) for part in command], pass_fds=[writing], capture_output=True, check=False)
     os.close(writing)
     assert done.returncode == 0, done.stderr

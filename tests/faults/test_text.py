@@ -39,7 +39,7 @@ def bracketed(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("target", target_names())
 def test_brackets_in_paths_and_names(
-    target: str, bracketed: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    target: str, bracketed: Path, few: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Written, run in its runtime from a folder that is a pattern to a shell, and inspected."""
     monkeypatch.chdir(bracketed.parent)
@@ -47,7 +47,7 @@ def test_brackets_in_paths_and_names(
     assert main([NAME, "-t", target, "--no-validate"]) == 0, capsys.readouterr().err
     folder = bracketed.parent / f"{FIT}-{target.upper()}"
     capsys.readouterr()
-    assert main(["validate", str(folder), "-r", str(bracketed), "--suite", "smoke"]) == 0
+    assert main(["validate", str(folder), "-r", str(bracketed), "--prompts", str(few)]) == 0
     assert main(["inspect", str(folder)]) == 0
     (artifact,) = pipeline.find_artifacts(folder)
     for file in artifact.files:
@@ -146,7 +146,7 @@ def test_pip_lines_are_whole(command: str, monkeypatch: pytest.MonkeyPatch, caps
 @pytest.mark.parametrize(
     "console", [pytest.param(name, marks=[pytest.mark.slow] if name == "cp1252" else []) for name in CONSOLES]
 )
-def test_any_console(console: str, tiny_dense: Path, tmp_path: Path) -> None:
+def test_any_console(console: str, tiny_dense: Path, few: Path, tmp_path: Path) -> None:
     """Tables, notes, errors, help and JSON reach a console that has few letters."""
     folder = shutil.copytree(tiny_dense, tmp_path / "été 漢字–…")
     out = tmp_path / "out é漢"
@@ -162,11 +162,11 @@ def test_any_console(console: str, tiny_dense: Path, tmp_path: Path) -> None:
     made = json.loads(run(folder, "-t", "gguf", "-q", "Q8_0", "--out", out, "--json", "-", "--no-validate").stdout)
     if console != "C locale":  # where a path is bytes that are no text
         assert made["folder"] == str(out)
-    table = run("validate", out, "-r", folder, "--suite", "smoke").stdout
+    table = run("validate", out, "-r", folder, "--prompts", few).stdout
     assert b"Q8_0" in table
-    json.loads(run("validate", out, "-r", folder, "--suite", "smoke", "--json", "-").stdout)
+    json.loads(run("validate", out, "-r", folder, "--prompts", few, "--json", "-").stdout)
     for kind in ("--html", "--markdown", "--junit"):
-        assert run("validate", out, "-r", folder, "--suite", "smoke", kind, "-").stdout.decode("utf-8")
+        assert run("validate", out, "-r", folder, "--prompts", few, kind, "-").stdout.decode("utf-8")
     json.loads(run("inspect", folder, "--json").stdout)
     for arguments in (("inspect", folder), ("inspect", out), ("targets",), ("doctor",), ("calibrate", "--help")):
         assert run(*arguments).stdout

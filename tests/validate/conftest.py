@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
 import numpy as np
 import pytest
-from lfm_convert.validate import prompts as shared
 from lfm_convert.validate.prompts import Prompt
 
 
@@ -28,13 +26,3 @@ def prompts() -> tuple[Prompt, ...]:
     rng = np.random.default_rng(0)
     lengths = (1, 2, 4, 20, 30, 52, 60)
     return tuple(Prompt(id=f"p{n}", ids=(1, *rng.integers(14, 512, n - 1).tolist())) for n in lengths)
-
-
-@pytest.fixture(scope="session")
-def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file of four of the shared prompts: two texts, a chat, and a token."""
-    lines = Path(shared.__file__).with_name("prompts.jsonl").read_text(encoding="utf-8").splitlines()
-    kinds = {kind: [line for line in lines if json.loads(line)["kind"] == kind] for kind in ("short", "text", "chat")}
-    path = tmp_path_factory.mktemp("prompts") / "few.jsonl"
-    path.write_text("\n".join([*kinds["short"][:1], *kinds["text"][:2], *kinds["chat"][:1]]), encoding="utf-8")
-    return path
