@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from operator import getitem
 from typing import Any
 
@@ -117,7 +118,7 @@ def lower_region(
     with torch.no_grad():
         program = torch.export.export(region, example, dynamic_shapes=(dynamic,))
     edge = to_edge_transform_and_lower(program, partitioner=[partitioner], compile_config=EDGE_CONFIG)
-    return _only_delegate(edge.exported_program(), kind)
+    return _only_delegate(edge.exported_program(), kind, shapes)
 
 
 class _Traced(nn.Module):
@@ -198,21 +199,26 @@ class _Marks:
         )
 
 
-def _only_delegate(program: torch.export.ExportedProgram, kind: str) -> Delegate:
-    """Raises ValueError unless a delegate took all of a region: what it leaves would be lost."""
+def _only_delegate(program: torch.export.ExportedProgram, kind: str, shapes: Sequence[Shape]) -> Delegate:
+    """Raises ValueError unless a delegate took all of a region: what it leaves would be lost. `shapes` are its inputs'."""
     graph_module = program.graph_module
     calls = [node for node in graph_module.graph.nodes if node.op == "call_function" and node.target is not getitem]
     if len(calls) != 1 or calls[0].target is not executorch_call_delegate:
         raise ValueError(f"no delegate takes region '{kind}' whole: {[str(node.target) for node in calls]}")
     lowered: LoweredBackendModule = getattr(graph_module, calls[0].args[0].target)
-    module = lowered.original_module.module()
-    lowered.original_module.module = lambda: module  # later passes make it anew for every call of a delegate
     names = program.graph_signature.user_inputs
-    return Delegate(
-        lowered=lowered,
-        inputs=tuple(names.index(node.name) for node in calls[0].args[1:]),
-        outputs=tuple(node.args[1] for node in graph_module.graph.output_node().args[0]),
-    )
+    inputs = tuple(names.index(node.name) for node in calls[0].args[1:])
+    results = [node.meta["val"] for node in lowered.original_module.graph.output_node().args[0]]
+    call = partial(_results, [shapes[i] for i in inputs], fixed_shapes(results))
+    lowered.original_module.module = lambda: call  # later passes only look for the shapes of what a delegate gives
+    outputs = tuple(node.args[1] for node in graph_module.graph.output_node().args[0])
+    return Delegate(lowered, inputs, outputs)
+
+
+def _results(expected: Sequence[Shape], shapes: Sequence[Shape], *inputs: Tensor) -> tuple[Tensor, ...]:
+    """What a delegate gives for (fake) inputs, of these shapes; one of the `expected` ones has the number of tokens."""
+    sizes = [x.shape[i] for x, shape in zip(inputs, expected, strict=True) for i, n in enumerate(shape) if n is None]
+    return tuple(inputs[0].new_empty([sizes[0] if n is None else n for n in shape]) for shape in shapes)
 
 
 def _stamp(template: _Template, pieces: Sequence[Piece], data_file: str | None) -> Delegate:
