@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -37,10 +38,28 @@ class PlanningWithExperts(MemoryPlanningPass):  # type: ignore[misc]
         self._mixtures = mixtures
 
     def run(self, graph_module: GraphModule, graph_signature: ExportGraphSignature | None = None) -> PassResult:
+        GraphModule.recompile = _write_no_code
         first = [node for node in graph_module.graph.nodes if node.target is torch.ops.higher_order.cond]
         for branch, delegates in zip(first, self._mixtures, strict=True):
             _add_experts(graph_module, branch, delegates)
         return super().run(graph_module, graph_signature)
+
+
+@contextmanager
+def code_as_before() -> Iterator[None]:
+    """Undoes at its end what planning does away with: the Python code of graphs, which nothing runs from there on.
+
+    That of a mixture takes 60 MB to write.
+    """
+    recompile = GraphModule.recompile
+    try:
+        yield
+    finally:
+        GraphModule.recompile = recompile  # type: ignore[method-assign]
+
+
+def _write_no_code(graph_module: GraphModule) -> None:
+    pass
 
 
 def _add_experts(owner: GraphModule, branch: Node, delegates: Sequence[Delegate]) -> None:
@@ -99,14 +118,7 @@ def _branch(first: GraphModule, delegate: Delegate) -> GraphModule:
         found = graph.node_copy(node, lambda n: made[n])
         found.meta = specs.copied(node)
         made[node] = found
-    return _ReadOnly(root, graph)
-
-
-class _ReadOnly(GraphModule):
-    """A module of which only the nodes are read: the code that would run it is not written."""
-
-    def recompile(self) -> None:  # type: ignore[override]
-        pass
+    return GraphModule(root, graph)
 
 
 class _Specs:

@@ -20,7 +20,7 @@ from ...graph.graph import WeightGraph
 from .backends import XNNPACK
 from .calls import call_delegate, call_if, values
 from .constants import Constants
-from .experts import PlanningWithExperts
+from .experts import PlanningWithExperts, code_as_before
 from .layout import INDEX_KEY
 from .module import Model
 from .regions import EXPERT, LIBRARY, RegionName
@@ -64,7 +64,7 @@ def write_pte(
         memory_planning_pass=PlanningWithExperts(regions.mixtures),
         external_constants=home if data_file else False,
     )
-    with path.open("wb") as file, _serialising(constants):
+    with path.open("wb") as file, _serialising(constants), code_as_before():
         written = edge.to_executorch(config)
         written.write_to_file(file)
         if data_file:
