@@ -103,6 +103,9 @@ class Constants:
             found += [self._matrix(tensor, cut) for cut in cuts]
         return found
 
+    def n_experts(self, layer: int | None) -> int:
+        return n_cuts(self._tensors[Role.EXPERT_GATE, layer])
+
     def _matrix(self, tensor: TensorPlan, cut: int) -> Matrix:
         n_rows = tensor.view.n_rows // n_cuts(tensor)
         pieces = [

@@ -18,8 +18,9 @@ from ...quantize.encoding import get_encoding
 from ...quantize.encodings.et_int import Integers
 from .constants import Constants, Matrix
 from .regions import EXPERT, ROUTERS, RegionName
+from .stand_ins import integer_tensor
 from .stored import Piece
-from .templates import Delegate, Templates, fixed_shapes, integer_tensor, lower_region, rounded_to_int8, unchanged
+from .templates import Delegate, Templates, fixed_shapes, lower_region, rounded_to_int8, unchanged
 
 _ON_CPU = {EXPERT, *ROUTERS.values()}
 

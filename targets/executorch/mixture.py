@@ -37,7 +37,8 @@ class MixtureModule(BranchModule):
         is_used = (shares != 0).any(dim=1)[0]
         # each contribution is used up before the next branch of the program runs: see `call_if`
         total = x if self.adds_as_it_is else torch.zeros_like(x)
-        for expert in range(n_experts):
+        # a trace takes the first expert only, of which `experts.py` makes the others
+        for expert in range(1 if torch.compiler.is_exporting() else n_experts):
             inputs = [normed, shares[:, :, expert : expert + 1], is_used[expert]]
             total = total + call_region(f"{EXPERT}.{self.layer}.{expert}", inputs, [hidden])[0]
         return total if self.adds_as_it_is else self.add_found(x, total)

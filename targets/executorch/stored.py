@@ -26,12 +26,12 @@ class Piece:
     nbytes: int
     dtype: np.dtype[Any]
 
-    def chunks(self) -> Iterator[bytes]:
+    def chunks(self, n_bytes: int = _COPY_BYTES) -> Iterator[bytes]:
         with self.path.open("rb") as file:
             file.seek(self.offset)
             left = self.nbytes
             while left:
-                data = file.read(min(left, _COPY_BYTES))
+                data = file.read(min(left, n_bytes))
                 left -= len(data)
                 yield data
 
@@ -51,16 +51,16 @@ class Stored(FileBackedData):  # type: ignore[misc]
     def __len__(self) -> int:
         return sum(len(piece) if isinstance(piece, bytes) else piece.nbytes for piece in self._pieces)
 
-    def chunks(self) -> Iterator[bytes]:
+    def chunks(self, n_bytes: int = _COPY_BYTES) -> Iterator[bytes]:
         for piece in self._pieces:
             if isinstance(piece, bytes):
                 yield piece
             else:
-                yield from piece.chunks()
+                yield from piece.chunks(n_bytes)
 
     def prefix(self, size: int) -> bytes:
         found = b""
-        for chunk in self.chunks():
+        for chunk in self.chunks(size):
             found += chunk[: size - len(found)]
             if len(found) == size:
                 break

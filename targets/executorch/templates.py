@@ -1,19 +1,17 @@
 """Regions lowered to XNNPACK once and reused for every layer and expert they look the same in.
 
-Lowering costs seconds of passes whatever a matrix holds, so a region is lowered around stand-ins: zeros the
-system never backs with memory, behind a mark that tells them apart. XNNPACK names its constants by the hash of their
-bytes; a delegate for other weights is the same blob with other names of the same length, and those names
-lead to ranges of the scratch file.
+Lowering costs seconds of passes whatever a matrix holds, so a region is lowered around stand-ins. A delegate for other
+weights is the same blob with other names of the same length, and those names lead to ranges of the scratch file.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from operator import getitem
 from typing import Any
 
-import numpy as np
 import torch
 from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
 from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
@@ -21,17 +19,15 @@ from executorch.exir._serialize._named_data_store import NamedDataStoreOutput
 from executorch.exir._serialize.data_serializer import DataEntry
 from executorch.exir.delegate import executorch_call_delegate
 from executorch.exir.lowered_backend_module import LoweredBackendModule
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torchao.quantization.quantize_.workflows.intx.intx_unpacked_to_int8_tensor import (
-    IntxUnpackedToInt8Tensor,
     _apply_int8_act_asym_per_token_quant_dequant,
 )
 from torchao.utils import unwrap_tensor_subclass
 
-from ...graph.dtypes import to_bfloat16
 from .constants import Constants, Matrix
 from .regions import REGIONS, Matrices, RegionName
+from .stand_ins import StandIns
 from .stored import Piece, Stored
 
 EDGE_CONFIG = EdgeCompileConfig(_check_ir_validity=False, _skip_dim_order=True)
@@ -80,17 +76,18 @@ class Templates:
         return _stamp(self._made[kind], pieces, self._data_file)
 
     def _lower(self, kind: str, shapes: Sequence[Shape], matrices: Sequence[Matrix]) -> _Template:
-        marks = _Marks()
+        stand_ins = StandIns()
         is_float = all(matrix.encoding == "F32" for matrix in matrices)
-        delegate = lower_region(
-            kind,
-            shapes,
-            [marks.matrix(matrix) for matrix in matrices],
-            quantize=unchanged if is_float else rounded_to_int8,
-            longest=self._longest,
-            partitioner=XnnpackPartitioner(),
-        )
-        keys = marks.keys(delegate.lowered.named_data_store_output)
+        with stand_ins.in_place():
+            delegate = lower_region(
+                kind,
+                shapes,
+                [stand_ins.matrix(matrix) for matrix in matrices],
+                quantize=unchanged if is_float else rounded_to_int8,
+                longest=self._longest,
+                partitioner=XnnpackPartitioner(),
+            )
+        keys = stand_ins.keys(delegate.lowered.named_data_store_output)
         return _Template(delegate.lowered, delegate.inputs, delegate.outputs, keys)
 
 
@@ -117,7 +114,7 @@ def lower_region(
     with torch.no_grad():
         program = torch.export.export(region, example, dynamic_shapes=(dynamic,))
     edge = to_edge_transform_and_lower(program, partitioner=[partitioner], compile_config=EDGE_CONFIG)
-    return _only_delegate(edge.exported_program(), kind)
+    return _only_delegate(edge.exported_program(), kind, shapes)
 
 
 class _Traced(nn.Module):
@@ -142,77 +139,26 @@ def rounded_to_int8(x: Tensor) -> Tensor:
     return found
 
 
-def integer_tensor(codes: Tensor, scales: Tensor, *, n_bits: int) -> Tensor:
-    """A matrix of codes int8 [out, in] and float32 scales [out, groups], whose `functional.linear` delegates know."""
-    return IntxUnpackedToInt8Tensor(
-        qdata=codes,
-        scale=scales,
-        zero_point=torch.zeros(scales.shape, dtype=torch.int8),
-        target_dtype=getattr(torch, f"int{n_bits}"),
-        block_size=(1, codes.shape[1] // scales.shape[1]),
-        dtype=torch.float32,
-        activation_quantization=None,  # a region rounds what it multiplies, once for several matrices
-    )
-
-
-class _Marks:
-    """Makes stand-ins, and finds them again among XNNPACK's constants by their first element and their size."""
-
-    def __init__(self) -> None:
-        self._marks: list[tuple[int, bytes]] = []
-
-    def matrix(self, matrix: Matrix) -> Tensor:
-        """A stand-in of the type whose `functional.linear` becomes XNNPACK's."""
-        if matrix.encoding == "F32":
-            return self._stand_in(matrix.pieces[0], matrix.shape)
-        values, scales = matrix.pieces
-        n_rows = matrix.shape[0]
-        n_scales = scales.nbytes // scales.dtype.itemsize // n_rows
-        return integer_tensor(
-            self._stand_in(values, matrix.shape),
-            self._stand_in(scales, (n_rows, n_scales)),
-            n_bits=4 if values.dtype == np.uint8 else 8,
-        )
-
-    def _stand_in(self, piece: Piece, shape: tuple[int, int]) -> Tensor:
-        mark = np.array([len(self._marks) + 1], np.float32)
-        kind: np.dtype[Any]
-        stored: NDArray[Any]
-        if piece.dtype == np.uint8:  # 4-bit codes: a byte each here, stored as two nibbles of code + 8
-            kind, stored = np.dtype("i1"), (mark.astype(np.uint8) + 8) | 8 << 4
-        elif piece.dtype == np.uint16:  # bfloat16 scales: float32 here
-            kind, stored = np.dtype("<f4"), to_bfloat16(mark)
-        else:
-            kind, stored = piece.dtype, mark.astype(piece.dtype)
-        self._marks.append((piece.nbytes, stored.tobytes()))
-        zeros = np.zeros(shape, kind)  # torch.zeros would touch every page
-        zeros[0, 0] = mark[0]
-        return torch.from_numpy(zeros)
-
-    def keys(self, store: NamedDataStoreOutput) -> tuple[str, ...]:
-        """The name of each stand-in, in the order they were made."""
-        data = {key: store.buffers[entry.buffer_index] for key, entry in store.pte_data.items()}
-        return tuple(
-            next(key for key, found in data.items() if len(found) == n_bytes and found.startswith(first))
-            for n_bytes, first in self._marks
-        )
-
-
-def _only_delegate(program: torch.export.ExportedProgram, kind: str) -> Delegate:
-    """Raises ValueError unless a delegate took all of a region: what it leaves would be lost."""
+def _only_delegate(program: torch.export.ExportedProgram, kind: str, shapes: Sequence[Shape]) -> Delegate:
+    """Raises ValueError unless a delegate took all of a region: what it leaves would be lost. `shapes` are its inputs'."""
     graph_module = program.graph_module
     calls = [node for node in graph_module.graph.nodes if node.op == "call_function" and node.target is not getitem]
     if len(calls) != 1 or calls[0].target is not executorch_call_delegate:
         raise ValueError(f"no delegate takes region '{kind}' whole: {[str(node.target) for node in calls]}")
     lowered: LoweredBackendModule = getattr(graph_module, calls[0].args[0].target)
-    module = lowered.original_module.module()
-    lowered.original_module.module = lambda: module  # later passes make it anew for every call of a delegate
     names = program.graph_signature.user_inputs
-    return Delegate(
-        lowered=lowered,
-        inputs=tuple(names.index(node.name) for node in calls[0].args[1:]),
-        outputs=tuple(node.args[1] for node in graph_module.graph.output_node().args[0]),
-    )
+    inputs = tuple(names.index(node.name) for node in calls[0].args[1:])
+    results = [node.meta["val"] for node in lowered.original_module.graph.output_node().args[0]]
+    call = partial(_results, [shapes[i] for i in inputs], fixed_shapes(results))
+    lowered.original_module.module = lambda: call  # later passes only look for the shapes of what a delegate gives
+    outputs = tuple(node.args[1] for node in graph_module.graph.output_node().args[0])
+    return Delegate(lowered, inputs, outputs)
+
+
+def _results(expected: Sequence[Shape], shapes: Sequence[Shape], *inputs: Tensor) -> tuple[Tensor, ...]:
+    """What a delegate gives for (fake) inputs, of these shapes; one of the `expected` ones has the number of tokens."""
+    sizes = [x.shape[i] for x, shape in zip(inputs, expected, strict=True) for i, n in enumerate(shape) if n is None]
+    return tuple(inputs[0].new_empty([sizes[0] if n is None else n for n in shape]) for shape in shapes)
 
 
 def _stamp(template: _Template, pieces: Sequence[Piece], data_file: str | None) -> Delegate:
