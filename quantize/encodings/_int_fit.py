@@ -1,7 +1,4 @@
-"""The search for scales and zero points of integer blocks, for `LANES` blocks side by side.
-
-Arrays of lanes are made one by one, so that the compiler sees that they do not overlap.
-"""
+"""The search for scales and zero points of integer blocks, for `LANES` blocks side by side."""
 
 from __future__ import annotations
 
@@ -9,32 +6,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...graph.dtypes import Float32
-from ._jit import LANES, ROUNDER, Lanes, kernel, load, load_importance
+from ._jit import LANES, ROUNDER, Lanes, kernel, load_importance
+from ._vectors import WIDTH, Vector, empty_lanes, load, load_row, negative, splat, store_row, where
 
 _TINY = np.float32(1e-38)
 _ZERO, _ONE = np.float32(0), np.float32(1)
-
-
-@kernel
-def _range(x: Lanes, low: Lanes, high: Lanes) -> None:
-    """Least and largest value of each lane, zero included."""
-    low[:], high[:] = _ZERO, _ZERO
-    for i in range(x.shape[0]):
-        for lane in range(LANES):
-            low[lane], high[lane] = min(low[lane], x[i, lane]), max(high[lane], x[i, lane])
-
-
-@kernel
-def _sums(x: Lanes, weights: Lanes, inverse: Lanes, zero: Lanes, top: np.float32, dot: Lanes, norm: Lanes) -> None:
-    """Of the nearest steps q: sums of w·q·x and w·q², which give the best scale and how much it explains."""
-    dot[:], norm[:] = _ZERO, _ZERO
-    for i in range(x.shape[0]):
-        for lane in range(LANES):
-            q = (x[i, lane] * inverse[lane] + ROUNDER) - ROUNDER
-            q = min(max(q, -zero[lane]), top - zero[lane])
-            weighted = weights[i, lane] * q
-            dot[lane] += weighted * x[i, lane]
-            norm[lane] += weighted * q
 
 
 @kernel
@@ -48,35 +24,72 @@ def fit(
     """
     n, size = blocks.shape
     scales, zeros = np.zeros(n, np.float32), np.zeros(n, np.uint8)
-    x, weights = np.empty((size, LANES), np.float32), np.empty((size, LANES), np.float32)
-    low, high = np.zeros(LANES, np.float32), np.zeros(LANES, np.float32)
-    inverse, zero = np.zeros(LANES, np.float32), np.zeros(LANES, np.float32)
-    dot, norm, best = np.zeros(LANES, np.float32), np.zeros(LANES, np.float32), np.zeros(LANES, np.float32)
-    best_scale, best_zero = np.zeros(LANES, np.float32), np.zeros(LANES, np.float32)
+    x, weights, found = empty_lanes(size, LANES), empty_lanes(size, LANES), empty_lanes(2, LANES)
+    are_equal = len(importance) == 1 and (importance == _ONE).all()
     for first in range(0, n, LANES):
         load(blocks, first, x)
-        if first == 0 or LANES % len(importance):
+        if not are_equal and (first == 0 or LANES % len(importance)):
             load_importance(importance, first, weights)
-        _range(x, low, high)
-        best[:], best_scale[:], best_zero[:] = -_ONE, _ZERO, _ZERO
-        for trial in range(len(shifts) * len(widths) + 1):
-            for lane in range(LANES):
-                if trial < len(shifts) * len(widths):
-                    width, shift = widths[trial % len(widths)], shifts[trial // len(widths)]
-                    inverse[lane] = _ONE / max((high[lane] - low[lane]) / width, _TINY)
-                    nearest = (-low[lane] * inverse[lane] + ROUNDER) - ROUNDER
-                    zero[lane] = min(max(nearest + shift, _ZERO), top)
-                else:
-                    inverse[lane], zero[lane] = _ONE / max(best_scale[lane], _TINY), best_zero[lane]
-            _sums(x, weights, inverse, zero, top, dot, norm)
-            for lane in range(LANES):
-                scale = dot[lane] / max(norm[lane], _TINY)
-                explained = scale * dot[lane]
-                if explained > best[lane]:
-                    best[lane], best_scale[lane], best_zero[lane] = explained, scale, zero[lane]
+        for at in range(0, LANES, WIDTH):
+            scale, zero = _search(x, weights, are_equal, at, widths, shifts, top)
+            store_row(found, 0, at, scale)
+            store_row(found, 1, at, zero)
         for lane in range(min(LANES, n - first)):
-            scales[first + lane], zeros[first + lane] = best_scale[lane], np.uint8(best_zero[lane])
+            scales[first + lane], zeros[first + lane] = found[0, lane], np.uint8(found[1, lane])
     return scales, zeros
+
+
+@kernel
+def _search(
+    x: Lanes, weights: Lanes, are_equal: bool, at: int, widths: Float32, shifts: Float32, top: np.float32
+) -> tuple[Vector, Vector]:
+    """Those of `WIDTH` lanes from one on."""
+    low = high = splat(_ZERO)
+    for j in range(x.shape[0]):
+        value = load_row(x, j, at)
+        low, high = where(value < low, value, low), where(value > high, value, high)
+    best, best_scale, best_zero = splat(-_ONE), splat(_ZERO), splat(_ZERO)
+    for trial in range(len(shifts) * len(widths) + 1):
+        if trial < len(shifts) * len(widths):
+            width, shift = widths[trial % len(widths)], shifts[trial // len(widths)]
+            inverse = splat(_ONE) / _at_least((high - low) / splat(width), _TINY)
+            nearest = (negative(low) * inverse + splat(ROUNDER)) - splat(ROUNDER)
+            zero = _at_most(_at_least(nearest + splat(shift), _ZERO), top)
+        else:
+            inverse, zero = splat(_ONE) / _at_least(best_scale, _TINY), best_zero
+        dot, norm = _sums(x, weights, are_equal, at, inverse, negative(zero), splat(top) - zero)
+        scale = dot / _at_least(norm, _TINY)
+        explained = scale * dot
+        is_better = explained > best
+        best, best_scale = where(is_better, explained, best), where(is_better, scale, best_scale)
+        best_zero = where(is_better, zero, best_zero)
+    return best_scale, best_zero
+
+
+@kernel
+def _at_least(value: Vector, least: np.float32) -> Vector:
+    return where(value < splat(least), splat(least), value)
+
+
+@kernel
+def _at_most(value: Vector, most: np.float32) -> Vector:
+    return where(value > splat(most), splat(most), value)
+
+
+@kernel
+def _sums(
+    x: Lanes, weights: Lanes, are_equal: bool, at: int, inverse: Vector, low: Vector, high: Vector
+) -> tuple[Vector, Vector]:
+    """Of the nearest steps q, low … high: sums of w·q·x and w·q², which give the best scale and how much it explains."""
+    dot = norm = splat(_ZERO)
+    for j in range(x.shape[0]):
+        value = load_row(x, j, at)
+        q = (value * inverse + splat(ROUNDER)) - splat(ROUNDER)
+        q = where(q < low, low, q)
+        q = where(q > high, high, q)
+        weighted = q if are_equal else load_row(weights, j, at) * q
+        dot, norm = dot + weighted * value, norm + weighted * q
+    return dot, norm
 
 
 @kernel

@@ -177,20 +177,6 @@ def level(value: np.float32, low: np.int32, high: np.int32) -> np.int32:
 
 
 @kernel
-def load(source: NDArray[np.float32], first: int, out: Lanes) -> None:
-    """Blocks first, first + 1, … of source [blocks, elements] as columns of out; zeros past the last."""
-    n_elements = source.shape[1]
-    n = min(LANES, source.shape[0] - first)
-    for start in range(0, n_elements, 16):  # 16 elements are one cache line
-        for i in range(n):
-            for j in range(start, start + 16):
-                out[j, i] = source[first + i, j]
-        for i in range(n, LANES):
-            for j in range(start, start + 16):
-                out[j, i] = np.float32(0)
-
-
-@kernel
 def load_importance(importance: NDArray[np.float32], first: int, out: Lanes) -> None:
     """The importance [row blocks, elements] of blocks first, first + 1, … of rows laid end to end, as columns."""
     n_blocks, n_elements = importance.shape

@@ -17,9 +17,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from ._jit import LANES, Lanes, Records, bits, float_of, half, kernel, level, load, load_importance, magnitude, ordered
+from ._jit import LANES, Lanes, Records, bits, float_of, half, kernel, level, load_importance, magnitude, ordered
 from ._runs import found_levels
 from ._search import BASE, INVERSE, MINIMUM, ONE, SCALE, ZERO, search_ranged, search_signed
+from ._vectors import empty_lanes, load
 
 Blocks = NDArray[np.float32]
 Words = NDArray[np.uint64]
@@ -206,12 +207,8 @@ def _pack(
 
 @kernel
 def _search_blocks(blocks: Blocks, importance: Blocks, n: int, is_ranged: bool, out: Records) -> None:
-    x, w, steps = (
-        np.empty((32, LANES), np.float32),
-        np.empty((32, LANES), np.float32),
-        np.empty((32, LANES), np.float32),
-    )
-    found, spread = np.empty(4 * LANES, np.float32), _mean_squares(blocks, len(importance))
+    x, w, steps = empty_lanes(32, LANES), empty_lanes(32, LANES), empty_lanes(32, LANES)
+    found, spread = np.empty((4, LANES), np.float32), _mean_squares(blocks, len(importance))
     of_block, codes, at = np.empty(32, np.float32), np.empty(32, np.uint8), 4 if is_ranged else 2
     words = codes.view(np.uint64)
     for start in range(0, len(blocks), LANES):
@@ -228,9 +225,9 @@ def _search_blocks(blocks: Blocks, importance: Blocks, n: int, is_ranged: bool, 
             search_signed(x, w, n, found)
             found_levels(x, found, n, steps)
         for i in range(n_lanes):
-            _put_half(found[SCALE + i], out[start + i], 0)
+            _put_half(found[SCALE, i], out[start + i], 0)
             if is_ranged:
-                _put_half(-found[MINIMUM + i], out[start + i], 2)
+                _put_half(-found[MINIMUM, i], out[start + i], 2)
             for j in range(32):
                 of_block[j] = steps[j, i]
             _pack(of_block, ZERO, ONE, ZERO if is_ranged else np.float32(n), n, codes, words, out[start + i, at:])
@@ -240,9 +237,7 @@ def _search_blocks(blocks: Blocks, importance: Blocks, n: int, is_ranged: bool, 
 def _ranged_steps(x: Lanes, found: Lanes, top: int, steps: Lanes) -> None:
     for j in range(32):
         for i in range(LANES):
-            steps[j, i] = np.float32(
-                level(found[INVERSE + i] * (x[j, i] - found[BASE + i]), np.int32(0), np.int32(top))
-            )
+            steps[j, i] = np.float32(level(found[INVERSE, i] * (x[j, i] - found[BASE, i]), np.int32(0), np.int32(top)))
 
 
 @kernel

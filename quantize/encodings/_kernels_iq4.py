@@ -12,44 +12,61 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from ._jit import LANES, Lanes, Records, bits, float_of, kernel, level, load, load_importance, store, store_half
-from ._runs import weigh
-from ._search import ONE, TINY, ZERO, find_extreme
+from ._jit import LANES, Lanes, Records, bits, float_of, kernel, level, load_importance, store, store_half
+from ._runs import weigh, weigh_by_square
+from ._search import ONE, TINY, ZERO, extremes, find_extreme
 from ._tables import E2M1, IQ4
+from ._vectors import (
+    WIDTH,
+    Vector,
+    empty_lanes,
+    load,
+    load_row,
+    magnitudes,
+    negative,
+    splat,
+    staircase,
+    store_row,
+    where,
+)
 
 Blocks = NDArray[np.float32]
 _TRIALS = 7
 # Between which the table's values are nearest: halfway points, which float32 holds.
 _BOUNDS = tuple((low + high) / 2 for low, high in itertools.pairwise(IQ4))
+_nearest_values = staircase(_BOUNDS, IQ4)  # `nearest_value` of vectors
 
 
 @kernel
 def encode_iq4_nl(blocks: Blocks, importance: Blocks, out: Records) -> None:
     """Blocks of 32 with a scale each."""
-    x, w = np.empty((32, LANES), np.float32), np.empty((32, LANES), np.float32)
-    scale, records = np.empty(LANES, np.float32), np.empty((18, LANES), np.uint8)
+    x, w = empty_lanes(32, LANES), empty_lanes(32, LANES)
+    scale, records = empty_lanes(1, LANES), np.empty((18, LANES), np.uint8)
     for start in range(0, len(blocks), LANES):
         load(blocks, start, x)
         _weights(x, importance, start, w)
-        _search_table(x, w, scale)
+        for at in range(0, LANES, WIDTH):
+            store_row(scale, 0, at, _search_table(x, w, at))
         for i in range(LANES):
-            store_half(scale[i], records, 0, i)
-            scale[i] = ZERO if scale[i] == ZERO else ONE / scale[i]
-        pack_run(x, scale, 2, records)
+            store_half(scale[0, i], records, 0, i)
+            scale[0, i] = ZERO if scale[0, i] == ZERO else ONE / scale[0, i]
+        pack_run(x, scale[0], 2, records)
         store(records, start, out)
 
 
 @kernel
 def encode_iq4_xs(blocks: Blocks, importance: Blocks, out: Records) -> None:
     """Blocks of 256 with a six-bit scale for each run of 32."""
-    x, w = np.empty((256, LANES), np.float32), np.empty((256, LANES), np.float32)
-    scales, unit, inverse = np.empty((8, LANES), np.float32), np.empty(LANES, np.float32), np.empty(LANES, np.float32)
+    x, w = empty_lanes(256, LANES), empty_lanes(256, LANES)
+    scales, unit, inverse = empty_lanes(8, LANES), np.empty(LANES, np.float32), np.empty(LANES, np.float32)
     records = np.empty((136, LANES), np.uint8)
     for start in range(0, len(blocks), LANES):
         load(blocks, start, x)
         _weights(x, importance, start, w)
         for run in range(8):
-            _search_table(x[32 * run : 32 * run + 32], w[32 * run : 32 * run + 32], scales[run])
+            of_run = slice(32 * run, 32 * run + 32)
+            for at in range(0, LANES, WIDTH):
+                store_row(scales, run, at, _search_table(x[of_run], w[of_run], at))
         find_extreme(scales, unit)
         records[2:8] = np.uint8(0)
         for i in range(LANES):
@@ -74,36 +91,34 @@ def _weights(x: Lanes, importance: Blocks, start: int, w: Lanes) -> None:
         load_importance(importance, start, w)
         weigh(x, np.float32(2), w)
     else:
-        w[:] = x * x
+        weigh_by_square(x, w)
 
 
 @kernel
-def _search_table(x: Lanes, w: Lanes, scale: Lanes) -> None:
-    """The scale of each run that minimises the weighted squared error, of sixteen tried."""
-    extreme, best, inverse = np.empty(LANES, np.float32), np.empty(LANES, np.float32), np.empty(LANES, np.float32)
-    sums = np.empty(2 * LANES, np.float32)
-    find_extreme(x, extreme)
+def _search_table(x: Lanes, w: Lanes, at: int) -> Vector:
+    """The scale of each run, of `WIDTH` from one on, that minimises the weighted squared error, of sixteen tried."""
+    extreme = extremes(x, at)
+    scale = best = splat(ZERO)
     for t in range(-_TRIALS - 1, _TRIALS + 1):
         is_first = t == -_TRIALS - 1  # the extreme on the table's first value
-        for i in range(LANES):
-            plain = ONE / (-extreme[i] / np.float32(IQ4[0]))
-            inverse[i] = plain if is_first else np.float32(t + IQ4[0]) / extreme[i]
-        sums[:] = ZERO
+        if is_first:
+            inverse = splat(ONE) / (negative(extreme) / splat(np.float32(IQ4[0])))
+        else:
+            inverse = splat(np.float32(t + IQ4[0])) / extreme
+        lx = l2 = splat(ZERO)
         for j in range(x.shape[0]):
-            for i in range(LANES):
-                q = nearest_value(inverse[i] * x[j, i])
-                sums[i] += w[j, i] * q * x[j, i]
-                sums[LANES + i] += w[j, i] * q * q
-        for i in range(LANES):
-            lx, l2 = sums[i], sums[LANES + i]
-            if is_first:
-                scale[i] = lx / l2 if l2 > ZERO else ZERO
-                best[i] = scale[i] * lx
-            elif l2 > ZERO and lx * lx > best[i] * l2:
-                scale[i] = lx / l2
-                best[i] = scale[i] * lx
-    for i in range(LANES):
-        scale[i] = ZERO if abs(extreme[i]) < TINY else scale[i]
+            value = load_row(x, j, at)
+            q = _nearest_values(inverse * value)
+            wq = load_row(w, j, at) * q
+            lx, l2 = lx + wq * value, l2 + wq * q
+        if is_first:
+            scale = where(l2 > splat(ZERO), lx / l2, splat(ZERO))
+            best = scale * lx
+        else:
+            is_better = (l2 > splat(ZERO)) & (lx * lx > best * l2)
+            scale = where(is_better, lx / l2, scale)
+            best = where(is_better, scale * lx, best)
+    return where(magnitudes(extreme) < splat(TINY), splat(ZERO), scale)
 
 
 @kernel

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from ._jit import LANES, Records, kernel, load, load_importance, store, store_half
+from ._jit import LANES, Records, kernel, load_importance, store, store_half
 from ._pack import pack_high_bits, pack_nibbles, pack_pairs, pack_q6, pack_scales_q3, pack_scales_q45
 from ._runs import (
     found_levels,
@@ -21,8 +21,10 @@ from ._runs import (
     sum_over,
     weigh,
     weigh_by_spread,
+    weigh_by_square,
 )
 from ._search import MINIMUM, SCALE, TINY, ZERO, search_cubic, search_ranged, search_signed
+from ._vectors import empty_lanes, load
 
 Blocks = NDArray[np.float32]
 _BLOCK = 256
@@ -55,8 +57,8 @@ def _fit_runs_of_32(
     blocks: Blocks, importance: Blocks, start: int, top: int, first: float, trials: int, levels: Records, out: Records
 ) -> None:
     """Levels of the blocks from start on, and the first 16 bytes of their records."""
-    x, w = np.empty((_BLOCK, LANES), np.float32), np.empty((_BLOCK, LANES), np.float32)
-    found, values = np.empty((8, 4 * LANES), np.float32), np.empty((2, 8, LANES), np.float32)
+    x, w = empty_lanes(_BLOCK, LANES), empty_lanes(_BLOCK, LANES)
+    found, values = np.empty((8, 4, LANES), np.float32), np.empty((2, 8, LANES), np.float32)
     total, units = np.empty((8, LANES), np.float32), np.empty((2, LANES), np.float32)
     weighted = len(importance) > 0
     load(blocks, start, x)
@@ -71,7 +73,7 @@ def _fit_runs_of_32(
             search_ranged(x[at], w[at], top, -0.9, 0.05, 36, False, found[run])
         else:
             search_ranged(x[at], w[at], top, first, 0.1, trials, False, found[run])
-        values[0, run], values[1, run] = found[run, SCALE : SCALE + LANES], found[run, MINIMUM : MINIMUM + LANES]
+        values[0, run], values[1, run] = found[run, SCALE], found[run, MINIMUM]
         sum_over(w[at], total[run])
     for which in range(2):
         quantize_scales(values[which], total, 63, weighted, units[which])
@@ -84,8 +86,8 @@ def _fit_runs_of_32(
 @kernel
 def encode_q2_k(blocks: Blocks, importance: Blocks, out: Records) -> None:
     """Runs of 16 with levels 0 … 3."""
-    x, w = np.empty((_BLOCK, LANES), np.float32), np.empty((_BLOCK, LANES), np.float32)
-    found, values = np.empty((16, 4 * LANES), np.float32), np.empty((2, 16, LANES), np.float32)
+    x, w = empty_lanes(_BLOCK, LANES), empty_lanes(_BLOCK, LANES)
+    found, values = np.empty((16, 4, LANES), np.float32), np.empty((2, 16, LANES), np.float32)
     total, units = np.empty((16, LANES), np.float32), np.empty((2, LANES), np.float32)
     levels, records = np.empty((_BLOCK, LANES), np.uint8), np.empty((84, LANES), np.uint8)
     weighted = len(importance) > 0
@@ -102,7 +104,7 @@ def encode_q2_k(blocks: Blocks, importance: Blocks, out: Records) -> None:
                 search_ranged(x[at], w[at], 3, -0.9, 0.05, 36, False, found[run])
             else:
                 search_ranged(x[at], w[at], 3, -0.5, 0.1, 15, True, found[run])
-            values[0, run], values[1, run] = found[run, SCALE : SCALE + LANES], found[run, MINIMUM : MINIMUM + LANES]
+            values[0, run], values[1, run] = found[run, SCALE], found[run, MINIMUM]
             sum_over(w[at], total[run])
         for which in range(2):
             quantize_scales(values[which], total, 15, weighted, units[which])
@@ -119,9 +121,9 @@ def encode_q2_k(blocks: Blocks, importance: Blocks, out: Records) -> None:
 @kernel
 def encode_q3_k(blocks: Blocks, importance: Blocks, out: Records) -> None:
     """Runs of 16 with levels -4 … 3."""
-    x, w = np.empty((_BLOCK, LANES), np.float32), np.empty((_BLOCK, LANES), np.float32)
+    x, w = empty_lanes(_BLOCK, LANES), empty_lanes(_BLOCK, LANES)
     scales, total = np.empty((16, LANES), np.float32), np.empty((16, LANES), np.float32)
-    found, kept = np.empty(2 * LANES, np.float32), np.empty((_BLOCK, LANES), np.float32)
+    found, kept = np.empty((2, LANES), np.float32), empty_lanes(_BLOCK, LANES)
     levels, records = np.empty((_BLOCK, LANES), np.uint8), np.empty((110, LANES), np.uint8)
     unit = np.empty(LANES, np.float32)
     weighted = len(importance) > 0
@@ -135,14 +137,14 @@ def encode_q3_k(blocks: Blocks, importance: Blocks, out: Records) -> None:
             if weighted:
                 search_signed(x[at], w[at], 4, found)
                 found_levels(x[at], found, 4, kept[at])
-                scales[run] = found[SCALE : SCALE + LANES]
+                scales[run] = found[SCALE]
                 sum_over(w[at], total[run])
             else:
                 search_cubic(x[at], 4, kept[at], scales[run])
         if weighted:
             search_signed(scales, total, 32, found)
             found_levels(scales, found, 32, scales)
-            unit[:] = found[SCALE : SCALE + LANES]
+            unit[:] = found[SCALE]
         else:
             quantize_by_largest(scales, 32, ZERO, unit)
         for i in range(LANES):
@@ -157,21 +159,21 @@ def encode_q3_k(blocks: Blocks, importance: Blocks, out: Records) -> None:
 @kernel
 def encode_q6_k(blocks: Blocks, importance: Blocks, out: Records) -> None:
     """Runs of 16 with levels -32 … 31."""
-    x, w = np.empty((_BLOCK, LANES), np.float32), np.empty((_BLOCK, LANES), np.float32)
+    x, w = empty_lanes(_BLOCK, LANES), empty_lanes(_BLOCK, LANES)
     scales, unit = np.empty((16, LANES), np.float32), np.empty(LANES, np.float32)
-    found, kept = np.empty(2 * LANES, np.float32), np.empty((_BLOCK, LANES), np.float32)
+    found, kept = np.empty((2, LANES), np.float32), empty_lanes(_BLOCK, LANES)
     levels, records = np.empty((_BLOCK, LANES), np.uint8), np.empty((210, LANES), np.uint8)
     for start in range(0, len(blocks), LANES):
         load(blocks, start, x)
         if len(importance):
             load_importance(importance, start, w)
         else:
-            w[:] = x * x
+            weigh_by_square(x, w)
         for run in range(16):
             at = slice(16 * run, 16 * run + 16)
             search_signed(x[at], w[at], 32, found)
             found_levels(x[at], found, 32, kept[at])
-            scales[run] = found[SCALE : SCALE + LANES]
+            scales[run] = found[SCALE]
         quantize_by_largest(scales, 128, TINY, unit)
         for i in range(LANES):
             if unit[i] == ZERO:  # an empty block is all zero bytes

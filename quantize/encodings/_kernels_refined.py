@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from ._jit import LANES, Lanes, Records, kernel, load, load_importance, store, store_half
+from ._jit import LANES, Lanes, Records, kernel, load_importance, store, store_half
 from ._kernels_iq4 import half_scale, nearest_e2m1, pack_run, power
 from ._pack import (
     pack_fifth_bits,
@@ -26,6 +26,7 @@ from ._pack import (
 from ._refine import TABLE, fit_ranged, fit_signed, ranged_levels, signed_levels
 from ._search import ONE, ZERO
 from ._tables import E2M1, IQ4
+from ._vectors import load
 
 Blocks = NDArray[np.float32]
 # Format -> lowest and highest level, least and most of a run's scale, runs.

@@ -200,14 +200,14 @@ def fit_ranged(x: Lanes, w: Lanes, top: int, least: int, most: int, units: Lanes
     """
     n_runs = scales.shape[1]
     length = x.shape[0] // n_runs
-    wanted, found = np.empty((2, n_runs, LANES), np.float32), np.empty(4 * LANES, np.float32)
+    wanted, found = np.empty((2, n_runs, LANES), np.float32), np.empty((4, LANES), np.float32)
     largest, trial = np.zeros((2, LANES), np.float32), np.empty((2, LANES), np.float32)
     chosen, total = np.empty((2, n_runs, LANES), np.float32), np.full(LANES, _INFINITE, np.float32)
     error, fitted = np.empty(LANES, np.float32), np.empty((2, LANES), np.float32)
     for run in range(n_runs):
         at = slice(length * run, length * (run + 1))
         search_ranged(x[at], w[at], top, -0.9, 0.1, 18, False, found)
-        wanted[0, run], wanted[1, run] = found[SCALE : SCALE + LANES], found[LOW : LOW + LANES]
+        wanted[0, run], wanted[1, run] = found[SCALE], found[LOW]
     for which in range(2):
         for run in range(n_runs):
             for i in range(LANES):

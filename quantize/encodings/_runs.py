@@ -13,6 +13,14 @@ from ._search import BASE, INVERSE, ONE, ZERO, find_extreme, search_positive
 
 
 @kernel
+def weigh_by_square(x: Lanes, w: Lanes) -> None:
+    """Weights x²."""
+    for j in range(x.shape[0]):
+        for i in range(LANES):
+            w[j, i] = x[j, i] * x[j, i]
+
+
+@kernel
 def weigh(x: Lanes, factor: np.float32, w: Lanes) -> None:
     """Turns importance w into weights, importance · √(factor · mean square of the block + x²)."""
     spread = np.zeros(LANES, np.float32)
@@ -100,7 +108,7 @@ def level_ranged(x: Lanes, found: Lanes, values: Lanes, units: Lanes, top: int, 
         for j in range(length * run, length * (run + 1)):
             for i in range(LANES):
                 scale, minimum = units[0, i] * values[0, run, i], units[1, i] * values[1, run, i]
-                searched = fit[INVERSE + i] * (x[j, i] - fit[BASE + i])
+                searched = fit[INVERSE, i] * (x[j, i] - fit[BASE, i])
                 stored = (x[j, i] + minimum) / scale
                 levels[j, i] = np.uint8(level(searched if scale == ZERO else stored, low, high))
 
@@ -122,5 +130,5 @@ def found_levels(x: Lanes, found: Lanes, top: int, levels: Lanes) -> None:
     """The levels that go with a signed search's scale; -top for a run of zeros."""
     for j in range(x.shape[0]):
         for i in range(LANES):
-            q = np.float32(level(found[INVERSE + i] * x[j, i], np.int32(-top), np.int32(top - 1)))
-            levels[j, i] = -np.float32(top) if np.isnan(found[INVERSE + i]) else q
+            q = np.float32(level(found[INVERSE, i] * x[j, i], np.int32(-top), np.int32(top - 1)))
+            levels[j, i] = -np.float32(top) if np.isnan(found[INVERSE, i]) else q

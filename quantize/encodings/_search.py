@@ -10,16 +10,28 @@ from __future__ import annotations
 
 import numpy as np
 
-from ._jit import LANES, Lanes, kernel, level, nearest
+from ._jit import LANES, ROUNDER, Lanes, kernel, level, nearest
+from ._vectors import (
+    WIDTH,
+    Vector,
+    empty_lanes,
+    load_row,
+    magnitudes,
+    nearest_levels,
+    negative,
+    splat,
+    store_row,
+    where,
+)
 
 ZERO, ONE = np.float32(0), np.float32(1)
 TINY = np.float32(1e-15)  # smaller magnitudes count as zero
 _TENTH = np.float32(0.1)
 
 # Rows of a fit. Ranged: value = scale · level - minimum, level = round(inverse · (x - base)).
-SCALE, INVERSE, MINIMUM, BASE = 0, LANES, 2 * LANES, 3 * LANES
+SCALE, INVERSE, MINIMUM, BASE = 0, 1, 2, 3
 # Rows of sums over a run.
-_A, _B, _C, _D = 0, LANES, 2 * LANES, 3 * LANES
+_A, _B = 0, LANES
 
 
 @kernel
@@ -31,85 +43,82 @@ def search_ranged(
     Inverse scales tried are (first + step · t + top) / range for t = 0 … trials; the error is squared or `absolute`.
     A constant run has scale and inverse 0. Source: `make_qkx2_quants`, `make_qkx3_quants`.
     """
-    levels = np.empty_like(x)
-    largest, totals, sums = np.empty(LANES, np.float32), np.empty(3 * LANES, np.float32), np.empty_like(found)
-    _ranged_start(x, w, top, found, largest, totals)
-    trial = found.copy()
-    _ranged_fit(x, w, top, trial, totals, levels, sums)
-    for i in range(LANES):
-        sums[_A + i], sums[_B + i] = found[SCALE + i], found[BASE + i]
-    _ranged_error(x, w, levels, absolute, sums)
-    for i in range(LANES):
-        # a constant run keeps its zeros: no error is less than this
-        totals[_C + i] = -np.float32(np.inf) if found[INVERSE + i] == ZERO else sums[_D + i]
+    scratch = empty_lanes(x.shape[0], WIDTH)
+    for at in range(0, LANES, WIDTH):
+        _search_ranged(x, w, at, np.float32(top), np.float32(first), np.float32(step), trials, absolute, scratch, found)
+
+
+@kernel
+def _search_ranged(
+    x: Lanes, w: Lanes, at: int, top: np.float32, first: np.float32, step: np.float32, trials: int, absolute: bool,
+    scratch: Lanes, found: Lanes,
+) -> None:  # fmt: skip
+    """The same for `WIDTH` lanes from one on."""
+    low, high, sum_w, sum_x = _range(x, w, at)
+    inverse = where(high == low, splat(ZERO), splat(top) / (high - low))
+    scale, minimum, base = where(inverse == splat(ZERO), splat(ZERO), splat(ONE) / inverse), low, low
+    _ranged_sums(x, w, at, top, inverse, base, scratch)
+    # a constant run keeps its zeros: no error is less than this
+    error = _ranged_error(x, w, at, scale, low, absolute, scratch)
+    least = where(inverse == splat(ZERO), splat(-np.float32(np.inf)), error)
     for t in range(trials + 1):
-        numerator = np.float32(first) + np.float32(step) * np.float32(t) + np.float32(top)
-        for i in range(LANES):
-            trial[INVERSE + i] = numerator / (largest[i] - found[MINIMUM + i])
-            trial[BASE + i] = found[MINIMUM + i]
-        _ranged_fit(x, w, top, trial, totals, levels, sums)
-        _ranged_error(x, w, levels, absolute, sums)
-        for i in range(LANES):
-            if sums[_C + i] > ZERO and sums[_D + i] < totals[_C + i]:
-                totals[_C + i] = sums[_D + i]
-                found[SCALE + i], found[MINIMUM + i] = sums[_A + i], sums[_B + i]
-                found[INVERSE + i], found[BASE + i] = trial[INVERSE + i], trial[BASE + i]
-    for i in range(LANES):
-        found[MINIMUM + i] = -found[MINIMUM + i]
-
-
-@kernel
-def _ranged_start(x: Lanes, w: Lanes, top: int, found: Lanes, largest: Lanes, totals: Lanes) -> None:
-    """The fit to the whole range, with the minimum not above zero; sums of w and w · x."""
-    for i in range(LANES):
-        found[BASE + i] = largest[i] = x[0, i]
-        totals[_A + i], totals[_B + i] = w[0, i], w[0, i] * x[0, i]
-    for j in range(1, x.shape[0]):
-        for i in range(LANES):
-            value = x[j, i]
-            found[BASE + i] = value if value < found[BASE + i] else found[BASE + i]
-            largest[i] = value if value > largest[i] else largest[i]
-            totals[_A + i] += w[j, i]
-            totals[_B + i] += w[j, i] * value
-    for i in range(LANES):
-        low = ZERO if found[BASE + i] > ZERO else found[BASE + i]
-        inverse = ZERO if largest[i] == low else np.float32(top) / (largest[i] - low)
-        found[INVERSE + i], found[BASE + i], found[MINIMUM + i] = inverse, low, low
-        found[SCALE + i] = ZERO if inverse == ZERO else ONE / inverse
-
-
-@kernel
-def _ranged_fit(x: Lanes, w: Lanes, top: int, trial: Lanes, totals: Lanes, levels: Lanes, sums: Lanes) -> None:
-    """Levels of a trial, and the scale (A) and minimum (B) that fit them best with their determinant (C)."""
-    high = np.int32(top)
-    sums[:] = ZERO
-    for j in range(x.shape[0]):
-        for i in range(LANES):
-            q = np.float32(level(trial[INVERSE + i] * (x[j, i] - trial[BASE + i]), np.int32(0), high))
-            levels[j, i] = q
-            wq = w[j, i] * q
-            sums[_A + i] += wq
-            sums[_B + i] += wq * q
-            sums[_C + i] += wq * x[j, i]
-    for i in range(LANES):
-        sum_w, sum_x, sum_l, sum_l2, sum_xl = totals[_A + i], totals[_B + i], sums[_A + i], sums[_B + i], sums[_C + i]
+        trial, from_ = splat(first + step * np.float32(t) + top) / (high - minimum), minimum
+        sum_l, sum_l2, sum_xl = _ranged_sums(x, w, at, top, trial, from_, scratch)
         determinant = sum_w * sum_l2 - sum_l * sum_l
-        scale = (sum_w * sum_xl - sum_x * sum_l) / determinant
-        minimum = (sum_l2 * sum_x - sum_l * sum_xl) / determinant
-        sums[_A + i] = sum_xl / sum_l2 if minimum > ZERO else scale
-        sums[_B + i] = ZERO if minimum > ZERO else minimum
-        sums[_C + i] = determinant
+        new_minimum = (sum_l2 * sum_x - sum_l * sum_xl) / determinant
+        is_above = new_minimum > splat(ZERO)
+        new_minimum = where(is_above, splat(ZERO), new_minimum)
+        new_scale = where(is_above, sum_xl, sum_w * sum_xl - sum_x * sum_l) / where(is_above, sum_l2, determinant)
+        error = _ranged_error(x, w, at, new_scale, new_minimum, absolute, scratch)
+        is_better = (determinant > splat(ZERO)) & (error < least)
+        least, scale = where(is_better, error, least), where(is_better, new_scale, scale)
+        minimum, base = where(is_better, new_minimum, minimum), where(is_better, from_, base)
+        inverse = where(is_better, trial, inverse)
+    store_row(found, SCALE, at, scale)
+    store_row(found, INVERSE, at, inverse)
+    store_row(found, MINIMUM, at, negative(minimum))
+    store_row(found, BASE, at, base)
 
 
 @kernel
-def _ranged_error(x: Lanes, w: Lanes, levels: Lanes, absolute: bool, sums: Lanes) -> None:
-    """The error (D) of levels with the scale (A) and minimum (B)."""
-    for i in range(LANES):
-        sums[_D + i] = ZERO
+def _range(x: Lanes, w: Lanes, at: int) -> tuple[Vector, Vector, Vector, Vector]:
+    """Least, not above zero, and largest; sums of w and w · x."""
+    low = high = load_row(x, 0, at)
+    sum_w = load_row(w, 0, at)
+    sum_x = sum_w * low
+    for j in range(1, x.shape[0]):
+        value, weight = load_row(x, j, at), load_row(w, j, at)
+        low, high = where(value < low, value, low), where(value > high, value, high)
+        sum_w, sum_x = sum_w + weight, sum_x + weight * value
+    return where(low > splat(ZERO), splat(ZERO), low), high, sum_w, sum_x
+
+
+@kernel
+def _ranged_sums(
+    x: Lanes, w: Lanes, at: int, top: np.float32, inverse: Vector, base: Vector, scratch: Lanes
+) -> tuple[Vector, Vector, Vector]:
+    """Fills the levels of a trial; sums of w · level, w · level² and w · level · x."""
+    sum_l = sum_l2 = sum_xl = splat(ZERO)
+    lowest, highest = splat(ROUNDER), splat(top + ROUNDER)
     for j in range(x.shape[0]):
-        for i in range(LANES):
-            off = sums[_A + i] * levels[j, i] + sums[_B + i] - x[j, i]
-            sums[_D + i] += w[j, i] * (abs(off) if absolute else off * off)
+        value = load_row(x, j, at)
+        q = nearest_levels(inverse * (value - base), lowest, highest)
+        store_row(scratch, j, 0, q)
+        wq = load_row(w, j, at) * q
+        sum_l, sum_l2, sum_xl = sum_l + wq, sum_l2 + wq * q, sum_xl + wq * value
+    return sum_l, sum_l2, sum_xl
+
+
+@kernel
+def _ranged_error(
+    x: Lanes, w: Lanes, at: int, scale: Vector, minimum: Vector, absolute: bool, scratch: Lanes
+) -> Vector:
+    """The error of levels with a scale and minimum."""
+    error = splat(ZERO)
+    for j in range(x.shape[0]):
+        off = scale * load_row(scratch, j, 0) + minimum - load_row(x, j, at)
+        error = error + load_row(w, j, at) * (magnitudes(off) if absolute else off * off)
+    return error
 
 
 @kernel
@@ -119,31 +128,36 @@ def search_signed(x: Lanes, w: Lanes, top: int, found: Lanes) -> None:
     Inverse scales tried are -(top + 0.1 t) / extreme for |t| < 10. A run of zeros has scale 0 and inverse NaN.
     Source: `make_qx_quants`.
     """
-    extreme, best = np.empty(LANES, np.float32), np.empty(LANES, np.float32)
-    trial, sums = np.empty(LANES, np.float32), np.empty(2 * LANES, np.float32)
-    find_extreme(x, extreme)
-    for i in range(LANES):
-        found[INVERSE + i] = -np.float32(top) / extreme[i]
-        trial[i] = found[INVERSE + i]
-    _signed_sums(x, w, top, trial, sums)
-    for i in range(LANES):
-        found[SCALE + i] = ZERO if sums[_B + i] == ZERO else sums[_A + i] / sums[_B + i]
-        best[i] = found[SCALE + i] * sums[_A + i]
-    for t in range(-9, 10):
-        if t == 0:
-            continue
-        numerator = -(np.float32(top) + _TENTH * np.float32(t))
-        for i in range(LANES):
-            trial[i] = numerator / extreme[i]
-        _signed_sums(x, w, top, trial, sums)
-        for i in range(LANES):
-            lx, l2 = sums[_A + i], sums[_B + i]
-            if l2 > ZERO and lx * lx > best[i] * l2:
-                found[SCALE + i], found[INVERSE + i] = lx / l2, trial[i]
-                best[i] = found[SCALE + i] * lx
-    for i in range(LANES):
-        if abs(extreme[i]) < TINY:
-            found[SCALE + i], found[INVERSE + i] = ZERO, np.float32(np.nan)
+    wx = empty_lanes(x.shape[0], WIDTH)
+    for at in range(0, LANES, WIDTH):
+        for j in range(x.shape[0]):
+            store_row(wx, j, 0, load_row(w, j, at) * load_row(x, j, at))
+        extreme = extremes(x, at)
+        inverse = splat(-np.float32(top)) / extreme
+        lx, l2 = _signed_sums(x, w, wx, at, top, inverse)
+        scale = where(l2 == splat(ZERO), splat(ZERO), lx / l2)
+        best = scale * lx
+        for t in range(-9, 10):
+            if t == 0:
+                continue
+            trial = splat(-(np.float32(top) + _TENTH * np.float32(t))) / extreme
+            lx, l2 = _signed_sums(x, w, wx, at, top, trial)
+            is_better = (l2 > splat(ZERO)) & (lx * lx > best * l2)
+            scale, inverse = where(is_better, lx / l2, scale), where(is_better, trial, inverse)
+            best = where(is_better, scale * lx, best)
+        is_empty = magnitudes(extreme) < splat(TINY)
+        store_row(found, SCALE, at, where(is_empty, splat(ZERO), scale))
+        store_row(found, INVERSE, at, where(is_empty, splat(np.float32(np.nan)), inverse))
+
+
+@kernel
+def extremes(x: Lanes, at: int) -> Vector:
+    """See `find_extreme`."""
+    extreme = splat(ZERO)
+    for j in range(x.shape[0]):
+        value = load_row(x, j, at)
+        extreme = where(magnitudes(value) > magnitudes(extreme), value, extreme)
+    return extreme
 
 
 @kernel
@@ -157,15 +171,14 @@ def find_extreme(x: Lanes, extreme: Lanes) -> None:
 
 
 @kernel
-def _signed_sums(x: Lanes, w: Lanes, top: int, inverse: Lanes, sums: Lanes) -> None:
-    """Sums of w · x · level (A) and w · level² (B)."""
-    low, high = np.int32(-top), np.int32(top - 1)
-    sums[:] = ZERO
+def _signed_sums(x: Lanes, w: Lanes, wx: Lanes, at: int, top: int, inverse: Vector) -> tuple[Vector, Vector]:
+    """Sums of w · x · level and w · level²."""
+    lx = l2 = splat(ZERO)
+    low, high = splat(ROUNDER - np.float32(top)), splat(ROUNDER + np.float32(top - 1))
     for j in range(x.shape[0]):
-        for i in range(LANES):
-            q = np.float32(level(inverse[i] * x[j, i], low, high))
-            sums[_A + i] += w[j, i] * x[j, i] * q
-            sums[_B + i] += w[j, i] * q * q
+        q = nearest_levels(inverse * load_row(x, j, at), low, high)
+        lx, l2 = lx + load_row(wx, j, 0) * q, l2 + load_row(w, j, at) * q * q
+    return lx, l2
 
 
 @kernel
