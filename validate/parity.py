@@ -89,13 +89,14 @@ def validate(
     with tempfile.TemporaryDirectory(prefix="lfm-validate-") as name:
         is_talker = graph.config.vectors is None
         chats = chats_of(prompts, graph.assets, encoded) if is_talker else {}
+        end = end_prompt(encoded, chats)
         session = _Session(
             graph=graph,
             prompts=encoded,
             chats=chats,
             cache_prompts=cache_prompts(encoded) if is_talker else (),
-            greedy_prompts=greedy_prompts(encoded) if is_talker else (),
-            end_prompt=end_prompt(encoded, chats),
+            greedy_prompts=greedy_prompts(encoded, end) if is_talker else (),
+            end_prompt=end,
             probe=(probe_prompts if is_talker else vector_prompts)(encoded),
             folder=Path(name),
             threads=threads,
