@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -163,9 +164,21 @@ class Runner(ABC):
         """Logits [n, V] of prompts that are run together, each from an empty state, in one of the `batches` ways."""
         raise NotImplementedError
 
+    @contextmanager
+    def watching(self) -> Iterator[Callable[[int], dict[int, NDArray[np.int64]] | None]]:
+        """While it is open, what it gives tells of the last n tokens which experts [n, top_k] each layer chose for them;
+        None where the runtime does not show that in passing. It is opened and closed between conversations.
+        """
+        yield lambda n: None
+
     def experts(self, token_ids: Sequence[int]) -> dict[int, NDArray[np.int64]] | None:
         """The experts [n, top_k] that each layer chose for a prompt; None if the runtime does not show them."""
-        return None
+        with self.watching() as seen:
+            return seen(len(self.logits(token_ids)))
+
+    def expect(self, n_tokens: int) -> None:
+        """Hears how long conversations will become, before the first: who needs room for one may make it at once."""
+        return
 
     def close(self) -> None:
         """Releases the runtime."""

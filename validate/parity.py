@@ -99,14 +99,15 @@ def validate(
     found: dict[Path, ArtifactResult] = {}
     for fitting, together in by_context(own, encoded, graph.config, find_target, note=progress.note):
         chats = chats_of(prompts, graph.assets, fitting) if is_talker else {}
+        end = end_prompt(fitting, chats)
         with tempfile.TemporaryDirectory(prefix="lfm-validate-") as name:
             session = _Session(
                 graph=graph,
                 prompts=fitting,
                 chats=chats,
                 cache_prompts=cache_prompts(fitting) if is_talker else (),
-                greedy_prompts=greedy_prompts(fitting) if is_talker else (),
-                end_prompt=end_prompt(fitting, chats),
+                greedy_prompts=greedy_prompts(fitting, end) if is_talker else (),
+                end_prompt=end,
                 probe=(probe_prompts if is_talker else vector_prompts)(fitting),
                 folder=Path(name),
                 threads=threads,

@@ -25,9 +25,14 @@ def cache_prompts(prompts: Sequence[EncodedPrompt]) -> tuple[int, ...]:
     return (*_spread(prompts, _N_CACHE_PROMPTS, least=sum(MIXED_CHUNKS) + 1), *_longest(prompts))
 
 
-def greedy_prompts(prompts: Sequence[EncodedPrompt]) -> tuple[int, ...]:
-    """Those that are continued freely."""
-    return _spread(prompts, _N_GREEDY_PROMPTS, least=1)
+def greedy_prompts(prompts: Sequence[EncodedPrompt], end: tuple[int, int] | None = None) -> tuple[int, ...]:
+    """Those that are continued freely; `end`, which goes on anyway, takes the place of the one nearest to its length."""
+    chosen = _spread(prompts, _N_GREEDY_PROMPTS, least=1)
+    if end is None or end[0] in chosen or not chosen:
+        return chosen
+    sizes = [len(prompt.token_ids) for prompt in prompts]
+    nearest = min(chosen, key=lambda i: abs(sizes[i] - sizes[end[0]]))
+    return tuple(end[0] if i == nearest else i for i in chosen)
 
 
 def end_prompt(prompts: Sequence[EncodedPrompt], chats: Container[str]) -> tuple[int, int] | None:

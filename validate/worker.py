@@ -11,27 +11,23 @@ import os
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from ..graph.dtypes import Float32
-from ..graph.errors import BackendError, InputError, LfmConvertError
+from ..graph.errors import BackendError, LfmConvertError
 from ..graph.source.assets import CHAT_TEMPLATE, DEFAULT_TEMPLATE, TOKENIZER_CONFIG, Assets, read_assets
 from ..graph.source.chat import Refusal, try_chats
 from ..graph.source.tokenizer import TOKENIZER_FILE, Tokenizer
 from ..targets.target import Artifact, Runner
 from .jobs import Job, Outcome, Status, load_job, resolve_target, save_step
-from .probes import AT_ONCE, check_cache
+from .probes import check_cache
+from .prompt_runs import Experts, Ran, end_to_end, run_prompts
 from .prompts import Chat
 from .steps import Step
-from .stops import ends_at
-from .stored_logits import StoredLogits, save_logits
 
 _NO_EXPERTS = "experts: the runtime does not show which it chose"
 
@@ -60,7 +56,7 @@ def work(job: Job, folder: Path) -> Outcome:
         save_step(folder, Step("loading"))
         with closing(target.run(job.artifact, threads=job.threads)) as runner:
             backend = runner.backend
-            return _probe(runner, job, _run_prompts(runner, job, folder), partial(save_step, folder))
+            return _probe(runner, job, run_prompts(runner, job, folder), partial(save_step, folder))
     except BackendError as error:
         return Outcome(status=Status.SKIPPED, backend=backend, message=str(error))
     except LfmConvertError as error:
@@ -72,91 +68,33 @@ def work(job: Job, folder: Path) -> Outcome:
         return Outcome(status=Status.DISK if full else Status.FAILED, backend=backend, message=message)
 
 
-def _probe(runner: Runner, job: Job, kept: Sequence[StoredLogits], tell: Callable[[Step], None]) -> Outcome:
-    """Everything but the logits; `kept` are those of the cache prompts, `tell` gets each step as it begins."""
+def _probe(runner: Runner, job: Job, ran: Ran, tell: Callable[[Step], None]) -> Outcome:
+    """Everything but what running the prompts gave; `tell` gets each step as it begins."""
     if job.gives_vectors:
         tell(Step("tokenizer"))
         return Outcome(status=Status.DONE, backend=runner.backend, encoded=_tokenize(runner, job.artifact, job.texts))
     cache = check_cache(
-        runner, [job.prompts[i] for i in job.cache_prompts], kept, tell=lambda way: tell(Step(f"cache, {way}"))
+        runner, [job.prompts[i] for i in job.cache_prompts], ran.kept, tell=lambda way: tell(Step(f"cache, {way}"))
     )
-    greedy = []
-    for done, i in enumerate(job.greedy_prompts):
-        tell(Step("greedy text", done, len(job.greedy_prompts), "prompts"))
-        greedy.append(_generate(runner, job.prompts[i], n=job.n_greedy, is_end=job.stop.__contains__))
     tell(Step("tokenizer and chats"))
-    stops = {reader: tuple(map(int, ids)) for reader, ids in runner.stops().items()}
     encoded, rendered = _tokenize(runner, job.artifact, job.texts), _render(runner, job)
-    end = None
-    if stops and job.end_prompt is not None:
-        prompt, n_tokens = job.end_prompt
-        tell(Step("a turn to its end"))
-        end = _generate(runner, job.prompts[prompt], n=n_tokens, is_end=partial(ends_at, stops))
-    tell(Step("experts"))
-    experts = _experts(runner, [job.prompts[i] for i in job.expert_prompts])
+    experts = ran.experts
+    if experts is None:
+        tell(Step("experts"))
+        experts = _experts(runner, [job.prompts[i] for i in job.expert_prompts])
     if job.expert_prompts and experts is None and cache is not None:
         cache = replace(cache, not_seen=(*cache.not_seen, _NO_EXPERTS))
     return Outcome(
         status=Status.DONE,
         backend=runner.backend,
         cache=cache,
-        greedy=tuple(greedy),
+        greedy=ran.greedy,
         encoded=encoded,
         rendered=rendered,
-        experts=experts,
-        stops=stops,
-        end=end,
+        experts=None if experts is None else {layer: rows.tolist() for layer, rows in experts.items()},
+        stops=ran.stops,
+        end=ran.end,
     )
-
-
-def _run_prompts(runner: Runner, job: Job, folder: Path) -> list[StoredLogits]:
-    """Publishes the logits of every prompt; returns those of the cache prompts, which it keeps in files of its own."""
-    kept = {}
-    for index, token_ids in enumerate(job.prompts):
-        also = folder / f"kept-{index:05d}.f32" if index in job.cache_prompts else None
-        kept[index] = save_logits(folder, index, _rows(runner, token_ids, job), also=also)
-    return [found for index in job.cache_prompts if (found := kept[index]) is not None]
-
-
-def _rows(runner: Runner, token_ids: Sequence[int], job: Job) -> Iterator[Float32]:
-    """Logits of a prompt, some tokens of it at a time: those of a long one may be larger than the model. Or its vectors,
-    all together: a token may see every other.
-    """
-    if job.gives_vectors:
-        n_rows = len(token_ids) if job.is_per_token else 1
-        yield _checked(runner.vectors(token_ids), n_rows, job.n_outputs, what="vectors")
-        return
-    runner.reset()
-    for low in range(0, len(token_ids), AT_ONCE):
-        ids = token_ids[low : low + AT_ONCE]
-        yield _checked(runner.extend(ids), len(ids), job.n_outputs)
-
-
-def _checked(logits: Float32, n: int, n_outputs: int, *, what: str = "logits") -> Float32:
-    found = np.asarray(logits)
-    if found.shape != (n, n_outputs):
-        parts = "vocabulary or its tokens are" if what == "logits" else "pooling or its projection is"
-        given = (
-            f"logits of shape {list(found.shape)} for {n} tokens"
-            if what == "logits"
-            else f"vectors {list(found.shape)}"
-        )
-        raise InputError(
-            f"the artifact gives {given}: expected {[n, n_outputs]}, "
-            f"so its {parts} not the checkpoint's and nothing was compared"
-        )
-    return found.astype(np.float32, copy=False)
-
-
-def _generate(runner: Runner, prompt: Sequence[int], *, n: int, is_end: Callable[[int], bool]) -> tuple[int, ...]:
-    """Greedy continuation of up to n tokens, ending with the first that ends a text."""
-    out: list[int] = []
-    logits = runner.logits(prompt)
-    while True:
-        out.append(int(logits[-1].argmax()))
-        if is_end(out[-1]) or len(out) == n:
-            return tuple(out)
-        logits = runner.extend(out[-1:])
 
 
 def _tokenize(runner: Runner, artifact: Artifact, texts: Sequence[str]) -> tuple[tuple[int, ...], ...] | None:
@@ -215,7 +153,7 @@ def _by_tools(chats: Sequence[Chat]) -> list[tuple[Sequence[Mapping[str, Any]], 
     return [(chats[members[0]].tools, members) for members in groups.values()]
 
 
-def _experts(runner: Runner, prompts: Sequence[Sequence[int]]) -> dict[int, list[list[int]]] | None:
+def _experts(runner: Runner, prompts: Sequence[Sequence[int]]) -> Experts | None:
     """What each layer's router chose, prompts end to end. The last probe: a runner may load its model anew for it."""
     found = []
     for token_ids in prompts:
@@ -223,7 +161,7 @@ def _experts(runner: Runner, prompts: Sequence[Sequence[int]]) -> dict[int, list
         if chosen is None:
             return None
         found.append(chosen)
-    return {layer: np.concatenate([each[layer] for each in found]).tolist() for layer in found[0]} if found else None
+    return end_to_end(found) if found else None
 
 
 if __name__ == "__main__":

@@ -28,6 +28,8 @@ Records = NDArray[Any]
 
 # Beyond this, squares of squares of a search could overflow, and no scale of float16 reaches it.
 _LARGEST_SEARCHED = 1e9
+# Of each byte in a word of four: its low half, its low six bits, and where its top two go, shifted by two.
+_LOW_HALVES, _LOW_SIXES, _TOP_PAIRS = np.uint32(0x0F0F0F0F), np.uint32(0x3F3F3F3F), np.uint32(0x30303030)
 # A run with a larger share of its squares wrong is not what it was: of one that became zeros all are.
 _LOST = 0.75
 
@@ -300,7 +302,10 @@ def pack_pairs(levels: Levels) -> Levels:
 
 def unpack_halves(packed: Levels) -> Levels:
     """Four-bit levels [n, 256] of bytes [n, 4, 32]: of 64 elements, the first 32 in the low halves."""
-    return np.stack([packed & np.uint8(15), packed >> np.uint8(4)], axis=2).reshape(-1, 256)
+    levels = np.empty((len(packed), 4, 2, 32), np.uint8)
+    np.bitwise_and(packed, np.uint8(15), out=levels[:, :, 0])
+    np.right_shift(packed, np.uint8(4), out=levels[:, :, 1])
+    return levels.reshape(-1, 256)
 
 
 def pack_halves(levels: Levels) -> Levels:
@@ -321,7 +326,9 @@ def pack_high_bits(bits: Levels) -> Levels:
 
 def unpack_sixes(packed: Levels) -> tuple[Float32, Float32]:
     """Six-bit scales and minima [n, 8] of the 12 bytes in which Q4_K and Q5_K have them."""
-    early, late, rest = packed[:, 0:4], packed[:, 4:8], packed[:, 8:12]
-    scales = np.concatenate([early & 63, (rest & 15) | ((early >> 6) << 4)], axis=1)
-    minima = np.concatenate([late & 63, (rest >> 4) | ((late >> 6) << 4)], axis=1)
-    return scales.astype(np.float32), minima.astype(np.float32)
+    early, late, rest = np.ascontiguousarray(packed).view("<u4").T  # four bytes at a time, each by itself
+    scales, minima = np.empty((2, len(packed), 2), "<u4")
+    scales[:, 0], minima[:, 0] = early & _LOW_SIXES, late & _LOW_SIXES
+    scales[:, 1] = (rest & _LOW_HALVES) | ((early >> np.uint32(2)) & _TOP_PAIRS)
+    minima[:, 1] = ((rest >> np.uint32(4)) & _LOW_HALVES) | ((late >> np.uint32(2)) & _TOP_PAIRS)
+    return scales.view(np.uint8).astype(np.float32), minima.view(np.uint8).astype(np.float32)

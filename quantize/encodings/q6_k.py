@@ -37,10 +37,15 @@ class Q6_K(BlockEncoding):
     zero = 32
 
     def _levels(self, records: Records) -> Levels:
-        ql, qh = records["ql"].reshape(-1, 2, 1, 64), records["qh"].reshape(-1, 2, 1, 32)
-        low = np.concatenate([ql & 15, ql >> 4], axis=2).reshape(-1, 2, 4, 32)
-        high = (qh >> np.arange(0, 8, 2, dtype=np.uint8)[:, None]) & 3
-        levels: Levels = low | (high << 4)
+        ql, qh = records["ql"], records["qh"]
+        levels = np.empty((len(records), 2, 4, 32), np.uint8)
+        low, high = levels.reshape(-1, 2, 2, 64), np.empty_like(qh)
+        np.bitwise_and(ql, np.uint8(15), out=low[:, :, 0])
+        np.right_shift(ql, np.uint8(4), out=low[:, :, 1])
+        for quarter, (to_left, to_right) in enumerate(((4, 0), (2, 0), (0, 0), (0, 2))):
+            shifted = np.left_shift(qh, np.uint8(to_left)) if to_left else np.right_shift(qh, np.uint8(to_right))
+            np.bitwise_and(shifted, np.uint8(0x30), out=high)
+            levels[:, :, quarter] |= high
         return levels.reshape(-1, 256)
 
     def _set_levels(self, records: Records, levels: Levels) -> None:

@@ -7,7 +7,8 @@ in, whatever the model's is, so that scales are widened first.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -97,7 +98,8 @@ class TransformersRunner(Runner):
         found = np.concatenate([first, last], axis=1)
         return [row[gap:] for gap, row in zip(gaps, found, strict=True)]
 
-    def experts(self, token_ids: Sequence[int]) -> dict[int, NDArray[np.int64]] | None:
+    @contextmanager
+    def watching(self) -> Iterator[Callable[[int], dict[int, NDArray[np.int64]] | None]]:
         """What each mixture hands to its experts, seen before they run."""
         chosen: dict[int, NDArray[np.int64]] = {}
         blocks = ((i, block) for i, layer in enumerate(self._model.model.layers) for block in layer.children())
@@ -107,15 +109,14 @@ class TransformersRunner(Runner):
             if hasattr(block, "experts")
         ]
         try:
-            self.logits(token_ids)
+            yield lambda n: {layer: experts[-n:] for layer, experts in chosen.items()} or None
         finally:
             for hook in hooks:
                 hook.remove()
-        return chosen or None
 
 
 def _keeping(chosen: dict[int, NDArray[np.int64]], layer: int) -> Any:
-    """A hook that keeps which experts each token was sent to: [n, top_k]."""
+    """A hook that keeps which experts each token of the last call was sent to: [n, top_k]."""
 
     def keep(module: Any, arguments: tuple[Any, ...]) -> None:
         ids = arguments[1].numpy().astype(np.int64)

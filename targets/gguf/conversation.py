@@ -34,6 +34,7 @@ class LlamaConversation(Runner):
 
     def __init__(self) -> None:
         self._others: list[Self] = []
+        self._expected = _FIRST_CONTEXT
         self._forget()
 
     @abstractmethod
@@ -69,13 +70,21 @@ class LlamaConversation(Runner):
             yield self._decode(context, [piece])
         self._seen += ids
 
+    def expect(self, n_tokens: int) -> None:
+        self._expected = max(self._expected, n_tokens)
+
     def reset(self) -> None:
         self._seen = []
         if self._context is not None and self._capacity != self._room(1, self._capacity):
-            self._free(self._context)
-            self._forget()
+            self._leave()
         elif self._context is not None:
             self._clear(self._context)
+
+    def _leave(self) -> None:
+        """Ends the conversation; the next has a new context."""
+        if self._context is not None:
+            self._free(self._context)
+        self._forget()
 
     def another(self) -> Self:
         """The same weights with a context of its own."""
@@ -110,7 +119,7 @@ class LlamaConversation(Runner):
             return self._context
         if self._context is not None:
             self._free(self._context)
-        self._capacity = self._room(n_tokens, max(_FIRST_CONTEXT, 2 * self._capacity, n_tokens))
+        self._capacity = self._room(n_tokens, max(self._expected, 2 * self._capacity, n_tokens))
         self._context = self._open(self._capacity)
         for piece in _pieces(self._seen, start=0):
             self._decode(self._context, [piece])

@@ -59,7 +59,7 @@ def sequence_batch(pieces: Sequence[tuple[int, Sequence[int]]]) -> Batch:
 
 
 class RouterWatch:
-    """Keeps what every router chose. `n_tokens` is that of the call under way; the callback must outlive it."""
+    """Keeps what every router chose. `n_tokens` is that of the call under way; the callback must outlive its context."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self._library = library
@@ -67,9 +67,14 @@ class RouterWatch:
         self.n_tokens = 0
         self.callback = _EVALUATED(self._see)
 
-    def chosen(self) -> dict[int, NDArray[np.int64]]:
-        """The experts [n, top_k] of each layer, for all calls together."""
-        return {layer: np.concatenate(rows) for layer, rows in sorted(self._found.items())}
+    def take(self, n: int) -> dict[int, NDArray[np.int64]] | None:
+        """The experts [n, top_k] of each layer for the last n tokens, after which it begins anew; None of no mixture.
+
+        Tokens before them are those of a conversation that was replayed in a larger context.
+        """
+        found = {layer: np.concatenate(rows)[-n:] for layer, rows in sorted(self._found.items())}
+        self._found.clear()
+        return found or None
 
     def _see(self, tensor: int, is_question: bool, _: object) -> bool:
         """llama.cpp asks first whether a tensor is wanted, then shows it."""

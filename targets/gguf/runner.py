@@ -12,7 +12,8 @@ import ctypes
 import os
 import re
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -156,6 +157,8 @@ def load_library() -> ctypes.CDLL:
     paths = [path for folder in folders for path in folder.glob("xllamacpp*") if path.suffix in (".so", ".pyd")]
     if not paths:
         raise BackendError(f"xllamacpp is installed without its library: {_PIP} --force-reinstall")
+    # Threads that wait for each other by spinning take several times the work's own seconds on a busy machine.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         library = ctypes.CDLL(str(paths[0]))
     except OSError as error:
@@ -171,6 +174,8 @@ def load_library() -> ctypes.CDLL:
 
 class LlamaRunner(LlamaConversation):
     """A GGUF loaded on the CPU, one conversation at a time."""
+
+    _watch: RouterWatch | None = None
 
     def __init__(self, path: Path, *, threads: int) -> None:
         super().__init__()
@@ -208,15 +213,16 @@ class LlamaRunner(LlamaConversation):
     def backend(self) -> str:
         return f"llama.cpp (xllamacpp {PINNED_VERSION}) CPU, {self._threads} threads"
 
-    def experts(self, token_ids: Sequence[int]) -> dict[int, NDArray[np.int64]] | None:
-        """What llama.cpp's router chooses, seen by its callback for evaluated tensors."""
-        watch = RouterWatch(self._llama)
-        with self._own_context(len(token_ids), callback=watch.callback) as context:
-            for start in range(0, len(token_ids), BATCH):
-                ids = list(token_ids[start : start + BATCH])
-                watch.n_tokens = len(ids)
-                self._decode(context, [(start, ids)])
-        return watch.chosen() or None
+    @contextmanager
+    def watching(self) -> Iterator[Callable[[int], dict[int, NDArray[np.int64]] | None]]:
+        """What llama.cpp's router chooses, seen by its callback for evaluated tensors, which a context has for its life."""
+        self._leave()
+        self._watch = RouterWatch(self._llama)
+        try:
+            yield self._watch.take
+        finally:
+            self._leave()
+            self._watch = None
 
     def templates(self) -> dict[str, str]:
         """The default template, and the one that the server takes where tools are given."""
@@ -267,7 +273,6 @@ class LlamaRunner(LlamaConversation):
         n_tokens: int,
         *,
         n_sequences: int = 1,
-        callback: Any = None,
         n_together: int = BATCH,
         embeddings: bool = False,
     ) -> int:
@@ -278,8 +283,8 @@ class LlamaRunner(LlamaConversation):
         params.flash_attn_type = 0
         params.type_k = params.type_v = _GGML_F32
         params.kv_unified = n_sequences > 1  # else the room is cut into equal parts
-        if callback is not None:
-            params.cb_eval = ctypes.cast(callback, ctypes.c_void_p)
+        if self._watch is not None:
+            params.cb_eval = ctypes.cast(self._watch.callback, ctypes.c_void_p)
         context: int | None = self._llama.llama_init_from_model(self._model, params)
         if not context:
             raise InputError(f"{self._path}: llama.cpp makes no context of {n_tokens} tokens: {' '.join(_log_lines)}")
@@ -298,6 +303,8 @@ class LlamaRunner(LlamaConversation):
 
     def _decode(self, context: int, pieces: Sequence[Piece]) -> Float32:
         batch = sequence_batch(pieces)
+        if self._watch is not None:
+            self._watch.n_tokens = batch.n_tokens
         self._run(context, batch)
         logits = self._llama.llama_get_logits(context)
         return np.ctypeslib.as_array(logits, (batch.n_tokens, self.n_vocab)).copy()

@@ -7,7 +7,7 @@ import copy
 import glob
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -106,7 +106,8 @@ class MlxRunner(Runner):
         rows = np.concatenate([first, last], axis=1)
         return [row[gap:] for gap, row in zip(gaps, rows, strict=True)]
 
-    def experts(self, token_ids: Sequence[int]) -> dict[int, NDArray[np.int64]] | None:
+    @contextlib.contextmanager
+    def watching(self) -> Iterator[Callable[[int], dict[int, NDArray[np.int64]] | None]]:
         """What each mixture hands to its experts, seen by a module between the two."""
         modules = ((i, module) for i, layer in enumerate(self._model.layers) for module in layer.children().values())
         mixtures = {i: module for i, module in modules if hasattr(module, "switch_mlp")}
@@ -114,11 +115,10 @@ class MlxRunner(Runner):
         for i, mixture in mixtures.items():
             mixture.switch_mlp = watched[i]
         try:
-            self.logits(token_ids)
+            yield lambda n: {i: each.chosen[-n:] for i, each in watched.items()} or None
         finally:
             for i, mixture in mixtures.items():
                 mixture.switch_mlp = watched[i].inner
-        return {i: each.chosen for i, each in watched.items()} or None
 
     def close(self) -> None:
         if self._before is None:
@@ -136,7 +136,7 @@ def _padded(cache: Any, gaps: list[int]) -> Any:
 
 
 class _Watched(nn.Module):
-    """Experts that keep which of them each token was sent to: [n, top_k]."""
+    """Experts that keep which of them each token of the last call was sent to: [n, top_k]."""
 
     def __init__(self, inner: Any) -> None:
         super().__init__()

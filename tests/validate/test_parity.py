@@ -17,9 +17,12 @@ from lfm_convert.validate.gates import Failure
 from lfm_convert.validate.parity import validate
 from lfm_convert.validate.prompts import Prompt
 from lfm_convert.validate.results import ArtifactResult, Fit, Report, Verdict
+from lfm_convert.validate.selection import N_GREEDY_TOKENS
 from support.fake_target import make_artifact
 
 Run = Callable[..., Report]
+# Calls of a runtime before the probes: of seven prompts, and of the steps by which four of them go on.
+N_BEFORE = 7 + 4 * (N_GREEDY_TOKENS - 1)
 
 
 @pytest.fixture
@@ -102,7 +105,7 @@ def test_a_nan_fails(check: Check, nan_after: int) -> None:
 
 
 def test_a_nan_in_the_cache_probes_alone_fails(check: Check) -> None:
-    result = check(nan_after=8, class_name="q4")  # seven prompts, then the probes
+    result = check(nan_after=N_BEFORE + 1, class_name="q4")
     assert result.metrics is not None and result.metrics.finite
     assert result.verdict is Verdict.FAIL and "cache_stepwise_kld is nan" in result.message
 
@@ -119,7 +122,7 @@ def test_a_crash_is_one_row_of_its_own(run: Run, tiny_dense: Path, tmp_path: Pat
 
 
 def test_a_crash_after_all_logits_fails_and_keeps_the_metrics(check: Check) -> None:
-    result = check(crash_at=8)
+    result = check(crash_at=N_BEFORE + 1)
     assert result.verdict is Verdict.FAIL and "SIGSEGV" in result.message
     assert result.metrics is not None and result.metrics.same_top1 == 1
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import closing
 from pathlib import Path
 
+import numpy as np
 import pytest
 from lfm_convert.convert import bundled
 from lfm_convert.graph.graph import WeightGraph
@@ -35,6 +36,9 @@ def test_every_way_gives_the_same_logits_and_the_experts_are_the_graphs(
         found = check_cache(runner, (FIRST, SECOND), [runner.logits(ids) for ids in (FIRST, SECOND)])
         chosen = [runner.experts(ids) for ids in (FIRST, SECOND)]
         again = runner.logits(FIRST)
+        with runner.watching() as seen:
+            watched = runner.logits(FIRST)
+            in_passing = seen(len(FIRST))
     assert found is not None and found.not_seen == ()
     names = ["stepwise", "chunked", "interleaved", "reset", *(f"batch_{way}" for way in ways)]
     assert [probe.name for probe in found.probes] == names
@@ -43,6 +47,9 @@ def test_every_way_gives_the_same_logits_and_the_experts_are_the_graphs(
         forward.prefill([ids])
         assert seen is not None and agreement(routed(forward), seen) == {1: 1.0, 2: 1.0, 3: 1.0}
     assert again.shape == (len(FIRST), 512)
+    assert np.array_equal(watched, again)
+    assert in_passing is None or all(np.array_equal(in_passing[layer], chosen[0][layer]) for layer in chosen[0])
+    assert (in_passing is None) == (name == "onnx")
 
 
 def test_a_dense_model_shows_no_experts(dense_graph: WeightGraph, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from lfm_convert.graph.errors import DiskError
-from lfm_convert.validate import isolate, worker
+from lfm_convert.validate import isolate, prompt_runs, worker
 from lfm_convert.validate.jobs import Job, Outcome, Status, load_job, load_outcome
 from lfm_convert.validate.probes import CacheCheck, Probe
 from lfm_convert.validate.prompts import Chat
@@ -80,7 +80,7 @@ def test_a_full_disk_is_no_verdict(tmp_path: Path, tiny_dense: Path, monkeypatch
     def full(*arguments: Any, **options: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(worker, "save_logits", full)
+    monkeypatch.setattr(prompt_runs, "save_logits", full)
     assert worker.work(_job(tmp_path, tiny_dense), tmp_path).status is Status.DISK
 
 
