@@ -22,11 +22,11 @@ _COLUMNS = 512
 class Moments:
     """Sums over tokens of one matrix, or of one expert of a stack."""
 
-    def __init__(self, n_cols: int) -> None:
+    def __init__(self, n_cols: int, sums: Float32 | None = None) -> None:
+        """`sums` [2, n_cols, n_cols] are zeros that may lie on the disk; without them they are held."""
         self.n_tokens = 0
-        # Of blocks of columns those above the diagonal: the rest is the same.
-        self._squares = np.zeros((n_cols, n_cols), np.float32)
-        self._drift = np.zeros((n_cols, n_cols), np.float32)
+        # Of squares, of blocks of columns those above the diagonal: the rest is the same.
+        self._squares, self._drift = np.zeros((2, n_cols, n_cols), np.float32) if sums is None else sums
         # Sum over tokens of what the products x_i x_j, i ≠ j, have of squares: how far their mean may be off.
         self._spread = 0.0
 
@@ -55,8 +55,9 @@ class Moments:
     def count(self, quantised: Float32) -> None:
         """Counts the tokens of inputs whose columns are all added."""
         self.n_tokens += len(quantised)
-        squared = np.square(quantised, dtype=np.float64)
-        self._spread += float((np.square(squared.sum(axis=1)) - np.square(squared).sum(axis=1)).sum())
+        squared = np.square(quantised)
+        of_rows, of_squares = squared.sum(axis=1, dtype=np.float64), np.einsum("ij,ij->i", squared, squared)
+        self._spread += float((np.square(of_rows) - of_squares).sum())
 
     def columns(self) -> list[slice]:
         """Runs of columns that are added by themselves."""
@@ -77,7 +78,8 @@ class Moments:
         Source: Ledoit and Wolf, "A well-conditioned estimator for large-dimensional covariance matrices", 2004.
         """
         n = np.float32(max(self.n_tokens, 1))
-        squares = self._squares / n
+        squares = np.array(self._squares)
+        squares /= n
         for columns in self.columns():
             squares[columns.start :, columns] = squares[columns, columns.start :].T
         diagonal = np.diagonal(squares).copy()
@@ -92,7 +94,9 @@ class Moments:
             squares += among.squares * np.float32(share)
         usual = np.float32(np.diagonal(squares).mean())
         squares[np.diag_indices(len(squares))] += _DAMPING * usual if usual > 0 else np.float32(1)
-        return Settled(squares, self._drift * np.float32((1 - share) / n), share)
+        drift = np.array(self._drift)
+        drift *= np.float32((1 - share) / n)
+        return Settled(squares, drift, share)
 
 
 def shared_with_rows(settled: Settled) -> Settled:
@@ -117,26 +121,27 @@ class Settled:
 
 @dataclass(frozen=True)
 class Solver:
-    """A positive matrix as upper · upperᵀ, its rows and columns in an order of falling diagonal.
+    """A positive matrix as feedback · diag(pivots) · feedbackᵀ, its rows and columns in an order of falling diagonal.
 
-    Shapes: order [n_cols]; upper and `feedback`, upper over its own diagonal, [n_cols, n_cols].
+    Shapes: order and pivots [n_cols]; feedback [n_cols, n_cols], upper triangular with ones on its diagonal.
     """
 
     order: np.ndarray
-    upper: Float32
     feedback: Float32
+    pivots: Float32
 
     def divide(self, rows: Float32) -> Float32:
         """Rows [n, n_cols], in the matrix's own order of columns, times the inverse."""
         n_cols, x = rows.shape[1], np.ascontiguousarray(rows[:, self.order])
         blocks = [slice(start, min(start + WIDTH, n_cols)) for start in range(0, n_cols, WIDTH)]
-        inverses = [np.linalg.inv(self.upper[block, block]).astype(np.float32) for block in blocks]
-        # x · upper⁻ᵀ, from the last column to the first, then · upper⁻¹, from the first to the last
+        inverses = [np.linalg.inv(self.feedback[block, block]).astype(np.float32) for block in blocks]
+        # x · feedback⁻ᵀ, from the last column to the first, over the pivots, then · feedback⁻¹, from the first to the last
         for block, inverse in zip(reversed(blocks), reversed(inverses), strict=True):
-            x[:, block] -= x[:, block.stop :] @ self.upper[block, block.stop :].T
+            x[:, block] -= x[:, block.stop :] @ self.feedback[block, block.stop :].T
             x[:, block] = x[:, block] @ inverse.T
+        x /= self.pivots
         for block, inverse in zip(blocks, inverses, strict=True):
-            x[:, block] -= x[:, : block.start] @ self.upper[: block.start, block]
+            x[:, block] -= x[:, : block.start] @ self.feedback[: block.start, block]
             x[:, block] = x[:, block] @ inverse
         found = np.empty_like(x)
         found[:, self.order] = x
@@ -155,5 +160,8 @@ def solver(squares: Float32) -> Solver:
         except np.linalg.LinAlgError:
             flipped[np.diag_indices(len(flipped))] += more
             more *= np.float32(10)
-    upper = np.ascontiguousarray(lower[::-1, ::-1])
-    return Solver(order, upper, np.ascontiguousarray(upper / np.diagonal(upper)))
+    del flipped
+    feedback = np.ascontiguousarray(lower[::-1, ::-1])
+    diagonal = np.diagonal(feedback).copy()
+    feedback /= diagonal
+    return Solver(order, feedback, np.square(diagonal))

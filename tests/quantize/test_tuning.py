@@ -21,11 +21,14 @@ from lfm_convert.quantize.tuning import codes
 from lfm_convert.quantize.tuning import store as stores
 from lfm_convert.quantize.tuning import tune as tuning
 from lfm_convert.quantize.tuning.codes import Tuner
+from lfm_convert.quantize.tuning.memory import Room, room_for, tuning_bytes
 from lfm_convert.quantize.tuning.moments import Moments, solver
 from lfm_convert.quantize.tuning.store import Store
 from lfm_convert.quantize.tuning.tune import can_tune, tune
 from lfm_convert.quantize.tuning.tuned import tuned_graph
+from support.configs import preset
 
+GB = 10**9
 N_ROWS, N_COLS, N_TOKENS = 24, 256, 2000
 # One of each kind: scales that move and stay, offsets, zero points, tables, tiles, words of several rows, a scale a row.
 ENCODINGS = (
@@ -131,7 +134,7 @@ def test_feedback_is_that_of_the_inverse() -> None:
     squares = x.T @ x / 400
     found = solver(squares)
     ordered = squares[np.ix_(found.order, found.order)]
-    assert np.allclose(found.upper @ found.upper.T, ordered, atol=1e-4)
+    assert np.allclose(found.feedback * found.pivots @ found.feedback.T, ordered, atol=1e-4)
     assert (np.diff(np.diagonal(ordered)) <= 0).all()
     some = random.normal(0, 1, (7, 150)).astype(np.float32)
     assert np.allclose(found.divide(some) @ squares, some, atol=1e-2)
@@ -178,7 +181,7 @@ def text() -> Text:
 
 @pytest.fixture(scope="module")
 def done(graph: WeightGraph, text: Text, tmp_path_factory: pytest.TempPathFactory) -> Store:
-    return tune(graph, chosen(graph, "Q4_0"), text, tmp_path_factory.mktemp("one"), jobs=1)
+    return tune(graph, chosen(graph, "Q4_0"), text, tmp_path_factory.mktemp("one"))
 
 
 def files(store: Store) -> Mapping[str, str]:
@@ -212,7 +215,7 @@ class _Stock:
 
 
 def test_workers_change_nothing(graph: WeightGraph, text: Text, done: Store, tmp_path: Path) -> None:
-    assert files(tune(graph, chosen(graph, "Q4_0"), text, tmp_path, jobs=3)) == files(done)
+    assert files(tune(graph, chosen(graph, "Q4_0"), text, tmp_path, room=Room(3))) == files(done)
 
 
 def test_goes_on_behind_the_last_finished_layer(
@@ -227,13 +230,13 @@ def test_goes_on_behind_the_last_finished_layer(
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Store, "finish", stopped)
-        tune(graph, chosen(graph, "Q4_0"), text, tmp_path, jobs=2)
+        tune(graph, chosen(graph, "Q4_0"), text, tmp_path, room=Room(2))
     assert json.loads((tmp_path / "tuned.json").read_text())["layers"] == [None, 0, 1]
     add = Store.add
     monkeypatch.setattr(
         Store, "add", lambda self, address, *args, **kw: (tuned.append(address), add(self, address, *args, **kw))
     )
-    assert files(tune(graph, chosen(graph, "Q4_0"), text, tmp_path, jobs=2)) == files(done)
+    assert files(tune(graph, chosen(graph, "Q4_0"), text, tmp_path, room=Room(2))) == files(done)
     assert {layer for _, layer in tuned} == {2, 3}
 
 
@@ -246,7 +249,7 @@ def test_experts_without_tokens_are_as_all_experts_have_it(graph: WeightGraph, t
     """Of one token all go to the same experts: the others take what these met."""
     one = Text(((5,) * 600, (5,) * 600))
     some = {a: e for a, e in chosen(graph, "Q4_0").items() if a[0] in EXPERTS}
-    found = tune(graph, some, one, tmp_path, jobs=2)
+    found = tune(graph, some, one, tmp_path, room=Room(2))
     for address in found.weights:
         values = found.encoded(address, "tuned").read()
         floats = next(each.view for each in graph.weights() if each.address == address).read()
@@ -295,3 +298,25 @@ def test_bad_input_is_refused_in_a_sentence(
     monkeypatch.setattr(tuning.Moments, "mean_squares", property(lambda self: np.full(self.n_cols, np.nan, np.float32)))
     with pytest.raises(InputError, match="inputs that are no numbers"):
         tune(graph, chosen(graph, "Q4_0"), text, tmp_path / "nan")
+
+
+def test_what_lies_on_the_disk_changes_nothing(graph: WeightGraph, text: Text, done: Store, tmp_path: Path) -> None:
+    tight = Room(1, held_stream_bytes=0, holds_moments=False)
+    assert files(tune(graph, chosen(graph, "Q4_0"), text, tmp_path, room=tight)) == files(done)
+    assert {path.suffix for path in tmp_path.iterdir()} == {".bin", ".json"}  # and goes when it is not needed any more
+
+
+def test_a_limit_makes_room_or_is_refused(tmp_path: Path) -> None:
+    """A mixture of 8.3 B by 32,768 tokens is tuned within 4 GB; what cannot be is said before any work."""
+    (tmp_path / "config.json").write_text(json.dumps(preset("moe-8b")))
+    large = open_model(str(tmp_path), weights=False)
+    free = room_for(large, 32_768, jobs=8)
+    assert free == Room(8)
+    limits = (4 * GB, 3 * GB, 5 * GB // 2, 2 * GB)
+    rooms = [room_for(large, 32_768, jobs=8, max_memory=limit) for limit in limits]
+    assert all(tuning_bytes(large, 32_768, room) <= limit for room, limit in zip(rooms, limits, strict=True))
+    assert rooms[0] == free and rooms[1].jobs == 8 and rooms[3].jobs < 8 and not rooms[3].holds_moments
+    with pytest.raises(
+        UsageError, match=r"--max-memory 500 MB is too little to tune the codes of .*: at least 1\.\d+ GB"
+    ):
+        room_for(large, 32_768, jobs=8, max_memory=GB // 2)
