@@ -49,19 +49,19 @@ class Tuner:
         """For inputs with these moments."""
         return cls(settled, solver(settled.squares))
 
-    def tune(self, encoding: Tunable, rows: Float32) -> Tuned:
-        """Codes for rows [n, n_cols]: a multiple of the encoding's tiles, or the last of a matrix."""
+    def tune(self, encoding: Tunable, rows: Float32, start: int = 0) -> Tuned:
+        """Codes for rows [n, n_cols] of a matrix from `start` on: a multiple of the encoding's tiles, or its last."""
         moments = self.settled.squares
-        wanted = rows + self.solver.divide(rows @ self.settled.drift)
+        wanted = rows + self.solver.divide(self.settled.drift_of(rows, start))
         importance = np.diagonal(moments).copy()
         parts = encoding.encode(rows, importance)
         stock = _errors(encoding.decode(*parts) - wanted, moments)
-        start = encoding.refined().encode(wanted, importance)
-        found = _owned(encoding.committed(*start))
+        searched = encoding.refined().encode(wanted, importance)
+        found = _owned(encoding.committed(*searched))
         grid = _Grid.of(encoding, found, rows.shape[1])
         self._feed_back(grid, wanted)
         self._descend(grid, wanted)
-        tuned = encoding.recoded(start, grid.found)
+        tuned = encoding.recoded(searched, grid.found)
         errors = _errors(encoding.decode(*tuned) - wanted, moments)
         is_near = _is_near(encoding, rows, tuned)
         is_better = is_near & (errors < stock)

@@ -100,7 +100,7 @@ class Rows:
 
     def _rows(self, tuner: Tuner, address: Address, rows: range, file: Writing) -> _Errors:
         view = self._weight(address).view
-        found = tuner.tune(self.encodings[address], view.rows(rows.start, rows.stop))
+        found = tuner.tune(self.encodings[address], view.rows(rows.start, rows.stop), rows.start)
         file.put(rows.start, found.parts)
         self.progress.advance(len(rows) * view.n_cols)
         return address, float(found.stock.sum()), float(found.errors.sum())

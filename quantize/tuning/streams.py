@@ -48,10 +48,13 @@ class Course:
 
 
 class Inputs(NamedTuple):
-    """What a matrix meets in a batch: [n, n_cols], the same tokens in both."""
+    """What a matrix meets in a batch: [n, n_cols], the same tokens in both; what it gives of their difference [n, rows],
+    where that is asked for.
+    """
 
     quantised: Float32
     floats: Float32
+    drifted: Float32 | None = None
 
 
 class _Enough(Exception):
@@ -169,6 +172,10 @@ class Streams:
                 self._finish(branch, layer, self._floats, part, floats[first, 0], ending)
                 self._wait(part, quantised[first, 0], ending)
             yield {which: Inputs(x, floats[which]) for which, x in quantised.items()}
+
+    def drifted(self, weight: Weight, x: Inputs) -> Inputs:
+        """Inputs with what the weight as the checkpoint has it gives of their difference."""
+        return x._replace(drifted=self._forward.linear(x.floats - x.quantised, weight))
 
     def advance(self, branch: Branch, layer: Layer, tuned: Layer) -> None:
         """Both streams through a branch, or through what is left of it once the inputs of its ending are known."""

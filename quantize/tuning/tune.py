@@ -15,7 +15,7 @@ from ...graph.roles import Address, Role, Trait
 from ..committed import Tunable
 from ..encoding import Encoding
 from .memory import Room, Scratch
-from .moments import Moments
+from .moments import Moments, products_are_less
 from .rows import Rows
 from .store import Store, digest_of
 from .streams import Ending, Inputs, Stage, Streams, final_states, quantised_layer
@@ -150,9 +150,14 @@ class _Work(Rows):
         """What each slice of the weights meets; of an expert that no token reaches nothing."""
         view = self._weight(stage[0]).view
         n_slices = view.shape[0] if len(view.shape) == 3 else 1
-        sums = (self.scratch.sums(which, view.n_cols, n_slices=n_slices) for which in range(n_slices))
-        found = {which: Moments(view.n_cols, each) for which, each in enumerate(sums)}
+        alone = self._weight(stage[0]) if n_slices == 1 and len(stage) == 1 and products_are_less(view.shape) else None
+        if alone is not None:
+            found = {0: Moments(view.n_cols, n_rows=view.n_rows)}
+        else:
+            sums = (self.scratch.sums(which, view.n_cols, n_slices=n_slices) for which in range(n_slices))
+            found = {which: Moments(view.n_cols, each) for which, each in enumerate(sums)}
         layer = quantised_layer(self.layer, self.store)
         for batch in self.streams.inputs(branch, self.layer, layer, stage, ending):
-            self.add([(found[which], x) for (_, which), x in batch.items()])
+            inputs = {which: x if alone is None else self.streams.drifted(alone, x) for (_, which), x in batch.items()}
+            self.add([(found[which], x) for which, x in inputs.items()])
         return found

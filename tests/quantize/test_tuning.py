@@ -140,6 +140,23 @@ def test_feedback_is_that_of_the_inverse() -> None:
     assert np.allclose(found.divide(some) @ squares, some, atol=1e-2)
 
 
+def test_the_drift_of_products_is_that_of_inputs() -> None:
+    """Summed as what a matrix gives of the streams' difference, it asks for the same rows."""
+    (floats, quantised), weights = inputs(), rows(8)
+    usual, products = moments_of(floats, quantised).settled(), Moments(N_COLS, n_rows=len(weights))
+    for start in range(0, N_TOKENS, 700):
+        part = slice(start, start + 700)
+        products.add(quantised[part], floats[part], (floats[part] - quantised[part]) @ weights.T)
+    found = products.settled()
+    assert np.array_equal(found.squares, usual.squares) and found.share == usual.share
+    assert found.drift.shape == weights.shape
+    wanted = usual.drift_of(weights, 0)
+    assert np.allclose(found.drift_of(weights[2:5], 2), wanted[2:5], atol=1e-4 * np.abs(wanted).max())
+    encoding = tunable("Q4_0")
+    whole, part = Tuner.of(found).tune(encoding, weights), Tuner.of(found).tune(encoding, weights[3:], 3)
+    assert np.array_equal(whole.parts[0][3:], part.parts[0])
+
+
 def test_few_tokens_are_not_believed() -> None:
     floats, quantised = inputs()
     shares = [moments_of(floats[:n], quantised[:n]).settled().share for n in (1, 16, 256, N_TOKENS)]
