@@ -317,11 +317,3 @@ def unpack_high_bits(packed: Levels) -> Levels:
 def pack_high_bits(bits: Levels) -> Levels:
     """Inverse of `unpack_high_bits`: of each level the lowest bit."""
     return np.packbits(bits.reshape(-1, 8, 32) & np.uint8(1), axis=1, bitorder="little")[:, 0]
-
-
-def unpack_sixes(packed: Levels) -> tuple[Float32, Float32]:
-    """Six-bit scales and minima [n, 8] of the 12 bytes in which Q4_K and Q5_K have them."""
-    early, late, rest = packed[:, 0:4], packed[:, 4:8], packed[:, 8:12]
-    scales = np.concatenate([early & 63, (rest & 15) | ((early >> 6) << 4)], axis=1)
-    minima = np.concatenate([late & 63, (rest >> 4) | ((late >> 6) << 4)], axis=1)
-    return scales.astype(np.float32), minima.astype(np.float32)
