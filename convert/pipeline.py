@@ -19,6 +19,7 @@ from ..graph.opening import open_graph
 from ..graph.progress import SILENT, Progress
 from ..graph.source.checkpoint import has_weights
 from ..graph.units import format_size
+from ..quantize.allotment.costs import jobs_within
 from ..quantize.allotment.wanted import BITS, CODES, check_tuned, named, read_wanted
 from ..targets import allotting
 from ..targets.lossy import planned
@@ -110,7 +111,9 @@ def plan(
     graph = model if isinstance(model, WeightGraph) else open_model(model, weights=False)
     chosen = get_target(target).with_options(options or {})
     plans = tuple(planned(chosen, graph, name) for name in quants_of(chosen, quant, tune))
-    return tuple(map(CodeTuning.of(chosen, graph).announce, plans)) if CODES in tune else plans
+    return (
+        tuple(map(CodeTuning.of(chosen, graph, jobs=os.cpu_count() or 1).announce, plans)) if CODES in tune else plans
+    )
 
 
 def convert(
@@ -158,11 +161,13 @@ def convert(
     quants = quants_of(chosen, quant, tune, max_bytes=budgets.max_size if budgets else None)
     graph = model if isinstance(model, WeightGraph) else open_model(model, progress=progress)
     folder = Path(out if out is not None else default_folder(graph, chosen))
-    measure_costs(graph, chosen, quants, jobs=jobs, progress=progress)
+    if validate_after:
+        check_comparison(graph, comparison)
+    within: dict[str, Any] = {"jobs": jobs, "max_memory": max_memory, "progress": progress}
+    tuning = CodeTuning.of(chosen, graph, folder=Path(os.path.realpath(folder)), **within) if CODES in tune else None
+    measure_costs(graph, chosen, quants, **within)
     plans = tuple(planned(chosen, graph, name) for name in quants)
-    tuning = None
-    if CODES in tune:
-        tuning = CodeTuning.of(chosen, graph, folder=Path(os.path.realpath(folder)), jobs=jobs, progress=progress)
+    if tuning is not None:
         plans = tuple(map(tuning.announce, plans))
     budget = _budget(max_memory, plans)
     for each in plans:
@@ -174,8 +179,6 @@ def convert(
         progress.note(note)
     if budgets is not None:
         budgets.refuse(graph.config, plans)
-    if validate_after:
-        check_comparison(graph, comparison)
     run = Execution(jobs=jobs, budget_bytes=budget, range_bytes=range_bytes)
     published: list[Path] = []
     with _told(published):
@@ -215,14 +218,22 @@ def convert(
 
 
 def measure_costs(
-    graph: WeightGraph, target: Target, quants: Iterable[str], *, jobs: int | None = None, progress: Progress = SILENT
+    graph: WeightGraph,
+    target: Target,
+    quants: Iterable[str],
+    *,
+    jobs: int | None = None,
+    max_memory: int | None = None,
+    progress: Progress = SILENT,
 ) -> None:
     """Measures what errors cost, and keeps it with the statistics, of quants whose encodings are allotted.
 
-    Raises: as `allotting.measure_costs`.
+    Raises: as `allotting.measure_costs`; UsageError for a limit of memory that is too little for it.
     """
-    for wanted in filter(None, map(read_wanted, quants)):
-        allotting.measure_costs(target, graph, wanted, jobs=jobs or os.cpu_count() or 1, progress=progress)
+    wanted = list(filter(None, map(read_wanted, quants)))
+    within = jobs_within(graph.weights(), jobs or os.cpu_count() or 1, max_memory if wanted else None)
+    for each in wanted:
+        allotting.measure_costs(target, graph, each, jobs=within, progress=progress)
 
 
 def default_folder(graph: WeightGraph, target: Target) -> str:

@@ -163,7 +163,8 @@ def _refuse(
     may_stay = any(settings.get(name) for name in ("overwrite", "skip_existing", "resume"))
     for share, place in zip(wanted, places, strict=True):
         target = get_target(share.target).with_options(share.options)
-        pipeline.measure_costs(graph, target, share.quants or (), jobs=settings.get("jobs"), progress=progress)
+        within = {name: settings.get(name) for name in ("jobs", "max_memory")}
+        pipeline.measure_costs(graph, target, share.quants or (), **within, progress=progress)
         plans = pipeline.plan(graph, target=share.target, quant=share.quants, options=share.options)
         share.budgets(budgets).refuse(graph.config, plans)
         for plan in plans:

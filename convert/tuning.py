@@ -16,6 +16,7 @@ from ..graph.roles import Address, Role
 from ..quantize.allotment.wanted import CODES
 from ..quantize.encoding import Encoding
 from ..quantize.statistics.statistics import Statistics, open_statistics
+from ..quantize.tuning.memory import Room, room_for, tuning_bytes
 from ..quantize.tuning.store import Store
 from ..quantize.tuning.tune import METHOD, can_tune, refuse_too_little, tune
 from ..quantize.tuning.tuned import announced_graph, tuned_graph
@@ -34,29 +35,33 @@ class CodeTuning:
     target: Target
     graph: WeightGraph
     statistics: Statistics
+    room: Room
     folder: Path = Path()
-    jobs: int = 1
     progress: Progress = SILENT
     _wanted: dict[str, Mapping[Address, Encoding]] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
-    def of(cls, target: Target, graph: WeightGraph, **how: Any) -> Self:
-        """By the statistics that the target is given.
+    def of(
+        cls, target: Target, graph: WeightGraph, *, jobs: int = 1, max_memory: int | None = None, **how: Any
+    ) -> Self:
+        """By the statistics that the target is given, within a limit of memory.
 
-        Raises: UsageError for none, or for too little text; as `open_statistics`.
+        Raises: UsageError for none, for too little text or memory; as `open_statistics`.
         """
         if target.statistics is None:
             raise UsageError(f"--tune={CODES} needs --statistics FOLDER, as lfm-convert calibrate writes it")
         statistics = open_statistics(Path(target.statistics), graph)
         refuse_too_little(statistics.chunks)
-        return cls(target, graph, statistics, **how)
+        room = room_for(graph, statistics.n_tokens, jobs=jobs, max_memory=max_memory)
+        return cls(target, graph, statistics, room, **how)
 
     def announce(self, plan: Plan) -> Plan:
         """The plan as it will be with tuned codes. Raises: UsageError where no tensor can have any."""
         chosen = self._wanted[plan.quant] = self._chosen(plan)
         if not chosen:
             raise UsageError(f"--tune: {plan.target} {plan.quant} stores no matrix in codes that can be tuned")
-        return planned(self.target, announced_graph(self.graph, chosen, self._about), plan.quant)
+        announced = planned(self.target, announced_graph(self.graph, chosen, self._about), plan.quant)
+        return replace(announced, tuning_memory_bytes=tuning_bytes(self.graph, self.statistics.n_tokens, self.room))
 
     @contextmanager
     def carry_out(self, announced: Plan) -> Iterator[Plan]:
@@ -67,7 +72,7 @@ class CodeTuning:
         """
         chosen = self._wanted[announced.quant]
         folder = self.folder / _FOLDER / f"{announced.target}-{announced.quant}"
-        store = tune(self.graph, chosen, self.statistics, folder, jobs=self.jobs, progress=self.progress)
+        store = tune(self.graph, chosen, self.statistics, folder, room=self.room, progress=self.progress)
         plan = planned(self.target, tuned_graph(self.graph, store, self._about), announced.quant)
         yield replace(plan, notes=(*plan.notes, _summary(store)))
         shutil.rmtree(folder)

@@ -93,7 +93,7 @@ class Plan:
     `quantised_as` is that of the graph: what the source's weights are stored as, if not as floats.
     `tuned` says what was fitted to a text and how, as the manifest keeps it; empty of a plan as the quant alone has it.
     `details` is the target's own (a file header, a graph) for its `write`; `base_memory_bytes` is what its writer holds
-    beside the byte budget.
+    beside the byte budget, and `tuning_memory_bytes` what is held before that, while it is tuned.
     """
 
     target: str
@@ -107,6 +107,7 @@ class Plan:
     notes: tuple[str, ...] = ()
     details: Any = field(default=None, repr=False)
     base_memory_bytes: int = BASE_MEMORY_BYTES
+    tuning_memory_bytes: int = 0
     quantised_as: str | None = None
     tuned: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
@@ -115,8 +116,8 @@ class Plan:
         return sum(file.nbytes for file in self.files)
 
     def peak_memory_bytes(self, budget_bytes: int = DEFAULT_BUDGET_BYTES) -> int:
-        """Expected peak resident memory of writing it, above the bare interpreter."""
-        return self.base_memory_bytes + budget_bytes
+        """Expected peak resident memory of tuning and writing it, above the bare interpreter."""
+        return max(self.base_memory_bytes + budget_bytes, self.tuning_memory_bytes)
 
     def refuse_fallbacks(self) -> None:
         """Raises UsageError naming every tensor that fell back (`--strict`)."""

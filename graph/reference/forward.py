@@ -141,7 +141,10 @@ class Forward(AttentionWeights, RoutedWeights):
     def branch(self, branch: Branch, layer: Layer, hidden: Float32, batch: Batch) -> Float32:
         """What a branch of a layer adds to the residual stream [tokens, H]."""
         normed = self.norm(hidden, layer.weights[branch.norm_role], branch.norm) if branch.norm else hidden
-        out: Float32 = _BLOCKS[type(branch.block)](self, branch.block, layer, normed, batch)
+        return self.behind(branch, layer, _BLOCKS[type(branch.block)](self, branch.block, layer, normed, batch))
+
+    def behind(self, branch: Branch, layer: Layer, out: Float32) -> Float32:
+        """What a branch adds to the residual stream [tokens, H], of what its block gives."""
         if branch.post_norm:
             out = self.norm(out, layer.weights[branch.post_norm_role], branch.post_norm)
         return out if branch.scale == 1 else out * np.float32(branch.scale)

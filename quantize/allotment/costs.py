@@ -14,7 +14,7 @@ SqueezeLLM (the diagonal as a sensitivity of quantisation).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
@@ -22,9 +22,11 @@ from typing import Protocol
 import numpy as np
 
 from ...graph.dtypes import Float32
+from ...graph.errors import UsageError
 from ...graph.graph import Weight
 from ...graph.roles import Address
 from ...graph.tensor import TensorView
+from ...graph.units import format_size
 from ..encoding import Encoding
 from ..grids import passes
 
@@ -32,6 +34,8 @@ from ..grids import passes
 # it depends neither on the number of workers nor on the memory there is.
 _RANGE_BYTES = 1 << 20
 _TOGETHER = 128  # rows of the largest tile of any encoding
+# The interpreter, what it imports and machine code, in bytes; and float32 arrays of the rows that a worker looks at.
+_BASE_BYTES, _ARRAYS = 250_000_000, 16
 
 
 class Sensitivities(Protocol):
@@ -65,6 +69,24 @@ class Asked:
 def can_be_weighed(weight: Weight, statistics: Sensitivities) -> bool:
     """Whether the statistics know what errors of a weight cost."""
     return statistics.gradients(weight.address) is not None
+
+
+def costs_bytes(weights: Iterable[Weight], jobs: int) -> int:
+    """Bytes that so many workers hold at most, beside the files they map, while they measure what weights cost."""
+    widest = max((each.view.n_cols for each in weights), default=0)
+    return _BASE_BYTES + jobs * _ARRAYS * max(_RANGE_BYTES, 4 * _TOGETHER * widest)
+
+
+def jobs_within(weights: Iterable[Weight], jobs: int, max_memory: int | None) -> int:
+    """As many workers of these as a limit leaves. Raises: UsageError for one that one worker alone is beyond."""
+    weights = list(weights)
+    found = next((n for n in range(jobs, 0, -1) if max_memory is None or costs_bytes(weights, n) <= max_memory), None)
+    if found is None:
+        least = format_size(costs_bytes(weights, 1))
+        raise UsageError(
+            f"--max-memory {format_size(max_memory or 0)} is too little to measure what encodings cost: at least {least}"
+        )
+    return found
 
 
 def losses(

@@ -1,6 +1,7 @@
 """Second moments of a matrix's inputs over a text: those it will have, and what it would have had in float.
 
 Inputs are those of the quantised prefix; D is the mean of (float input - quantised input) times the quantised input.
+Only W D is asked for: of a matrix with far fewer rows than columns it is summed itself, which is less work.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ...graph.dtypes import Float32
+from ...graph.tensor import Shape
 
 # Added to the diagonal, of its mean. Source: GPTQ (arXiv 2210.17323), `percdamp`.
 _DAMPING = np.float32(0.01)
@@ -19,14 +21,27 @@ WIDTH = 128
 _COLUMNS = 512
 
 
+def products_are_less(shape: Shape) -> bool:
+    """Whether summing the drift of products of a matrix [rows, columns] is less work than that of its inputs."""
+    return 2 * shape[-2] < shape[-1]
+
+
 class Moments:
     """Sums over tokens of one matrix, or of one expert of a stack."""
 
-    def __init__(self, n_cols: int) -> None:
-        self.n_tokens = 0
-        # Of blocks of columns those above the diagonal: the rest is the same.
-        self._squares = np.zeros((n_cols, n_cols), np.float32)
-        self._drift = np.zeros((n_cols, n_cols), np.float32)
+    def __init__(self, n_cols: int, sums: Float32 | None = None, *, n_rows: int | None = None) -> None:
+        """`sums` [2, n_cols, n_cols] are zeros that may lie on the disk; without them they are held. With `n_rows` the
+        drift is that of the products of so many rows.
+        """
+        self.n_tokens, self.is_of_products = 0, n_rows is not None
+        # Of squares, of blocks of columns those above the diagonal: the rest is the same.
+        self._squares: Float32
+        self._drift: Float32
+        if n_rows is None:
+            self._squares, self._drift = np.zeros((2, n_cols, n_cols), np.float32) if sums is None else sums
+        else:
+            self._squares = np.zeros((n_cols, n_cols), np.float32)
+            self._drift = np.zeros((n_rows, n_cols), np.float32)
         # Sum over tokens of what the products x_i x_j, i ≠ j, have of squares: how far their mean may be off.
         self._spread = 0.0
 
@@ -40,23 +55,27 @@ class Moments:
         found: Float32 = np.diagonal(self._squares) / np.float32(max(self.n_tokens, 1))
         return found
 
-    def add(self, quantised: Float32, floats: Float32) -> None:
-        """Inputs [n, n_cols] of both streams, token by token."""
+    def add(self, quantised: Float32, floats: Float32, drifted: Float32 | None = None) -> None:
+        """Inputs [n, n_cols] of both streams, token by token, and what rows give of their difference, if that is summed."""
         for columns in self.columns():
-            self.add_columns(columns, quantised, floats)
+            self.add_columns(columns, quantised, floats, drifted)
         self.count(quantised)
 
-    def add_columns(self, columns: slice, quantised: Float32, floats: Float32) -> None:
+    def add_columns(self, columns: slice, quantised: Float32, floats: Float32, drifted: Float32 | None = None) -> None:
         """Inputs, as far as some of the `columns` go: several workers add some each, and one of them counts."""
         some = quantised[:, columns]
         self._squares[columns, columns.start :] += some.T @ quantised[:, columns.start :]
-        self._drift[columns] += (floats[:, columns] - some).T @ quantised
+        if drifted is None:
+            self._drift[columns] += (floats[:, columns] - some).T @ quantised
+        else:
+            self._drift[:, columns] += drifted.T @ some
 
     def count(self, quantised: Float32) -> None:
         """Counts the tokens of inputs whose columns are all added."""
         self.n_tokens += len(quantised)
-        squared = np.square(quantised, dtype=np.float64)
-        self._spread += float((np.square(squared.sum(axis=1)) - np.square(squared).sum(axis=1)).sum())
+        squared = np.square(quantised)
+        of_rows, of_squares = squared.sum(axis=1, dtype=np.float64), np.einsum("ij,ij->i", squared, squared)
+        self._spread += float((np.square(of_rows) - of_squares).sum())
 
     def columns(self) -> list[slice]:
         """Runs of columns that are added by themselves."""
@@ -77,7 +96,8 @@ class Moments:
         Source: Ledoit and Wolf, "A well-conditioned estimator for large-dimensional covariance matrices", 2004.
         """
         n = np.float32(max(self.n_tokens, 1))
-        squares = self._squares / n
+        squares = np.array(self._squares)
+        squares /= n
         for columns in self.columns():
             squares[columns.start :, columns] = squares[columns, columns.start :].T
         diagonal = np.diagonal(squares).copy()
@@ -92,7 +112,9 @@ class Moments:
             squares += among.squares * np.float32(share)
         usual = np.float32(np.diagonal(squares).mean())
         squares[np.diag_indices(len(squares))] += _DAMPING * usual if usual > 0 else np.float32(1)
-        return Settled(squares, self._drift * np.float32((1 - share) / n), share)
+        drift = np.array(self._drift)
+        drift *= np.float32((1 - share) / n)
+        return Settled(squares, drift, share, self.is_of_products)
 
 
 def shared_with_rows(settled: Settled) -> Settled:
@@ -108,35 +130,45 @@ def _sum_of_squares(values: Float32) -> float:
 
 @dataclass(frozen=True)
 class Settled:
-    """Moments that can be solved for. Shapes: both [n_cols, n_cols]; `share` is how much of them was left to the target."""
+    """Moments that can be solved for; `share` is how much of them was left to the target.
+
+    Shapes: squares [n_cols, n_cols]; drift the same, or of products [n_rows, n_cols].
+    """
 
     squares: Float32
     drift: Float32
     share: float
+    is_of_products: bool = False
+
+    def drift_of(self, rows: Float32, start: int) -> Float32:
+        """Rows [n, n_cols], of all from `start` on, times the drift."""
+        found: Float32 = self.drift[start : start + len(rows)] if self.is_of_products else rows @ self.drift
+        return found
 
 
 @dataclass(frozen=True)
 class Solver:
-    """A positive matrix as upper · upperᵀ, its rows and columns in an order of falling diagonal.
+    """A positive matrix as feedback · diag(pivots) · feedbackᵀ, its rows and columns in an order of falling diagonal.
 
-    Shapes: order [n_cols]; upper and `feedback`, upper over its own diagonal, [n_cols, n_cols].
+    Shapes: order and pivots [n_cols]; feedback [n_cols, n_cols], upper triangular with ones on its diagonal.
     """
 
     order: np.ndarray
-    upper: Float32
     feedback: Float32
+    pivots: Float32
 
     def divide(self, rows: Float32) -> Float32:
         """Rows [n, n_cols], in the matrix's own order of columns, times the inverse."""
         n_cols, x = rows.shape[1], np.ascontiguousarray(rows[:, self.order])
         blocks = [slice(start, min(start + WIDTH, n_cols)) for start in range(0, n_cols, WIDTH)]
-        inverses = [np.linalg.inv(self.upper[block, block]).astype(np.float32) for block in blocks]
-        # x · upper⁻ᵀ, from the last column to the first, then · upper⁻¹, from the first to the last
+        inverses = [np.linalg.inv(self.feedback[block, block]).astype(np.float32) for block in blocks]
+        # x · feedback⁻ᵀ, from the last column to the first, over the pivots, then · feedback⁻¹, from the first to the last
         for block, inverse in zip(reversed(blocks), reversed(inverses), strict=True):
-            x[:, block] -= x[:, block.stop :] @ self.upper[block, block.stop :].T
+            x[:, block] -= x[:, block.stop :] @ self.feedback[block, block.stop :].T
             x[:, block] = x[:, block] @ inverse.T
+        x /= self.pivots
         for block, inverse in zip(blocks, inverses, strict=True):
-            x[:, block] -= x[:, : block.start] @ self.upper[: block.start, block]
+            x[:, block] -= x[:, : block.start] @ self.feedback[: block.start, block]
             x[:, block] = x[:, block] @ inverse
         found = np.empty_like(x)
         found[:, self.order] = x
@@ -155,5 +187,8 @@ def solver(squares: Float32) -> Solver:
         except np.linalg.LinAlgError:
             flipped[np.diag_indices(len(flipped))] += more
             more *= np.float32(10)
-    upper = np.ascontiguousarray(lower[::-1, ::-1])
-    return Solver(order, upper, np.ascontiguousarray(upper / np.diagonal(upper)))
+    del flipped
+    feedback = np.ascontiguousarray(lower[::-1, ::-1])
+    diagonal = np.diagonal(feedback).copy()
+    feedback /= diagonal
+    return Solver(order, feedback, np.square(diagonal))

@@ -19,12 +19,10 @@ from ...graph.tensor import Shape
 from ..committed import Tunable
 from ..encoding import matrix_height
 from .codes import Tuner
+from .memory import ROWS, Scratch
 from .moments import Moments, Settled, shared_with_rows
 from .store import Store, Writing
 from .streams import Inputs, Stage
-
-# Rows that are tuned together: a multiple of every encoding's tiles.
-_ROWS = 128
 
 _P = TypeVar("_P")
 _T = TypeVar("_T")
@@ -39,7 +37,7 @@ class Rows:
     weights: Mapping[Role, Weight]
     encodings: Mapping[Address, Tunable]
     store: Store
-    jobs: int
+    scratch: Scratch
     progress: Progress
 
     def _weight(self, address: Address) -> Weight:
@@ -98,11 +96,11 @@ class Rows:
         """Rows of a slice that are tuned together."""
         height = matrix_height(self._shape(address))
         first = which * height
-        return [range(start, min(start + _ROWS, first + height)) for start in range(first, first + height, _ROWS)]
+        return [range(start, min(start + ROWS, first + height)) for start in range(first, first + height, ROWS)]
 
     def _rows(self, tuner: Tuner, address: Address, rows: range, file: Writing) -> _Errors:
         view = self._weight(address).view
-        found = tuner.tune(self.encodings[address], view.rows(rows.start, rows.stop))
+        found = tuner.tune(self.encodings[address], view.rows(rows.start, rows.stop), rows.start)
         file.put(rows.start, found.parts)
         self.progress.advance(len(rows) * view.n_cols)
         return address, float(found.stock.sum()), float(found.errors.sum())
@@ -112,7 +110,7 @@ class Rows:
 
     def _each(self, work: Callable[[_P], _T], pieces: Sequence[_P]) -> list[_T]:
         """What work gives for each piece, by several workers."""
-        with SINGLE_BLAS, ThreadPoolExecutor(self.jobs, thread_name_prefix="tune") as pool:
+        with SINGLE_BLAS, ThreadPoolExecutor(self.scratch.room.jobs, thread_name_prefix="tune") as pool:
             try:
                 return list(pool.map(work, pieces))
             except BaseException:

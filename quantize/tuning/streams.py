@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Container, Iterator, Mapping, Sequence
-from dataclasses import replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,10 +19,8 @@ from ..encoding import Encoding
 from ..rounded import in_int8
 from ..stored import EncodedTensor
 from ..together import Together, together
+from .memory import Scratch
 from .store import Store
-
-# Streams that are larger together lie on the disk.
-_IN_MEMORY_BYTES = 1 << 29
 
 # One matrix of a stack, or the only one.
 Slice = tuple[Address, int]
@@ -31,11 +28,33 @@ Slice = tuple[Address, int]
 Stage = tuple[Address, ...]
 
 
+class Ending(NamedTuple):
+    """A matrix whose product is what a branch's block gives, and its bias if it has one."""
+
+    role: Role
+    bias: Role | None
+
+
+@dataclass(frozen=True)
+class Course:
+    """The matrices of a branch in the order in which they are used, and what it ends with, if that is one of them."""
+
+    stages: tuple[Stage, ...]
+    ending: Ending | None
+
+    def ending_of(self, stage: Stage) -> Ending | None:
+        """What the branch ends with if it is this stage, behind which nothing else is to be run."""
+        return self.ending if self.ending is not None and [role for role, _ in stage] == [self.ending.role] else None
+
+
 class Inputs(NamedTuple):
-    """What a matrix meets in a batch: [n, n_cols], the same tokens in both."""
+    """What a matrix meets in a batch: [n, n_cols], the same tokens in both; what it gives of their difference [n, rows],
+    where that is asked for.
+    """
 
     quantised: Float32
     floats: Float32
+    drifted: Float32 | None = None
 
 
 class _Enough(Exception):
@@ -67,14 +86,18 @@ class _Watched(Forward):
 
 
 class Streams:
-    """Both streams [tokens, H] of chunks of token ids, each chunk by itself."""
+    """Both streams [tokens, H] of chunks of token ids, each chunk by itself.
+
+    Behind the last matrix of a branch the floats go on at once, and the inputs that it has in the quantised stream wait
+    for its codes: no product is computed twice.
+    """
 
     def __init__(
         self,
         graph: WeightGraph,
         chunks: Sequence[Sequence[int]],
         *,
-        scratch: Path,
+        scratch: Scratch,
         chosen: Mapping[Address, Encoding],
         table: EncodedTensor | None,
     ) -> None:
@@ -85,14 +108,10 @@ class Streams:
         stock = chosen.get((Role.EMBED, None))
         looked_up = None if table is None else Forward(graph.with_weights({(Role.EMBED, None): table}), keep_bytes=0)
         self._batches = together(chunks)
-        shape = sum(map(len, chunks)), graph.config.hidden_size
-        is_large = 8 * shape[0] * shape[1] > _IN_MEMORY_BYTES
-        names = ("floats", "quantised")
-        self._floats, self._quantised = (
-            np.memmap(scratch / name, np.float32, "w+", shape=shape) if is_large else np.empty(shape, np.float32)
-            for name in names
-        )
-        self._files = [scratch / name for name in names if is_large]
+        self._n_tokens, self._scratch = sum(map(len, chunks)), scratch
+        shape = self._n_tokens, graph.config.hidden_size
+        self._floats, self._quantised = (scratch.stream(name, shape) for name in ("floats", "quantised"))
+        self._waiting: tuple[Ending, Float32] | None = None
         for part in self._batches:
             self._floats[part.rows] = embedded = self._forward.embedded(part.chunks)
             if looked_up is not None:
@@ -100,25 +119,27 @@ class Streams:
             else:
                 self._quantised[part.rows] = embedded if stock is None else _rounded(embedded, part.ids, stock)
 
-    def close(self) -> None:
-        """Removes what lies on the disk."""
-        for file in self._files:
-            file.unlink(missing_ok=True)
-
-    def stages(self, branch: Branch, layer: Layer) -> list[Stage]:
-        """The matrices of a branch in the order in which they are used, those with the same inputs together."""
-        calls: list[tuple[Address, Float32]] = []
+    def course(self, branch: Branch, layer: Layer) -> Course:
+        """Which matrices of a branch have the same inputs, as the first tokens show."""
+        calls: list[tuple[Weight, Weight | None, Float32, Float32]] = []
+        ends: list[bool] = []
 
         class Listening(_Watched):
             def linear(self, x: Float32, weight: Weight, bias: Weight | None = None, **rows: Any) -> Float32:
-                calls.append((weight.address, x))
-                return super().linear(x, weight, bias, **rows)
+                out = super().linear(x, weight, bias, **rows)
+                calls.append((weight, bias, x, out))
+                return out
+
+            def behind(self, branch: Branch, layer: Layer, out: Float32) -> Float32:
+                ends.append(out is calls[-1][3])
+                return super().behind(branch, layer, out)
 
         start = Together([self._batches[0].chunks[0][:16]], 0, 0)
         Listening(self._forward.graph).branch(branch, layer, self._floats[: len(start.chunks[0])], start.batch())
         found: list[list[Address]] = []
         inputs: list[list[Float32]] = []
-        for address, x in calls:
+        for weight, _, x, _ in calls:
+            address = weight.address
             known = next((i for i, group in enumerate(found) if address in group), None)
             if known is None:
                 known = next((i for i, xs in enumerate(inputs) if any(x is other for other in xs)), None)
@@ -129,11 +150,16 @@ class Streams:
             inputs[known].append(x)
             if address not in found[known]:
                 found[known].append(address)
-        return [tuple(group) for group in found]
+        weight, bias, *_ = calls[-1]
+        ending = Ending(weight.role, None if bias is None else bias.role) if ends == [True] else None
+        return Course(tuple(map(tuple, found)), ending)
 
-    def inputs(self, branch: Branch, layer: Layer, tuned: Layer, stage: Stage) -> Iterator[dict[Slice, Inputs]]:
+    def inputs(
+        self, branch: Branch, layer: Layer, tuned: Layer, stage: Stage, ending: Ending | None
+    ) -> Iterator[dict[Slice, Inputs]]:
         """What the first of some weights with the same inputs meets, batch by batch; `tuned` is the layer as far as it is
-        quantised. Experts of both streams are those that the quantised stream chooses.
+        quantised. Experts of both streams are those that the quantised stream chooses. Of a branch's ending, which is to
+        be asked for once, the floats go on from there.
         """
         first = stage[0]
         for part in self._batches:
@@ -142,15 +168,40 @@ class Streams:
             self._forward.rounded = ()
             routing = self._forward.routings.get(layer.index) if first[0] in EXPERTS else None
             floats = self._watch(branch, layer, self._floats, part, first, routing)
+            if ending is not None:
+                self._finish(branch, layer, self._floats, part, floats[first, 0], ending)
+                self._wait(part, quantised[first, 0], ending)
             yield {which: Inputs(x, floats[which]) for which, x in quantised.items()}
 
+    def drifted(self, weight: Weight, x: Inputs) -> Inputs:
+        """Inputs with what the weight as the checkpoint has it gives of their difference."""
+        return x._replace(drifted=self._forward.linear(x.floats - x.quantised, weight))
+
     def advance(self, branch: Branch, layer: Layer, tuned: Layer) -> None:
-        """Both streams through a branch."""
+        """Both streams through a branch, or through what is left of it once the inputs of its ending are known."""
+        waiting, self._waiting = self._waiting, None
         for part in self._batches:
+            if waiting is not None:
+                ending, inputs = waiting
+                self._finish(branch, tuned, self._quantised, part, inputs[part.rows], ending)
+                continue
             for stream, one, rounded in ((self._floats, layer, ()), (self._quantised, tuned, self._rounded)):
                 self._forward.rounded = rounded
                 stream[part.rows] += self._forward.branch(branch, one, stream[part.rows], part.batch())
         self._forward.rounded = ()
+
+    def _wait(self, part: Together, inputs: Float32, ending: Ending) -> None:
+        if self._waiting is None:
+            self._waiting = ending, self._scratch.stream("inputs", (self._n_tokens, inputs.shape[1]))
+        self._waiting[1][part.rows] = inputs
+
+    def _finish(
+        self, branch: Branch, layer: Layer, stream: Float32, part: Together, inputs: Float32, ending: Ending
+    ) -> None:
+        """A stream through the ending, whose inputs are rounded already if they are to be."""
+        bias = None if ending.bias is None else layer.weights[ending.bias]
+        out = self._forward.linear(inputs, layer.weights[ending.role], bias)
+        stream[part.rows] += self._forward.behind(branch, layer, out)
 
     def _watch(
         self,

@@ -14,13 +14,14 @@ from ...graph.progress import SILENT, Progress
 from ...graph.roles import Address, Role, Trait
 from ..committed import Tunable
 from ..encoding import Encoding
-from .moments import Moments
+from .memory import Room, Scratch
+from .moments import Moments, products_are_less
 from .rows import Rows
 from .store import Store, digest_of
-from .streams import Inputs, Stage, Streams, final_states, quantised_layer
+from .streams import Ending, Inputs, Stage, Streams, final_states, quantised_layer
 
 # What the codes depend on beside the text and the encodings: another method is another number.
-METHOD = 2
+METHOD = 4
 # Fewer tokens say too little of any matrix.
 LEAST_TOKENS = 1024
 _NEEDS = "gguf"
@@ -42,12 +43,12 @@ def tune(
     statistics: Text,
     folder: Path,
     *,
-    jobs: int = 1,
+    room: Room | None = None,
     progress: Progress = SILENT,
 ) -> Store:
     """Tuned codes of the head and every matrix of the layers whose chosen encoding can be tuned, in a folder of their own.
 
-    Layers that are finished there are taken as they are. What is found does not depend on `jobs`.
+    Layers that are finished there are taken as they are. What is found does not depend on the `room` there is.
     Raises: UsageError for too little text; InputError for inputs that are no numbers; DiskError; BackendError without
     the compiler.
     """
@@ -57,22 +58,22 @@ def tune(
     tunable = {address: each for address, each in chosen.items() if isinstance(each, Tunable)}
     names = {(role.value, layer): each.name for (role, layer), each in chosen.items()}
     key = digest_of((METHOD, statistics.sha256, sorted(names.items(), key=str)))
-    store = Store(folder, key)
+    store, scratch = Store(folder, key), Scratch(folder, room or Room())
     work = [(layer, _weights(graph, layer.weights.values(), tunable)) for layer in graph.layers]
     tops = _weights(graph, graph.top.values(), tunable)
     total = sum(_n_elements(weight) for weight in (*tops, *(each for _, some in work for each in some)))
     progress.start("tuning codes", total, "weights")
     for weight in tops:
-        _tune_head(graph, weight, tunable[weight.address], statistics.chunks, store, jobs, progress)
+        _tune_head(graph, weight, tunable[weight.address], statistics.chunks, store, scratch, progress)
     embed = (Role.EMBED, None)
     table = store.encoded(embed, "embedding") if embed in store.weights else None
-    streams = Streams(graph, statistics.chunks, scratch=folder, chosen=chosen, table=table)
+    streams = Streams(graph, statistics.chunks, scratch=scratch, chosen=chosen, table=table)
     try:
         for layer, weights in work:
             encodings = {weight.address: tunable[weight.address] for weight in weights}
-            _Work(layer.weights, encodings, store, jobs, progress, layer, streams).do()
+            _Work(layer.weights, encodings, store, scratch, progress, layer, streams).do()
     finally:
-        streams.close()
+        scratch.close()
     return store
 
 
@@ -108,14 +109,14 @@ def _tune_head(
     encoding: Tunable,
     chunks: Sequence[Sequence[int]],
     store: Store,
-    jobs: int,
+    scratch: Scratch,
     progress: Progress,
 ) -> None:
     """Tunes the head before the layers, since it may be their embedding, too, by its inputs in float."""
     if None in store.layers:
         progress.advance(_n_elements(weight))
         return
-    rows = Rows({weight.role: weight}, {weight.address: encoding}, store, jobs, progress)
+    rows = Rows({weight.role: weight}, {weight.address: encoding}, store, scratch, progress)
     moments = Moments(weight.view.n_cols)
     for states in final_states(graph, chunks):
         rows.add([(moments, Inputs(states, states))])
@@ -134,22 +135,29 @@ class _Work(Rows):
         is_done = self.layer.index in self.store.layers
         for branch in self.layer.branches:
             if not is_done:
-                for stage in self.streams.stages(branch, self.layer):
+                course = self.streams.course(branch, self.layer)
+                for stage in course.stages:
                     wanted = tuple(address for address in stage if address in self.encodings)
                     if wanted:
-                        self.tune(wanted, self._moments(branch, wanted))
+                        self.tune(wanted, self._moments(branch, wanted, course.ending_of(stage)))
             self.streams.advance(branch, self.layer, quantised_layer(self.layer, self.store))
         if is_done:
             self.progress.advance(sum(_n_elements(self._weight(each)) for each in self.encodings))
         else:
             self.store.finish(self.layer.index)
 
-    def _moments(self, branch: Branch, stage: Stage) -> dict[int, Moments]:
+    def _moments(self, branch: Branch, stage: Stage, ending: Ending | None) -> dict[int, Moments]:
         """What each slice of the weights meets; of an expert that no token reaches nothing."""
         view = self._weight(stage[0]).view
         n_slices = view.shape[0] if len(view.shape) == 3 else 1
-        found = {which: Moments(view.n_cols) for which in range(n_slices)}
+        alone = self._weight(stage[0]) if n_slices == 1 and len(stage) == 1 and products_are_less(view.shape) else None
+        if alone is not None:
+            found = {0: Moments(view.n_cols, n_rows=view.n_rows)}
+        else:
+            sums = (self.scratch.sums(which, view.n_cols, n_slices=n_slices) for which in range(n_slices))
+            found = {which: Moments(view.n_cols, each) for which, each in enumerate(sums)}
         layer = quantised_layer(self.layer, self.store)
-        for batch in self.streams.inputs(branch, self.layer, layer, stage):
-            self.add([(found[which], x) for (_, which), x in batch.items()])
+        for batch in self.streams.inputs(branch, self.layer, layer, stage, ending):
+            inputs = {which: x if alone is None else self.streams.drifted(alone, x) for (_, which), x in batch.items()}
+            self.add([(found[which], x) for which, x in inputs.items()])
         return found

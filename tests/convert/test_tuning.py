@@ -128,8 +128,28 @@ def test_what_cannot_be_is_refused_first(graph: WeightGraph, text: Path, by: dic
     assert not (tmp_path / "out").exists()
 
 
+def test_a_limit_of_memory_is_held_or_refused_before_any_work(
+    graph: WeightGraph, by: dict[str, Any], written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (least,) = (int(planned.peak_memory_bytes()) for planned in plan(graph, **_asked(by)))
+    assert least > 400_000_000  # what is held while it is tuned
+    convert(graph, out=tmp_path / "within", jobs=8, max_memory=least, **by)
+    ours, theirs = (hash_files(find_artifacts(each)[0].files, jobs=1) for each in (tmp_path / "within", written))
+    assert ours == theirs
+    monkeypatch.setattr(Store, "__init__", lambda *_: pytest.fail("begun"))
+    with pytest.raises(UsageError, match=r"--max-memory 250 MB is too little to tune the codes of .*: at least \d+ MB"):
+        convert(graph, out=tmp_path / "out", max_memory=250_000_000, **by)
+    with pytest.raises(UsageError, match=r"too little to measure what encodings cost: at least \d+ MB"):
+        convert(graph, out=tmp_path / "out", max_memory=250_000_000, **{**by, "tune": ("bits",)})
+    assert not (tmp_path / "out").exists()
+
+
+def _asked(by: dict[str, Any]) -> dict[str, Any]:
+    return {name: by[name] for name in ("target", "quant", "tune", "options")}
+
+
 def test_plans_are_of_what_is_written(graph: WeightGraph, by: dict[str, Any], written: Path) -> None:
-    (planned,) = plan(graph, **{name: by[name] for name in ("target", "quant", "tune", "options")})
+    (planned,) = plan(graph, **_asked(by))
     (artifact,) = find_artifacts(written)
     assert planned.main_file == artifact.entry["main_file"]
     assert planned.to_json()["tuned"] == artifact.entry["tuned"]

@@ -21,16 +21,20 @@ from lfm_convert.quantize.tuning import codes
 from lfm_convert.quantize.tuning import store as stores
 from lfm_convert.quantize.tuning import tune as tuning
 from lfm_convert.quantize.tuning.codes import Tuner
+from lfm_convert.quantize.tuning.memory import Room, room_for, tuning_bytes
 from lfm_convert.quantize.tuning.moments import Moments, solver
 from lfm_convert.quantize.tuning.store import Store
 from lfm_convert.quantize.tuning.tune import can_tune, tune
 from lfm_convert.quantize.tuning.tuned import tuned_graph
+from lfm_convert.quantize.tuning.units import refit_units
+from support.configs import preset
 
+GB = 10**9
 N_ROWS, N_COLS, N_TOKENS = 24, 256, 2000
 # One of each kind: scales that move and stay, offsets, zero points, tables, tiles, words of several rows, a scale a row.
 ENCODINGS = (
     "Q4_0", "Q4_1", "IQ4_NL", "MXFP4", "affine3_g64_bf16", "affine4_g32_f16", "nvfp4_bf16", "int4_block32_f16",
-    "ct_int4_g128_f16", "ct_int4_g64_asym_bf16", "ct_mxfp4_bf16", "et_int4_g32", "et_tiles4_g64", "et_int8", "coreml_int4",
+    "Q2_K", "Q3_K", "Q4_K", "Q6_K", "IQ4_XS", "ct_int4_g128_f16", "ct_int4_g64_asym_bf16", "ct_mxfp4_bf16", "et_int4_g32", "et_tiles4_g64", "et_int8", "coreml_int4",
 )  # fmt: skip
 
 
@@ -125,16 +129,57 @@ def test_the_codes_of_a_small_matrix_are_the_best_there_are() -> None:
     assert np.abs(values[0, 1] + values[0, 2] - 0.48) < np.abs(2 * 0.2 - 0.48)  # to the nearest each would give 0.2
 
 
+@pytest.mark.parametrize("name", ["Q4_K", "Q3_K"])
+def test_units_move_only_where_the_error_falls(name: str) -> None:
+    """Units that are a quarter off go back to about where they were, and rows are what is stored of them."""
+    encoding, weights = tunable(name), rows(8)
+    moments = moments_of(*inputs()).settled().squares
+    found = codes._owned(encoding.committed(*encoding.encode(weights)))
+    assert found.units is not None
+    runs = found.scales.shape[1] // found.units.shape[1]
+    off = (np.float32(1.25) * found.units[:4]).astype(np.float16).astype(np.float32)
+    usual, other = (np.repeat(each, runs, axis=1) for each in (found.units[:4], off))
+    found.scales[:4] = np.rint(found.scales[:4] / usual) * other
+    found.units[:4] = off
+    values = encoding.values(found)
+    slopes = (values - weights) @ moments
+    before = codes._errors(values - weights, moments)
+    refit_units(found, np.nan_to_num(encoding.levels), moments, values, slopes)
+    after = codes._errors(values - weights, moments)
+    assert (after <= before * (1 + 1e-6)).all() and (after[:4] < 0.7 * before[:4]).all()
+    assert np.allclose(values, encoding.values(found), atol=1e-6)
+    assert np.allclose(slopes, (values - weights) @ moments, atol=1e-3 * np.abs(slopes).max())
+    stored = encoding.recoded(encoding.encode(weights), found)
+    assert np.allclose(encoding.decode(*stored), values, atol=1e-6)
+
+
 def test_feedback_is_that_of_the_inverse() -> None:
     random = np.random.default_rng(2)
     x = random.normal(0, 1, (400, 150)).astype(np.float32)
     squares = x.T @ x / 400
     found = solver(squares)
     ordered = squares[np.ix_(found.order, found.order)]
-    assert np.allclose(found.upper @ found.upper.T, ordered, atol=1e-4)
+    assert np.allclose(found.feedback * found.pivots @ found.feedback.T, ordered, atol=1e-4)
     assert (np.diff(np.diagonal(ordered)) <= 0).all()
     some = random.normal(0, 1, (7, 150)).astype(np.float32)
     assert np.allclose(found.divide(some) @ squares, some, atol=1e-2)
+
+
+def test_the_drift_of_products_is_that_of_inputs() -> None:
+    """Summed as what a matrix gives of the streams' difference, it asks for the same rows."""
+    (floats, quantised), weights = inputs(), rows(8)
+    usual, products = moments_of(floats, quantised).settled(), Moments(N_COLS, n_rows=len(weights))
+    for start in range(0, N_TOKENS, 700):
+        part = slice(start, start + 700)
+        products.add(quantised[part], floats[part], (floats[part] - quantised[part]) @ weights.T)
+    found = products.settled()
+    assert np.array_equal(found.squares, usual.squares) and found.share == usual.share
+    assert found.drift.shape == weights.shape
+    wanted = usual.drift_of(weights, 0)
+    assert np.allclose(found.drift_of(weights[2:5], 2), wanted[2:5], atol=1e-4 * np.abs(wanted).max())
+    encoding = tunable("Q4_0")
+    whole, part = Tuner.of(found).tune(encoding, weights), Tuner.of(found).tune(encoding, weights[3:], 3)
+    assert np.array_equal(whole.parts[0][3:], part.parts[0])
 
 
 def test_few_tokens_are_not_believed() -> None:
@@ -178,7 +223,7 @@ def text() -> Text:
 
 @pytest.fixture(scope="module")
 def done(graph: WeightGraph, text: Text, tmp_path_factory: pytest.TempPathFactory) -> Store:
-    return tune(graph, chosen(graph, "Q4_0"), text, tmp_path_factory.mktemp("one"), jobs=1)
+    return tune(graph, chosen(graph, "Q4_0"), text, tmp_path_factory.mktemp("one"))
 
 
 def files(store: Store) -> Mapping[str, str]:
@@ -212,7 +257,7 @@ class _Stock:
 
 
 def test_workers_change_nothing(graph: WeightGraph, text: Text, done: Store, tmp_path: Path) -> None:
-    assert files(tune(graph, chosen(graph, "Q4_0"), text, tmp_path, jobs=3)) == files(done)
+    assert files(tune(graph, chosen(graph, "Q4_0"), text, tmp_path, room=Room(3))) == files(done)
 
 
 def test_goes_on_behind_the_last_finished_layer(
@@ -227,13 +272,13 @@ def test_goes_on_behind_the_last_finished_layer(
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Store, "finish", stopped)
-        tune(graph, chosen(graph, "Q4_0"), text, tmp_path, jobs=2)
+        tune(graph, chosen(graph, "Q4_0"), text, tmp_path, room=Room(2))
     assert json.loads((tmp_path / "tuned.json").read_text())["layers"] == [None, 0, 1]
     add = Store.add
     monkeypatch.setattr(
         Store, "add", lambda self, address, *args, **kw: (tuned.append(address), add(self, address, *args, **kw))
     )
-    assert files(tune(graph, chosen(graph, "Q4_0"), text, tmp_path, jobs=2)) == files(done)
+    assert files(tune(graph, chosen(graph, "Q4_0"), text, tmp_path, room=Room(2))) == files(done)
     assert {layer for _, layer in tuned} == {2, 3}
 
 
@@ -246,7 +291,7 @@ def test_experts_without_tokens_are_as_all_experts_have_it(graph: WeightGraph, t
     """Of one token all go to the same experts: the others take what these met."""
     one = Text(((5,) * 600, (5,) * 600))
     some = {a: e for a, e in chosen(graph, "Q4_0").items() if a[0] in EXPERTS}
-    found = tune(graph, some, one, tmp_path, jobs=2)
+    found = tune(graph, some, one, tmp_path, room=Room(2))
     for address in found.weights:
         values = found.encoded(address, "tuned").read()
         floats = next(each.view for each in graph.weights() if each.address == address).read()
@@ -295,3 +340,25 @@ def test_bad_input_is_refused_in_a_sentence(
     monkeypatch.setattr(tuning.Moments, "mean_squares", property(lambda self: np.full(self.n_cols, np.nan, np.float32)))
     with pytest.raises(InputError, match="inputs that are no numbers"):
         tune(graph, chosen(graph, "Q4_0"), text, tmp_path / "nan")
+
+
+def test_what_lies_on_the_disk_changes_nothing(graph: WeightGraph, text: Text, done: Store, tmp_path: Path) -> None:
+    tight = Room(1, held_stream_bytes=0, holds_moments=False)
+    assert files(tune(graph, chosen(graph, "Q4_0"), text, tmp_path, room=tight)) == files(done)
+    assert {path.suffix for path in tmp_path.iterdir()} == {".bin", ".json"}  # and goes when it is not needed any more
+
+
+def test_a_limit_makes_room_or_is_refused(tmp_path: Path) -> None:
+    """A mixture of 8.3 B by 32,768 tokens is tuned within 4 GB; what cannot be is said before any work."""
+    (tmp_path / "config.json").write_text(json.dumps(preset("moe-8b")))
+    large = open_model(str(tmp_path), weights=False)
+    free = room_for(large, 32_768, jobs=8)
+    assert free == Room(8)
+    limits = (4 * GB, 3 * GB, 5 * GB // 2, 2 * GB)
+    rooms = [room_for(large, 32_768, jobs=8, max_memory=limit) for limit in limits]
+    assert all(tuning_bytes(large, 32_768, room) <= limit for room, limit in zip(rooms, limits, strict=True))
+    assert rooms[0] == free and rooms[1].jobs == 8 and rooms[3].jobs < 8 and not rooms[3].holds_moments
+    with pytest.raises(
+        UsageError, match=r"--max-memory 500 MB is too little to tune the codes of .*: at least 1\.\d+ GB"
+    ):
+        room_for(large, 32_768, jobs=8, max_memory=GB // 2)
