@@ -145,7 +145,7 @@ class _Regions:
                 store.merge_named_data_store(delegate.lowered.named_data_store_output)
         return store
 
-    def _mixture(self, graph_module: torch.fx.GraphModule, node: torch.fx.Node) -> None:
+    def _mixture(self, graph_module: torch.fx.GraphModule, node: Any) -> None:
         (*inputs, condition), name = node.args[:2]
         layer = RegionName.parse(name).layer
         names = [f"{EXPERT}.{layer}.{expert}" for expert in range(self._constants.n_experts(layer))]
@@ -153,7 +153,7 @@ class _Regions:
         self.mixtures.append(found)
         node.replace_all_uses_with(call_if(graph_module, condition, name, found[0], inputs))
 
-    def _call(self, graph_module: torch.fx.GraphModule, node: torch.fx.Node) -> None:
+    def _call(self, graph_module: torch.fx.GraphModule, node: Any) -> None:
         inputs, name = node.args[:2]
         delegate = self._lowering.delegate(name, values(inputs))
         self._others.append(delegate)

@@ -68,12 +68,12 @@ class StandIns:
         """
         pack, copy = NodeVisitor.get_serialized_buffer_index, Parameter.__deepcopy__
         NodeVisitor.get_serialized_buffer_index = lambda *arguments: self._pack(pack, *arguments)
-        Parameter.__deepcopy__ = lambda *arguments: self._copy(copy, *arguments)
+        Parameter.__deepcopy__ = lambda *arguments: self._copy(copy, *arguments)  # type: ignore[method-assign]
         try:
             yield
         finally:
             NodeVisitor.get_serialized_buffer_index = pack
-            Parameter.__deepcopy__ = copy
+            Parameter.__deepcopy__ = copy  # type: ignore[method-assign]
 
     def _pack(
         self, pack: Callable[..., int], visitor: NodeVisitor, tensor: Node, graph: XNNGraph, *arguments: Any
