@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from executorch.exir.delegate import executorch_call_delegate
 from executorch.exir.passes import MemoryPlanningPass
 from executorch.exir.tensor import TensorSpec
 from torch.export.graph_signature import ExportGraphSignature
@@ -38,7 +37,7 @@ class PlanningWithExperts(MemoryPlanningPass):  # type: ignore[misc]
         self._mixtures = mixtures
 
     def run(self, graph_module: GraphModule, graph_signature: ExportGraphSignature | None = None) -> PassResult:
-        GraphModule.recompile = _write_no_code
+        GraphModule.recompile = _write_no_code  # type: ignore[method-assign, assignment]
         first = [node for node in graph_module.graph.nodes if node.target is torch.ops.higher_order.cond]
         for branch, delegates in zip(first, self._mixtures, strict=True):
             _add_experts(graph_module, branch, delegates)
@@ -74,7 +73,7 @@ def _add_experts(owner: GraphModule, branch: Node, delegates: Sequence[Delegate]
         user.replace_input_with(nodes[-1], last)
 
 
-def _of_expert(branch: Node) -> Iterator[Node]:
+def _of_expert(branch: Any) -> Iterator[Any]:
     """The nodes of one expert: from the memory for its share of the tokens to the sum that it is added to."""
     share = branch.args[3][-1]
     (found,) = branch.users
@@ -87,7 +86,7 @@ def _of_expert(branch: Node) -> Iterator[Node]:
 
 
 def _copied(
-    owner: GraphModule, nodes: Sequence[Node], known: Mapping[Node, Node], number: int, delegate: Delegate
+    owner: GraphModule, nodes: Sequence[Any], known: Mapping[Node, Node], number: int, delegate: Delegate
 ) -> Node:
     """Copies of the first expert's nodes for another, at the graph's insertion point. Returns the last."""
     made, specs = dict(known), _Specs()

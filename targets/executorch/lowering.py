@@ -14,6 +14,7 @@ from executorch.exir import EdgeProgramManager, ExecutorchBackendConfig, to_edge
 from executorch.exir._serialize._named_data_store import NamedDataStore
 from executorch.exir.emit._emitter import _Emitter
 from executorch.exir.program import _program
+from executorch.exir.schema import Program
 from torch.export._remove_auto_functionalized_pass import unsafe_remove_auto_functionalized_pass
 
 from ...graph.graph import WeightGraph
@@ -81,11 +82,11 @@ def _lowering(backend: str, constants: Constants, templates: Templates, context:
 
 @contextmanager
 def _serialising(constants: Constants) -> Iterator[None]:
-    """Two changes to executorch while it makes a file.
+    """Three changes to executorch while it makes a file.
 
     A constant that is a stand-in is emitted as what it stands in for, so that it is never held in memory. The pass
     that takes out functionalised operators, done before the branches came, is not done again: it goes over the
-    whole graph for every branch, half an hour for the 1408 of a mixture of 8 billion weights.
+    whole graph for every branch. The program is not copied before it is written, since nothing uses it afterwards.
     """
     emit, remove = _Emitter._save_new_const_tensor, _program.unsafe_remove_auto_functionalized_pass
 
@@ -94,10 +95,12 @@ def _serialising(constants: Constants) -> Iterator[None]:
 
     _Emitter._save_new_const_tensor = save
     _program.unsafe_remove_auto_functionalized_pass = lambda program: program
+    Program.__deepcopy__ = lambda program, memo: program
     try:
         yield
     finally:
         _Emitter._save_new_const_tensor, _program.unsafe_remove_auto_functionalized_pass = emit, remove
+        del Program.__deepcopy__
 
 
 def _trace(graph: WeightGraph, constants: Constants, context: int) -> torch.export.ExportedProgram:
@@ -142,7 +145,7 @@ class _Regions:
                 store.merge_named_data_store(delegate.lowered.named_data_store_output)
         return store
 
-    def _mixture(self, graph_module: torch.fx.GraphModule, node: torch.fx.Node) -> None:
+    def _mixture(self, graph_module: torch.fx.GraphModule, node: Any) -> None:
         (*inputs, condition), name = node.args[:2]
         layer = RegionName.parse(name).layer
         names = [f"{EXPERT}.{layer}.{expert}" for expert in range(self._constants.n_experts(layer))]
@@ -150,7 +153,7 @@ class _Regions:
         self.mixtures.append(found)
         node.replace_all_uses_with(call_if(graph_module, condition, name, found[0], inputs))
 
-    def _call(self, graph_module: torch.fx.GraphModule, node: torch.fx.Node) -> None:
+    def _call(self, graph_module: torch.fx.GraphModule, node: Any) -> None:
         inputs, name = node.args[:2]
         delegate = self._lowering.delegate(name, values(inputs))
         self._others.append(delegate)

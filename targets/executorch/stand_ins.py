@@ -68,12 +68,12 @@ class StandIns:
         """
         pack, copy = NodeVisitor.get_serialized_buffer_index, Parameter.__deepcopy__
         NodeVisitor.get_serialized_buffer_index = lambda *arguments: self._pack(pack, *arguments)
-        Parameter.__deepcopy__ = lambda *arguments: self._copy(copy, *arguments)
+        Parameter.__deepcopy__ = lambda *arguments: self._copy(copy, *arguments)  # type: ignore[method-assign]
         try:
             yield
         finally:
             NodeVisitor.get_serialized_buffer_index = pack
-            Parameter.__deepcopy__ = copy
+            Parameter.__deepcopy__ = copy  # type: ignore[method-assign]
 
     def _pack(
         self, pack: Callable[..., int], visitor: NodeVisitor, tensor: Node, graph: XNNGraph, *arguments: Any
@@ -92,7 +92,8 @@ class StandIns:
         return parameter if parameter.data_ptr() in self._addresses else copy(parameter, memo)
 
     def _value(self, piece: Piece, shape: tuple[int, int]) -> Tensor:
-        zeros = self._zeros(shape, np.dtype("i1") if piece.dtype == np.uint8 else piece.dtype)  # 4-bit codes: a byte each
+        kind = np.dtype("i1") if piece.dtype == np.uint8 else piece.dtype  # 4-bit codes: a byte each
+        zeros = self._zeros(shape, kind)
         key = hashlib.sha256(b"%d" % len(self._marks)).hexdigest()
         self._values[zeros.data_ptr()] = piece.nbytes, key
         self._marks.append(key)

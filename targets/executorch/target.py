@@ -119,8 +119,8 @@ class ExecutorchTarget(Target):
     def write(self, plan: Plan, graph: WeightGraph, folder: Path, run: Execution) -> None:
         refuse_missing(self.et_backend)
         with needs_extra(self.extra, "the executorch target"):
-            from .constants import Constants
-            from .lowering import write_pte
+            for package in self.packages:
+                version(package)
             from .operators import refuse_old_executorch
         if self.et_moe == "moe_ffn":
             refuse_old_executorch(version("executorch"))
@@ -129,6 +129,9 @@ class ExecutorchTarget(Target):
         scratch = folder / plan.details.scratch
         prepare_file(scratch, header=b"", n_bytes=plan.details.scratch_bytes)
         write_tensors(plan.tensors, folder, run)
+        with needs_extra(self.extra, "the executorch target"):  # after the weights: torch holds more than they take
+            from .constants import Constants
+            from .lowering import write_pte
         constants = Constants(plan.tensors, folder)
         metadata = _metadata(graph, plan.details.context)
         paths = [folder / file.path for file in plan.files]

@@ -88,6 +88,8 @@ class Templates:
                 partitioner=XnnpackPartitioner(),
             )
         keys = stand_ins.keys(delegate.lowered.named_data_store_output)
+        if any(delegate.lowered.processed_bytes.count(key.encode()) != 1 for key in keys):
+            raise ValueError(f"the delegate of region '{kind}' does not name its matrices, each once")
         return _Template(delegate.lowered, delegate.inputs, delegate.outputs, keys)
 
 
