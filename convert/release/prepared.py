@@ -197,8 +197,8 @@ def _planned(recipe: Recipe, wanted: Wanted, graph: WeightGraph, out: Path) -> P
     with _blamed(recipe, entry.key):
         plan = planned(wanted.target, graph, wanted.quant)
         if CODES in entry.tune:
-            within = {"jobs": os.cpu_count() or 1, "max_memory": recipe.validation.get("max_memory")}
-            plan = CodeTuning.of(wanted.target, graph, **within).announce(plan)
+            max_memory = recipe.validation.get("max_memory")
+            plan = CodeTuning.of(wanted.target, graph, jobs=os.cpu_count() or 1, max_memory=max_memory).announce(plan)
         if entry.strict:
             plan.refuse_fallbacks()
     folder = Path(default_folder(graph, wanted.target))

@@ -101,7 +101,7 @@ class Tuner:
 
         moments = self.settled.squares
         values = grid.values()
-        slopes = (values - wanted) @ moments
+        slopes: Float32 = np.matmul(values - wanted, moments)
         for sweep in range(_SWEEPS):
             if sweep % 2 == 1:
                 refit_units(grid.found, grid.levels, moments, values, slopes)
