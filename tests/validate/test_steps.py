@@ -11,10 +11,10 @@ from lfm_convert.convert.cli import console
 from lfm_convert.graph.graph import WeightGraph
 from lfm_convert.graph.progress import Progress
 from lfm_convert.targets.target import Artifact
+from lfm_convert.validate import parity
 from lfm_convert.validate.jobs import load_step, save_step
 from lfm_convert.validate.parity import validate
 from lfm_convert.validate.prompts import Prompt
-from lfm_convert.validate.selection import N_GREEDY_TOKENS
 from lfm_convert.validate.steps import Step, Steps
 from rich.console import Console
 from support.fake_target import make_artifact
@@ -99,10 +99,12 @@ def test_every_step_of_a_validation_has_its_name(labels: Callable[..., list[str]
     assert bars["checkpoint: prompts"] == bars["model.json: prompts"] == [7, 7, "prompts"]
 
 
-def test_a_runtime_that_hangs_after_the_prompts_is_seen_where_it_does(labels: Callable[..., list[str]]) -> None:
-    """The first calls are those of the prompts and of the steps by which four of them go on; the next are the cache's."""
-    n_before = 7 + 4 * (N_GREEDY_TOKENS - 1)
-    assert labels(time_limit_s=8, hang_at=n_before + 2)[-1].startswith("model.json: cache, stepwise")
+def test_a_runtime_that_hangs_after_the_prompts_is_seen_where_it_does(
+    labels: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Calls 1 to 7 are the prompts whole, whose texts end at once; the next are the cache's."""
+    monkeypatch.setattr(parity, "N_GREEDY_TOKENS", 1)
+    assert labels(time_limit_s=8, hang_at=9)[-1].startswith("model.json: cache, stepwise")
 
 
 def test_a_bar_without_a_total_moves(monkeypatch: pytest.MonkeyPatch) -> None:
