@@ -15,27 +15,16 @@ from ..graph.dtypes import DType, Float32
 from .encoding import Bytes, Encoding
 
 
-class Counts(NamedTuple):
-    """How far scales count in units of their block, and offsets below zero in theirs: from `least` or zero on."""
-
-    least: int
-    most: int
-    most_offset: int = 0
-
-
 class Committed(NamedTuple):
     """Codes of rows and what they count in.
 
-    Shapes: codes [n, n_cols]; scales, zeros and offsets [n, runs]; units, of which scales and offsets are multiples
-    where the format `counts` them, [n, blocks]. What a format does not have is None.
+    Shapes: codes [n, n_cols]; scales, zeros and offsets [n, runs]. Formats without zeros or offsets of their own have None.
     """
 
     codes: NDArray[np.uint8]
     scales: Float32
     zeros: Float32 | None = None
     offsets: Float32 | None = None
-    units: Float32 | None = None
-    offset_units: Float32 | None = None
 
 
 class Tunable(Encoding):
@@ -57,11 +46,6 @@ class Tunable(Encoding):
     @property
     def refits(self) -> DType | None:
         """The float type in which each run has a scale, or a scale and an offset, of its own; None if scales must stay."""
-        return None
-
-    @property
-    def counts(self) -> Counts | None:
-        """How far scales of runs, and offsets, count in float16 units of their block; None of formats where they do not."""
         return None
 
     def values(self, found: Committed) -> Float32:

@@ -8,5 +8,3 @@ from ...graph.dtypes import DType
 
 # How kernels are told the float type that values are rounded to.
 FLOAT_KINDS: Mapping[DType, int] = {DType.F32: 0, DType.F16: 1, DType.BF16: 2}
-# Beside them: multiples of the units of a block.
-COUNTED = 3

@@ -15,24 +15,22 @@ from __future__ import annotations
 import numpy as np
 
 from ...graph.dtypes import Float32
-from ..committed import Counts
 from ..encoding import Encoding
-from ._blocks import Levels, Records, pack_nibbles, unpack_nibbles
-from ._super_blocks import Counted, SuperBlock
+from ._blocks import BlockEncoding, Levels, Records, column, pack_nibbles, unpack_nibbles
 from ._tables import IQ4
 
 
-class IQ4_XS(SuperBlock):
+class IQ4_XS(BlockEncoding):
     """Four bits by a table, two levels of scales."""
 
     name = "IQ4_XS"
     class_name = "q4"
     ggml_type = 23
+    block = 256
     layout = np.dtype([("d", "<f2"), ("scales_h", "<u2"), ("scales_l", "u1", 4), ("qs", "u1", (8, 16))])
     module = "_kernels_iq4"
     searches = True
     table = np.array(IQ4, np.float32)
-    counted = Counts(-32, 31)
 
     def _levels(self, records: Records) -> Levels:
         return unpack_nibbles(records["qs"]).reshape(-1, 256)
@@ -40,16 +38,10 @@ class IQ4_XS(SuperBlock):
     def _set_levels(self, records: Records, levels: Levels) -> None:
         records["qs"] = pack_nibbles(levels.reshape(-1, 32)).reshape(-1, 8, 16)
 
-    def _counts(self, records: Records) -> tuple[Float32, Float32 | None]:
+    def _runs(self, records: Records) -> tuple[Float32, Float32 | None]:
         low = np.stack([records["scales_l"] & 15, records["scales_l"] >> 4], axis=2).reshape(-1, 8)
         high = (records["scales_h"][:, None] >> np.arange(0, 16, 2, dtype=np.uint16)) & 3
-        return (low | (high << 4)).astype(np.float32) - 32, None
-
-    def _set_counts(self, records: Records, scales: Counted, minima: Counted) -> None:
-        raised = (scales + 32).astype(np.uint16)
-        records["scales_l"] = (raised[:, 0::2] & 15) | ((raised[:, 1::2] & 15) << 4)
-        high = (raised >> 4) << np.arange(0, 16, 2, dtype=np.uint16)
-        records["scales_h"] = np.bitwise_or.reduce(high, axis=1)
+        return column(records["d"]) * ((low | (high << 4)).astype(np.float32) - 32), None
 
 
 ENCODINGS: tuple[Encoding, ...] = (IQ4_XS(),)

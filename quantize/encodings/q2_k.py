@@ -16,25 +16,23 @@ from __future__ import annotations
 import numpy as np
 
 from ...graph.dtypes import Float32
-from ..committed import Counts
 from ..encoding import Encoding
-from ._blocks import Levels, Records, pack_pairs, unpack_pairs
-from ._super_blocks import Counted, SuperBlock
+from ._blocks import BlockEncoding, Levels, Records, column, pack_pairs, unpack_pairs
 
 
-class Q2_K(SuperBlock):
+class Q2_K(BlockEncoding):
     """Two bits above minima."""
 
     name = "Q2_K"
     class_name = "q2"
     ggml_type = 10
+    block = 256
     layout = np.dtype([("scales", "u1", 16), ("qs", "u1", 64), ("d", "<f2"), ("dmin", "<f2")])
     module = "_kernels_k"
     searches = True
     halves = ("d", "dmin")
     run = 16
     level_bits = 2
-    counted = Counts(0, 15, 15)
 
     def _levels(self, records: Records) -> Levels:
         return unpack_pairs(records["qs"])
@@ -42,11 +40,9 @@ class Q2_K(SuperBlock):
     def _set_levels(self, records: Records, levels: Levels) -> None:
         records["qs"] = pack_pairs(levels)
 
-    def _counts(self, records: Records) -> tuple[Float32, Float32 | None]:
-        return (records["scales"] & 15).astype(np.float32), (records["scales"] >> 4).astype(np.float32)
-
-    def _set_counts(self, records: Records, scales: Counted, minima: Counted) -> None:
-        records["scales"] = scales | (minima << 4)
+    def _runs(self, records: Records) -> tuple[Float32, Float32 | None]:
+        minima = (records["scales"] >> 4) * column(records["dmin"])
+        return (records["scales"] & 15) * column(records["d"]), -minima
 
 
 ENCODINGS: tuple[Encoding, ...] = (Q2_K(),)

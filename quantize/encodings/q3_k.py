@@ -18,25 +18,23 @@ from __future__ import annotations
 import numpy as np
 
 from ...graph.dtypes import Float32
-from ..committed import Counts
 from ..encoding import Encoding
-from ._blocks import Levels, Records, pack_high_bits, pack_pairs, unpack_high_bits, unpack_pairs
-from ._super_blocks import Counted, SuperBlock, pack_threes, unpack_threes
+from ._blocks import BlockEncoding, Levels, Records, column, pack_high_bits, pack_pairs, unpack_high_bits, unpack_pairs
 
 
-class Q3_K(SuperBlock):
+class Q3_K(BlockEncoding):
     """Three bits around zero."""
 
     name = "Q3_K"
     class_name = "q3"
     ggml_type = 11
+    block = 256
     layout = np.dtype([("hmask", "u1", 32), ("qs", "u1", 64), ("scales", "u1", 12), ("d", "<f2")])
     module = "_kernels_k"
     searches = True
     run = 16
     level_bits = 3
     zero = 4
-    counted = Counts(-32, 31)
 
     def _levels(self, records: Records) -> Levels:
         return unpack_pairs(records["qs"]) | (unpack_high_bits(records["hmask"]) << np.uint8(2))
@@ -44,11 +42,12 @@ class Q3_K(SuperBlock):
     def _set_levels(self, records: Records, levels: Levels) -> None:
         records["qs"], records["hmask"] = pack_pairs(levels), pack_high_bits(levels >> np.uint8(2))
 
-    def _counts(self, records: Records) -> tuple[Float32, Float32 | None]:
-        return unpack_threes(records["scales"]), None
-
-    def _set_counts(self, records: Records, scales: Counted, minima: Counted) -> None:
-        records["scales"] = pack_threes(scales)
+    def _runs(self, records: Records) -> tuple[Float32, Float32 | None]:
+        low, high = records["scales"][:, :8], records["scales"][:, 8:]
+        fours = np.concatenate([low & 15, low >> 4], axis=1)
+        twos = (high[:, None] >> np.arange(0, 8, 2, dtype=np.uint8)[:, None]) & 3
+        scales = (fours | (twos.reshape(-1, 16) << 4)).astype(np.float32) - 32
+        return column(records["d"]) * scales, None
 
 
 ENCODINGS: tuple[Encoding, ...] = (Q3_K(),)

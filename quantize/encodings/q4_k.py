@@ -19,23 +19,21 @@ from __future__ import annotations
 import numpy as np
 
 from ...graph.dtypes import Float32
-from ..committed import Counts
 from ..encoding import Encoding
-from ._blocks import Levels, Records, pack_halves, unpack_halves
-from ._super_blocks import Counted, SuperBlock, pack_sixes, unpack_sixes
+from ._blocks import BlockEncoding, Levels, Records, column, pack_halves, unpack_halves, unpack_sixes
 
 
-class Q4_K(SuperBlock):
+class Q4_K(BlockEncoding):
     """Four bits above minima."""
 
     name = "Q4_K"
     class_name = "q4"
     ggml_type = 12
+    block = 256
     layout = np.dtype([("d", "<f2"), ("dmin", "<f2"), ("scales", "u1", 12), ("qs", "u1", (4, 32))])
     module = "_kernels_k"
     searches = True
     halves = ("d", "dmin")
-    counted = Counts(0, 63, 63)
 
     def _levels(self, records: Records) -> Levels:
         return unpack_halves(records["qs"])
@@ -43,11 +41,9 @@ class Q4_K(SuperBlock):
     def _set_levels(self, records: Records, levels: Levels) -> None:
         records["qs"] = pack_halves(levels)
 
-    def _counts(self, records: Records) -> tuple[Float32, Float32 | None]:
-        return unpack_sixes(records["scales"])
-
-    def _set_counts(self, records: Records, scales: Counted, minima: Counted) -> None:
-        records["scales"] = pack_sixes(scales, minima)
+    def _runs(self, records: Records) -> tuple[Float32, Float32 | None]:
+        scales, minima = unpack_sixes(records["scales"])
+        return scales * column(records["d"]), -(minima * column(records["dmin"]))
 
 
 ENCODINGS: tuple[Encoding, ...] = (Q4_K(),)

@@ -17,23 +17,31 @@ from __future__ import annotations
 import numpy as np
 
 from ...graph.dtypes import Float32
-from ..committed import Counts
 from ..encoding import Encoding
-from ._blocks import Levels, Records, pack_halves, pack_high_bits, unpack_halves, unpack_high_bits
-from ._super_blocks import Counted, SuperBlock, pack_sixes, unpack_sixes
+from ._blocks import (
+    BlockEncoding,
+    Levels,
+    Records,
+    column,
+    pack_halves,
+    pack_high_bits,
+    unpack_halves,
+    unpack_high_bits,
+    unpack_sixes,
+)
 
 
-class Q5_K(SuperBlock):
+class Q5_K(BlockEncoding):
     """Five bits above minima."""
 
     name = "Q5_K"
     class_name = "q5"
     ggml_type = 13
+    block = 256
     layout = np.dtype([("d", "<f2"), ("dmin", "<f2"), ("scales", "u1", 12), ("qh", "u1", 32), ("qs", "u1", (4, 32))])
     module = "_kernels_k"
     searches = True
     halves = ("d", "dmin")
-    counted = Counts(0, 63, 63)
     level_bits = 5
 
     def _levels(self, records: Records) -> Levels:
@@ -42,11 +50,9 @@ class Q5_K(SuperBlock):
     def _set_levels(self, records: Records, levels: Levels) -> None:
         records["qs"], records["qh"] = pack_halves(levels), pack_high_bits(levels >> np.uint8(4))
 
-    def _counts(self, records: Records) -> tuple[Float32, Float32 | None]:
-        return unpack_sixes(records["scales"])
-
-    def _set_counts(self, records: Records, scales: Counted, minima: Counted) -> None:
-        records["scales"] = pack_sixes(scales, minima)
+    def _runs(self, records: Records) -> tuple[Float32, Float32 | None]:
+        scales, minima = unpack_sixes(records["scales"])
+        return scales * column(records["d"]), -(minima * column(records["dmin"]))
 
 
 ENCODINGS: tuple[Encoding, ...] = (Q5_K(),)

@@ -18,25 +18,23 @@ from __future__ import annotations
 import numpy as np
 
 from ...graph.dtypes import Float32
-from ..committed import Counts
 from ..encoding import Encoding
-from ._blocks import Levels, Records
-from ._super_blocks import Counted, SuperBlock
+from ._blocks import BlockEncoding, Levels, Records, column
 
 
-class Q6_K(SuperBlock):
+class Q6_K(BlockEncoding):
     """Six bits around zero, two levels of scales."""
 
     name = "Q6_K"
     class_name = "q6"
     ggml_type = 14
+    block = 256
     layout = np.dtype([("ql", "u1", (2, 64)), ("qh", "u1", (2, 32)), ("scales", "i1", 16), ("d", "<f2")])
     module = "_kernels_k"
     searches = True
     run = 16
     level_bits = 6
     zero = 32
-    counted = Counts(-128, 127)
 
     def _levels(self, records: Records) -> Levels:
         ql, qh = records["ql"], records["qh"]
@@ -56,11 +54,8 @@ class Q6_K(SuperBlock):
         records["ql"] = (low[:, :, :2] | (low[:, :, 2:] << np.uint8(4))).reshape(-1, 2, 64)
         records["qh"] = np.bitwise_or.reduce(high, axis=2)
 
-    def _counts(self, records: Records) -> tuple[Float32, Float32 | None]:
-        return records["scales"].astype(np.float32), None
-
-    def _set_counts(self, records: Records, scales: Counted, minima: Counted) -> None:
-        records["scales"] = scales
+    def _runs(self, records: Records) -> tuple[Float32, Float32 | None]:
+        return column(records["d"]) * records["scales"], None
 
 
 ENCODINGS: tuple[Encoding, ...] = (Q6_K(),)

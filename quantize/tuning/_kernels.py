@@ -11,12 +11,9 @@ from numpy.typing import NDArray
 
 from ...graph.dtypes import Float32
 from ..encodings._jit import kernel, rounded
-from ..encodings._kinds import COUNTED
 
 Codes = NDArray[np.uint8]
 Columns = NDArray[np.int64]
-# Of the error of a run: its slopes by scale and by offset, then what it has of the square of one, of both, of the other.
-Form = tuple[np.float32, np.float32, np.float32, np.float32, np.float32]
 
 _ZERO, _HALF, _TWO = np.float32(0), np.float32(0.5), np.float32(2)
 
@@ -93,9 +90,6 @@ def descend(
     offsets: Float32,
     has_offsets: bool,
     kind: int,
-    units: Float32,
-    offset_units: Float32,
-    counts: Columns,
     levels: Float32,
     ranked: Float32,
     is_even: bool,
@@ -105,7 +99,7 @@ def descend(
     """Lowers the error of a block of columns from `first` on by its codes, then by its scales unless `kind` is negative.
 
     Shapes: moments [width, width]; slopes, values and moved [n, width], where slopes are the errors times the moments
-    and `moved` becomes the change of values; units [n, runs] and counts [3] are of a grid whose scales count in units.
+    and `moved` becomes the change of values.
     """
     n, width = values.shape
     for i in range(n):
@@ -139,9 +133,6 @@ def descend(
                     offsets,
                     has_offsets,
                     kind,
-                    units,
-                    offset_units,
-                    counts,
                     levels,
                     codes,
                 )
@@ -163,9 +154,6 @@ def _refit(
     offsets: Float32,
     has_offsets: bool,
     kind: int,
-    units: Float32,
-    offset_units: Float32,
-    counts: Columns,
     levels: Float32,
     codes: Codes,
 ) -> None:
@@ -180,30 +168,11 @@ def _refit(
     steps = np.empty(run, np.float32)
     for j in range(run):
         steps[j] = levels[codes[i, first + start + j]] - zero
-    form = _form(i, start, moments, slopes, steps)
-    if kind == COUNTED:
-        new_scale, new_offset = _counted(scale, offset, form, has_offsets, units[i, r], offset_units[i, r], counts)
-    else:
-        new_scale, new_offset = _rounded(scale, offset, form, has_offsets, kind)
-    if not (_is_near(new_scale, scale) and _change(new_scale - scale, new_offset - offset, form) < _ZERO):
-        return
-    scales[i, r], offsets[i, r] = new_scale, new_offset
-    for j in range(run):
-        value = steps[j] * new_scale + new_offset
-        step = value - values[i, start + j]
-        values[i, start + j] = value
-        for k in range(slopes.shape[1]):
-            slopes[i, k] += step * moments[start + j, k]
-
-
-@kernel
-def _form(i: int, start: int, moments: Float32, slopes: Float32, steps: Float32) -> Form:
-    """How the error changes with the scale and the offset of a run: slopes by both, and the squares' factors."""
     by_scale, by_offset = _ZERO, _ZERO
     both_scales, mixed, both_offsets = _ZERO, _ZERO, _ZERO
-    for j in range(len(steps)):
+    for j in range(run):
         with_scale, with_offset = _ZERO, _ZERO
-        for k in range(len(steps)):
+        for k in range(run):
             moment = moments[start + j, start + k]
             with_scale += moment * steps[k]
             with_offset += moment
@@ -212,77 +181,34 @@ def _form(i: int, start: int, moments: Float32, slopes: Float32, steps: Float32)
         both_scales += steps[j] * with_scale
         mixed += steps[j] * with_offset
         both_offsets += with_offset
-    return by_scale, by_offset, both_scales, mixed, both_offsets
-
-
-@kernel
-def _change(scale_step: np.float32, offset_step: np.float32, form: Form) -> np.float32:
-    """By how much steps change half the error."""
-    by_scale, by_offset, both_scales, mixed, both_offsets = form
-    return (
+    if has_offsets:
+        size = both_scales * both_offsets - mixed * mixed
+        if not size > np.float32(1e-6) * both_scales * both_offsets:
+            return
+        scale_step = -(by_scale * both_offsets - by_offset * mixed) / size
+        offset_step = -(by_offset * both_scales - by_scale * mixed) / size
+    else:
+        if not both_scales > _ZERO:
+            return
+        scale_step, offset_step = -by_scale / both_scales, _ZERO
+    new_scale = rounded(scale + scale_step, kind)
+    ratio = new_scale / scale
+    if not (ratio >= _HALF and ratio <= _TWO):
+        return
+    new_offset = rounded(offset + offset_step, kind) if has_offsets else offset
+    scale_step, offset_step = new_scale - scale, new_offset - offset
+    change = (
         scale_step * by_scale
         + offset_step * by_offset
         + _HALF * (scale_step * scale_step * both_scales + offset_step * offset_step * both_offsets)
         + scale_step * offset_step * mixed
     )
-
-
-@kernel
-def _best(form: Form, has_offsets: bool) -> tuple[np.float32, np.float32]:
-    """The steps that lower the error most; none where they are not determined."""
-    by_scale, by_offset, both_scales, mixed, both_offsets = form
-    if has_offsets:
-        size = both_scales * both_offsets - mixed * mixed
-        if size > np.float32(1e-6) * both_scales * both_offsets:
-            return (
-                -(by_scale * both_offsets - by_offset * mixed) / size,
-                -(by_offset * both_scales - by_scale * mixed) / size,
-            )
-    elif both_scales > _ZERO:
-        return -by_scale / both_scales, _ZERO
-    return _ZERO, _ZERO
-
-
-@kernel
-def _rounded(
-    scale: np.float32, offset: np.float32, form: Form, has_offsets: bool, kind: int
-) -> tuple[np.float32, np.float32]:
-    """A scale and an offset as floats of a kind."""
-    scale_step, offset_step = _best(form, has_offsets)
-    return rounded(scale + scale_step, kind), rounded(offset + offset_step, kind) if has_offsets else offset
-
-
-@kernel
-def _counted(
-    scale: np.float32,
-    offset: np.float32,
-    form: Form,
-    has_offsets: bool,
-    unit: np.float32,
-    offset_unit: np.float32,
-    counts: Columns,
-) -> tuple[np.float32, np.float32]:
-    """A scale and an offset that are multiples of units: of the two scales next to the best, each with its best offset."""
-    _, by_offset, _, mixed, both_offsets = form
-    least, found_scale, found_offset = _ZERO, scale, offset
-    below = np.floor((scale + _best(form, has_offsets)[0]) / unit)
-    for more in range(2):
-        count = below + np.float32(more)
-        new_scale, new_offset = count * unit, offset
-        if count < counts[0] or count > counts[1] or not _is_near(new_scale, scale):
-            continue
-        if has_offsets and offset_unit != _ZERO and both_offsets > _ZERO:
-            wish = offset - (by_offset + mixed * (new_scale - scale)) / both_offsets
-            multiple = min(max(np.rint(-wish / offset_unit), _ZERO), np.float32(counts[2]))
-            new_offset = -(multiple * offset_unit)
-        change = _change(new_scale - scale, new_offset - offset, form)
-        if change < least:
-            least, found_scale, found_offset = change, new_scale, new_offset
-    return found_scale, found_offset
-
-
-@kernel
-def _is_near(new_scale: np.float32, scale: np.float32) -> bool:
-    """Whether a scale keeps its sign, within a factor of two."""
-    ratio = new_scale / scale
-    return bool(ratio >= _HALF and ratio <= _TWO)
+    if not change < _ZERO:
+        return
+    scales[i, r], offsets[i, r] = new_scale, new_offset
+    for j in range(run):
+        value = steps[j] * new_scale + new_offset
+        step = value - values[i, start + j]
+        values[i, start + j] = value
+        for k in range(slopes.shape[1]):
+            slopes[i, k] += step * moments[start + j, k]

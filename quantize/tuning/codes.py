@@ -5,8 +5,7 @@
 2. The format's own search for scales gives its grid, weighed by the mean squares of the inputs.
 3. Codes are chosen column by column, columns of large inputs first, and each error is fed into the columns that follow
    (GPTQ, arXiv 2210.17323, in the form of LDLQ, QuIP, arXiv 2307.13304).
-4. Sweeps of coordinate descent change single codes, and scales and offsets of a run, as the format has them: floats, or
-   multiples of units, which are refitted between the sweeps.
+4. Sweeps of coordinate descent change single codes, and scales and offsets of a run where the format stores them for it.
 
 A row that this does not make better, by its error under H, stays as the format's encoder has it; so does one that comes
 to lie so far from its weights that it could be taken for another.
@@ -14,16 +13,15 @@ to lie so far from its weights that it could be taken for another.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from ...graph.dtypes import Float32
 from ..committed import Committed, Tunable
 from ..encoding import Bytes
-from ..encodings._kinds import COUNTED, FLOAT_KINDS
+from ..encodings._kinds import FLOAT_KINDS
 from .moments import WIDTH, Settled, Solver, solver
-from .units import refit_units
 
 _SWEEPS = 4
 # Of a row's distance from its weights over what the encoder leaves: what validation takes for the same row, with some room.
@@ -102,10 +100,7 @@ class Tuner:
         moments = self.settled.squares
         values = grid.values()
         slopes: Float32 = np.matmul(values - wanted, moments)
-        for sweep in range(_SWEEPS):
-            if sweep % 2 == 1:
-                refit_units(grid.found, grid.levels, moments, values, slopes)
-                grid = grid.renewed()
+        for _ in range(_SWEEPS):
             for start in range(0, wanted.shape[1], grid.width):
                 block = slice(start, start + grid.width)
                 here, moved = np.ascontiguousarray(values[:, block]), np.empty((len(values), grid.width), np.float32)
@@ -117,7 +112,7 @@ class Tuner:
                     moved,
                     *grid.scaled,
                     grid.has_offsets,
-                    *grid.refit,
+                    grid.kind,
                     grid.levels,
                     *grid.ranks,
                     grid.found.codes,
@@ -128,18 +123,14 @@ class Tuner:
 
 @dataclass(frozen=True)
 class _Grid:
-    """What kernels need of a committed grid: arrays of their own, all there.
-
-    `refit` is the kind of floats that scales are, negative where they stay, and the units of each run and how far they
-    count.
-    """
+    """What kernels need of a committed grid: arrays of their own, all there. `kind` is negative where scales stay."""
 
     found: Committed
     has_offsets: bool
     levels: Float32
     ranks: tuple[Float32, bool, np.ndarray]
     scaled: tuple[int, Float32, Float32, Float32]
-    refit: tuple[int, Float32, Float32, np.ndarray]
+    kind: int
     width: int
 
     @classmethod
@@ -151,25 +142,16 @@ class _Grid:
         ranked, code_of = np.ascontiguousarray(allowed[is_finite]), code_of[is_finite].astype(np.uint8)
         nothing = np.zeros_like(found.scales)
         zeros, offsets = (nothing if each is None else each for each in (found.zeros, found.offsets))
-        kind = -1 if encoding.refits is None else FLOAT_KINDS[encoding.refits]
-        if encoding.counts is not None:
-            kind = COUNTED
-        if run > WIDTH:
-            kind = -1
+        refits = encoding.refits is not None and run <= WIDTH
         return cls(
             found=found,
             has_offsets=found.offsets is not None,
             levels=np.nan_to_num(levels),
             ranks=(ranked, bool((np.diff(ranked) == 1).all()), code_of),
             scaled=(run, found.scales, zeros, offsets.copy() if found.offsets is None else offsets),
-            refit=(kind, *_units(found), np.array(encoding.counts or (0, 0, 0), np.int64)),
-            width=_width(n_cols, run if kind >= 0 else 1),
+            kind=FLOAT_KINDS[encoding.refits] if encoding.refits is not None and refits else -1,
+            width=_width(n_cols, run if refits else 1),
         )
-
-    def renewed(self) -> _Grid:
-        """The same with the units as they are now."""
-        kind, *_, counts = self.refit
-        return replace(self, refit=(kind, *_units(self.found), counts))
 
     def values(self) -> Float32:
         """What the codes stand for, as kernels compute it."""
@@ -178,15 +160,6 @@ class _Grid:
         values = self.levels[self.found.codes].reshape(n, -1, run)
         found: Float32 = (values - zeros[..., None]) * scales[..., None] + offsets[..., None]
         return found.reshape(n, n_cols)
-
-
-def _units(found: Committed) -> tuple[Float32, Float32]:
-    """The units of each run's scale and offset [n, runs]; ones where they do not count."""
-    ones = np.ones_like(found.scales)
-    n_runs = found.scales.shape[1]
-    units = (found.units, found.offset_units)
-    scales, offsets = (ones if u is None else np.repeat(u, n_runs // u.shape[1], axis=1) for u in units)
-    return scales, offsets
 
 
 def _width(n_cols: int, run: int) -> int:

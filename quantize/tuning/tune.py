@@ -21,7 +21,7 @@ from .store import Store, digest_of
 from .streams import Ending, Inputs, Stage, Streams, final_states, quantised_layer
 
 # What the codes depend on beside the text and the encodings: another method is another number.
-METHOD = 4
+METHOD = 3
 # Fewer tokens say too little of any matrix.
 LEAST_TOKENS = 1024
 _NEEDS = "gguf"

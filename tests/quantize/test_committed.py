@@ -54,39 +54,6 @@ def test_other_codes_go_in_on_the_same_scales(encoding: Tunable) -> None:
     assert np.array_equal(encoding.decode(*stored), encoding.values(drawn))
 
 
-@pytest.mark.parametrize("encoding", [e for e in tunable() if e.counts is not None], ids=lambda e: e.name)
-def test_other_units_and_counts_go_in_where_scales_count(encoding: Tunable) -> None:
-    """Every count there is, and the units beside it; a block whose unit is zero keeps its own counts."""
-    parts = encoding.encode(rows())
-    found = encoding.committed(*parts)
-    assert encoding.counts is not None and found.units is not None
-    random = np.random.default_rng(6)
-    least, most, most_offset = encoding.counts
-    runs, blocks = found.scales.shape[1], found.units.shape[1]
-    assert np.array_equal(np.rint(_over(found.scales, found.units)) * _each(found.units, runs), found.scales)
-    counts = random.integers(least, most, found.scales.shape, endpoint=True).astype(np.float32)
-    counts[3, :2] = least, most
-    units = random.uniform(1e-3, 1e-2, (N_ROWS, blocks)).astype(np.float16).astype(np.float32)
-    drawn = found._replace(units=units, scales=counts * _each(units, runs))
-    if found.offset_units is not None:
-        minima = random.integers(0, most_offset, found.scales.shape, endpoint=True).astype(np.float32)
-        drawn = drawn._replace(offset_units=units * 2, offsets=-(minima * _each(units * 2, runs)))
-    stored = encoding.recoded(parts, drawn)
-    again = encoding.committed(*stored)
-    for ours, theirs in zip(again, drawn, strict=True):
-        assert (ours is None and theirs is None) or np.array_equal(ours, theirs)
-    assert np.array_equal(encoding.decode(*stored), encoding.values(drawn))
-
-
-def _each(units: np.ndarray, runs: int) -> np.ndarray:
-    return np.repeat(units, runs // units.shape[1], axis=1)
-
-
-def _over(scales: np.ndarray, units: np.ndarray) -> np.ndarray:
-    each = _each(units, scales.shape[1])
-    return np.divide(scales, each, out=np.zeros_like(scales), where=each != 0)
-
-
 @pytest.mark.parametrize("encoding", [e for e in tunable() if e.refits is not None], ids=lambda e: e.name)
 def test_other_scales_go_in_where_the_format_has_them(encoding: Tunable) -> None:
     parts = encoding.encode(rows())
