@@ -16,7 +16,7 @@ from ..roles import Role
 from ..rotary import default_rope
 from .family import Family, GgufNames, MlxNames, Places, ServerNames
 from .places import Kernel, Place
-from .reading import check_layer_types, read_head_dim, read_n_layers, read_norm
+from .reading import check_layer_types, named_classes, read_head_dim, read_n_layers, read_norm
 
 ALIASES = {
     "norm_eps": ("block_norm_eps",),
@@ -71,7 +71,7 @@ def layer(mixer: Mixer, feed_forward: FeedForward, read: Fields) -> Branches:
 
 def read_mixers(read: Fields) -> tuple[Mixer, ...]:
     """The mixer of each layer, by `layer_types` or the older `full_attn_idxs`."""
-    is_causal = _BOTH_WAYS not in (read.raw.get("architectures") or ()) and read.flag("is_causal", True)
+    is_causal = _BOTH_WAYS not in named_classes(read.raw) and read.flag("is_causal", True)
     width = read.number("conv_L_cache", int, least=2)
     if not (is_causal or width % 2):
         read.faults.add(f"conv_L_cache is {width}: expected an odd number, since {_BOTH_WAYS} centres its convolutions")

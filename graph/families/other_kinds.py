@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .family import Family
+from .reading import named_classes
 
 _LANGUAGE_MODEL = "ForCausalLM"
 # Part of a class name, without case -> what such a model is. The first that fits is the answer.
@@ -72,7 +73,7 @@ def other_kind(raw: Mapping[str, Any]) -> str | None:
 def has_text_part(raw: Mapping[str, Any]) -> bool:
     """Whether a config of several parts is of a model that writes text: one that retrieves or classifies has another head."""
     kind, _ = _kind(raw)
-    writes = all(name.endswith(_WRITERS) for name in _given_names(raw))
+    writes = all(name.endswith(_WRITERS) for name in named_classes(raw))
     return writes and (kind is None or kind in _OF_PARTS) and _both_ways(raw) is None
 
 
@@ -101,13 +102,13 @@ def missing_block(model_type: object) -> str | None:
 
 def is_encoder(raw: Mapping[str, Any], family: Family | None, folder: Path) -> bool:
     """Whether a folder holds a model that gives vectors, of a class that its family has, and says how it does."""
-    is_known = family is not None and bool(family.encoders.intersection(_given_names(raw)))
+    is_known = family is not None and bool(family.encoders.intersection(named_classes(raw)))
     return is_known and (folder / MODULES_FILE).is_file()
 
 
 def retrieval_kind(raw: Mapping[str, Any], folder: Path) -> str | None:
     """A base model in a folder of sentence-transformers or PyLate: its head is a pooling, not the vocabulary's."""
-    if any(name.endswith(_LANGUAGE_MODEL) for name in _given_names(raw)):
+    if any(name.endswith(_LANGUAGE_MODEL) for name in named_classes(raw)):
         return None
     found = next((name for name in (SENTENCE_CONFIG, MODULES_FILE) if (folder / name).is_file()), None)
     return f"a retrieval model of sentence-transformers ({found} is there)" if found else None
@@ -124,13 +125,8 @@ def _of_parts(raw: Mapping[str, Any]) -> tuple[str | None, str]:
 
 def _class_names(raw: Mapping[str, Any]) -> list[str]:
     """The classes a config says the checkpoint was saved from; none if one of them is a causal language model."""
-    names = _given_names(raw)
+    names = named_classes(raw)
     if not names and isinstance(raw.get("auto_map"), Mapping):
         models = {key: value for key, value in raw["auto_map"].items() if key.startswith("AutoModel")}
         names = [value.rpartition(".")[2] for value in models.values() if isinstance(value, str)]
     return [] if any(name.endswith(_LANGUAGE_MODEL) for name in names) else names
-
-
-def _given_names(raw: Mapping[str, Any]) -> list[str]:
-    given = raw.get("architectures")
-    return [name for name in given if isinstance(name, str)] if isinstance(given, list) else []

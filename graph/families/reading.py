@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from ..blocks import Mixture, Norm
 from ..config_fields import Fields
@@ -10,6 +11,12 @@ from ..rotary import LARGEST_HEAD
 
 _MAX_LAYERS = 1024
 _NAMED = 8  # of names that are not known
+
+
+def named_classes(raw: Mapping[str, Any]) -> list[str]:
+    """The classes that a config's `architectures` names."""
+    given = raw.get("architectures")
+    return [name for name in given if isinstance(name, str)] if isinstance(given, list) else []
 
 
 def read_norm(read: Fields) -> Norm:

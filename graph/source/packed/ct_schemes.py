@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .patterns import fits
-from .taking import Taking
+from .taking import Taking, is_count
 
 # What a config says of a weight that it keeps as a float of so many bits, with so many columns a scale.
 _MINIFLOATS = {(4, 16): "nvfp4-pack-quantized", (4, 32): "mxfp4-pack-quantized", (6, 32): "mxfp6-pack-quantized"}
@@ -125,7 +125,7 @@ def _scheme(where: str, args: Mapping[str, Any], format_: Any, taking: Taking) -
     block = args.get("block_structure") if strategy == "block" else [1, columns]
     if strategy in ("tensor", "channel"):
         block = [0 if strategy == "tensor" else 1, 0]
-    if not isinstance(block, list) or len(block) != 2 or not all(type(n) is int and n >= 0 for n in block):
+    if not isinstance(block, list) or len(block) != 2 or not all(n == 0 or is_count(n) for n in block):
         taking.fault(
             f"{where} has the group_size {columns!r:.20} for the strategy {strategy!r}: expected a number of columns"
         )

@@ -19,7 +19,7 @@ from ...codes import KIND_OF
 from ...dtypes import WEIGHT_DTYPES, DType
 from ...tensor import Shape
 from ..safetensors import StoredTensor
-from .taking import Taking
+from .taking import Taking, is_count
 from .views import FloatTensor, Scales
 
 NAME = "FP8"
@@ -56,7 +56,7 @@ def _block(settings: Mapping[str, Any], taking: Taking) -> Shape | None:
     if "weight_block_size" not in settings or settings["weight_block_size"] is None:
         return None
     block = settings["weight_block_size"]
-    if isinstance(block, list) and len(block) == 2 and all(type(n) is int and n > 0 for n in block):
+    if isinstance(block, list) and len(block) == 2 and all(map(is_count, block)):
         return block[0], block[1]
     taking.fault(f"weight_block_size of the quantization_config is {block!r}: expected two numbers of elements")
     return None

@@ -22,7 +22,7 @@ from ...dtypes import WEIGHT_DTYPES, DType
 from .columns import ColumnTensor, DownTensor
 from .integers import columns_in_order
 from .patterns import fits
-from .taking import Taking
+from .taking import Taking, is_count
 
 NAME = "GPTQ"
 PARTS = (".qweight", ".qzeros", ".scales", ".g_idx")
@@ -58,7 +58,7 @@ def read_sizes(settings: Mapping[str, Any], taking: Taking, *, bits: range) -> t
         some = f"{bits[0]} to {bits[-1]}" if len(bits) > 1 else f"{bits[0]}"
         taking.fault(f"the quantization_config has {found!r:.20} bits: expected {some}")
         return None
-    if type(group) is not int or not (group == -1 or group > 0):
+    if not (group == -1 or is_count(group)):
         taking.fault(f"the quantization_config has the group_size {group!r:.20}: expected a number of columns, or -1")
         return None
     return found, max(0, group)

@@ -12,6 +12,14 @@ from ...tensor import Shape, TensorView
 from ..safetensors import StoredTensor
 from .views import PackedTensor
 
+# More columns than this no matrix has; numpy counts them in 64 bits.
+_LARGEST_COUNT = 2**31
+
+
+def is_count(value: object) -> bool:
+    """Whether what a config gives is a number of rows or columns."""
+    return type(value) is int and 0 < value <= _LARGEST_COUNT
+
 
 @dataclass(frozen=True)
 class Unpacked:
