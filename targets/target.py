@@ -173,8 +173,7 @@ class Runner(ABC):
 
     def experts(self, token_ids: Sequence[int]) -> dict[int, NDArray[np.int64]] | None:
         """The experts [n, top_k] that each layer chose for a prompt; None if the runtime does not show them."""
-        with self.watching() as seen:
-            return seen(len(self.logits(token_ids)))
+        return None
 
     def expect(self, n_tokens: int) -> None:
         """Hears how long conversations will become, before the first: who needs room for one may make it at once."""
@@ -183,6 +182,14 @@ class Runner(ABC):
     def close(self) -> None:
         """Releases the runtime."""
         return
+
+
+class WatchedRunner(Runner):
+    """One whose runtime shows the experts in passing: those of a prompt are what `watching` tells of it."""
+
+    def experts(self, token_ids: Sequence[int]) -> dict[int, NDArray[np.int64]] | None:
+        with self.watching() as seen:
+            return seen(len(self.logits(token_ids)))
 
 
 @dataclass(frozen=True)

@@ -26,10 +26,10 @@ from ...graph.dtypes import Float32
 from ...graph.errors import InputError
 from ...graph.source.stops import as_ids
 from ...quantize.encodings.ct_base import SCALE
-from ..target import Runner
+from ..target import WatchedRunner
 
 
-class TransformersRunner(Runner):
+class TransformersRunner(WatchedRunner):
     """One model with its cache."""
 
     batches: Sequence[str] = ("left",)

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from ...graph.dtypes import Float32
 from ...graph.errors import BackendError, InputError
+from ..target import WatchedRunner
 from .conversation import BATCH, LlamaConversation, Piece
 from .probes import Batch, RouterWatch, render_by_server, sequence_batch
 
@@ -172,7 +173,7 @@ def load_library() -> ctypes.CDLL:
     return library
 
 
-class LlamaRunner(LlamaConversation):
+class LlamaRunner(LlamaConversation, WatchedRunner):
     """A GGUF loaded on the CPU, one conversation at a time."""
 
     _watch: RouterWatch | None = None

@@ -30,14 +30,14 @@ from ...graph.dtypes import Float32
 from ...graph.errors import BackendError, InputError
 from ...graph.source.stops import as_ids
 from ...graph.source.tokenizer import TOKENIZER_FILE
-from ..target import Runner
+from ..target import WatchedRunner
 from .model import Model, ModelArgs
 
 # Before this mlx-lm routed mixtures by softmax and scaled experts with their bias (its issue 1883).
 _LEAST_VERSION = (0, 32)
 
 
-class MlxRunner(Runner):
+class MlxRunner(WatchedRunner):
     """One model with its caches.
 
     MLX compiles kernels into the temporary folder without a lock, so this process gets one of its own.
