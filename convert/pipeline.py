@@ -161,7 +161,8 @@ def convert(
     quants = quants_of(chosen, quant, tune, max_bytes=budgets.max_size if budgets else None)
     graph = model if isinstance(model, WeightGraph) else open_model(model, progress=progress)
     folder = Path(out if out is not None else default_folder(graph, chosen))
-    if validate_after:
+    is_tuned = CODES in tune or any(map(read_wanted, quants))
+    if validate_after and is_tuned:  # for whose plan errors are measured, which takes minutes
         check_comparison(graph, comparison)
     within: dict[str, Any] = {"jobs": jobs, "max_memory": max_memory, "progress": progress}
     tuning = CodeTuning.of(chosen, graph, folder=Path(os.path.realpath(folder)), **within) if CODES in tune else None
@@ -179,6 +180,8 @@ def convert(
         progress.note(note)
     if budgets is not None:
         budgets.refuse(graph.config, plans)
+    if validate_after and not is_tuned:
+        check_comparison(graph, comparison)
     run = Execution(jobs=jobs, budget_bytes=budget, range_bytes=range_bytes)
     published: list[Path] = []
     with _told(published):
