@@ -96,6 +96,7 @@ def test_the_action_releases_a_recipe(tmp_path: Path) -> None:
     assert artifact.stat().st_mtime_ns == before.st_mtime_ns
 
 
+@pytest.mark.slow
 def test_the_action_fails_as_the_release_does(tmp_path: Path) -> None:
     action = read(ROOT / "action.yml")
     step = next(step for step in action["runs"]["steps"] if step.get("id") == "release")

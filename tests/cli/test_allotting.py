@@ -18,6 +18,7 @@ def statistics(tiny_dense: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     return drawn.folder
 
 
+@pytest.mark.slow
 def test_plans_show_what_other_sizes_would_buy(
     tiny_dense: Path, statistics: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

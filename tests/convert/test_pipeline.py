@@ -31,7 +31,7 @@ def test_same_bytes_for_any_workers_and_ranges(tiny_moe: Path, tmp_path: Path, t
     assert all(each == found[0] for each in found)
 
 
-@pytest.mark.parametrize("target", ["onnx", "gguf"])
+@pytest.mark.parametrize("target", ["onnx", pytest.param("gguf", marks=pytest.mark.slow)])
 def test_plan_is_what_is_written(tiny_moe: Path, tmp_path: Path, target: str) -> None:
     done = convert(str(tiny_moe), target=target, quant="all", out=tmp_path / "out", validate_after=False)
     planned = plan(str(tiny_moe), target=target, quant="all")

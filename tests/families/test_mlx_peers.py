@@ -120,6 +120,7 @@ def test_the_gate_sees_a_fault(models: dict[str, Path], fault: str, tmp_path: Pa
     assert sentence in result.message
 
 
+@pytest.mark.slow
 def test_rounding_of_the_scale_of_embeddings_is_the_runtimes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of weights as they are stored the scale as it is, the root of 96, would be as far off as a fault."""
     graph = open_graph(make_model(tmp_path / "model", fitting("gemma-3-4b", hidden_size=96)))

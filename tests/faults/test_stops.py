@@ -139,6 +139,7 @@ def test_llama_cpp_stops_at_tokens_it_does_not_know_by_text(tmp_path: Path) -> N
 
 
 @pytest.mark.peers
+@pytest.mark.slow
 def test_text_llm_runner_ends_its_answer(tmp_path: Path) -> None:
     pytest.importorskip("executorch")
     from targets.executorch import llm_runner

@@ -37,7 +37,9 @@ def bracketed(tmp_path: Path) -> Path:
     return shutil.copytree(bundled.path("dense"), tmp_path / "a [b]" / "c[0-9]" / NAME)
 
 
-@pytest.mark.parametrize("target", target_names())
+@pytest.mark.parametrize(
+    "target", [pytest.param(t, marks=[pytest.mark.slow] if t == "executorch" else []) for t in target_names()]
+)
 def test_brackets_in_paths_and_names(
     target: str, bracketed: Path, few: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -144,7 +146,7 @@ def test_pip_lines_are_whole(command: str, monkeypatch: pytest.MonkeyPatch, caps
 
 
 @pytest.mark.parametrize(
-    "console", [pytest.param(name, marks=[pytest.mark.slow] if name == "cp1252" else []) for name in CONSOLES]
+    "console", [pytest.param(name, marks=[] if name == "C locale" else [pytest.mark.slow]) for name in CONSOLES]
 )
 def test_any_console(console: str, tiny_dense: Path, few: Path, tmp_path: Path) -> None:
     """Tables, notes, errors, help and JSON reach a console that has few letters."""

@@ -12,7 +12,7 @@ pytestmark = pytest.mark.peers
 pytest.importorskip("coremltools", reason='pip install "lfm-convert[coreml]"')
 
 
-@pytest.mark.parametrize("kind", ["dense", "moe", "lfm3"])
+@pytest.mark.parametrize("kind", ["dense", "moe", pytest.param("lfm3", marks=pytest.mark.slow)])
 def test_every_quant_passes(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     command = [f"bundled:{kind}", "-t", "coreml", "-q", "fp16,int8,int4,int4-pal", "--context", "1024"]

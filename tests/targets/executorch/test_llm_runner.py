@@ -42,8 +42,8 @@ N_TOKENS = 40
         ("dense", "fp32", {}, PROMPTS),
         pytest.param("moe", "fp32", {}, PROMPTS, marks=pytest.mark.slow),
         ("moe", "8da4w", {}, PROMPTS),
-        ("moe", "8da4w", {"et_moe": "moe_ffn", "external_weights": True}, PROMPTS),
-        ("lfm3", "8da4w", {}, CHATS),
+        pytest.param("moe", "8da4w", {"et_moe": "moe_ffn", "external_weights": True}, PROMPTS, marks=pytest.mark.slow),
+        pytest.param("lfm3", "8da4w", {}, CHATS, marks=pytest.mark.slow),
     ],
 )
 def test_greedy_text(

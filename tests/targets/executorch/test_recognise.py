@@ -35,6 +35,7 @@ def test_a_program_is_told_by_its_header(tmp_path: Path, name: str, quant: str, 
         TARGET.read(found)
 
 
+@pytest.mark.slow
 def test_it_runs(exported: Callable[..., Exported]) -> None:
     written = exported("dense", "8da4w")
     (found,) = recognise(written.artifact.path)
