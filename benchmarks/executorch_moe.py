@@ -39,7 +39,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         checkpoint = arguments.checkpoint or Path(name) / "LFM2-MoE"
         if not arguments.checkpoint:
-            generate(checkpoint, arguments.layers)
+            generate(checkpoint, "moe-8b", arguments.layers)
         rows = {form: export(checkpoint, Path(name) / form, form) for form in _FORMS}
         for _ in range(arguments.rounds):
             for form, row in rows.items():
