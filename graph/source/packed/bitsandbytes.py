@@ -27,7 +27,7 @@ from ...codes import Bytes
 from ...dtypes import DType, Float32
 from ...tensor import Shape
 from ..safetensors import StoredTensor
-from .taking import Taking
+from .taking import Taking, is_count
 from .views import PackedTensor, numbers
 
 NAME = "bitsandbytes"
@@ -127,7 +127,7 @@ def _read_state(module: str, taking: Taking) -> _State | None:
 
 
 def _size(number: Any) -> int:
-    if type(number) is not int or not 0 < number < 1 << 40:
+    if not is_count(number):
         raise ValueError(f"{number!r:.20} is no size")
     return number
 

@@ -125,7 +125,7 @@ def _scheme(where: str, args: Mapping[str, Any], format_: Any, taking: Taking) -
     block = args.get("block_structure") if strategy == "block" else [1, columns]
     if strategy in ("tensor", "channel"):
         block = [0 if strategy == "tensor" else 1, 0]
-    if not isinstance(block, list) or len(block) != 2 or not all(n == 0 or is_count(n) for n in block):
+    if not isinstance(block, list) or len(block) != 2 or not all(is_count(n, least=0) for n in block):
         taking.fault(
             f"{where} has the group_size {columns!r:.20} for the strategy {strategy!r}: expected a number of columns"
         )

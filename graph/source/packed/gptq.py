@@ -58,7 +58,7 @@ def read_sizes(settings: Mapping[str, Any], taking: Taking, *, bits: range) -> t
         some = f"{bits[0]} to {bits[-1]}" if len(bits) > 1 else f"{bits[0]}"
         taking.fault(f"the quantization_config has {found!r:.20} bits: expected {some}")
         return None
-    if not (group == -1 or is_count(group)):
+    if not is_count(group, least=-1) or group == 0:
         taking.fault(f"the quantization_config has the group_size {group!r:.20}: expected a number of columns, or -1")
         return None
     return found, max(0, group)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeGuard
 
 from ...dtypes import DType
 from ...misfits import Misfits
@@ -12,13 +13,13 @@ from ...tensor import Shape, TensorView
 from ..safetensors import StoredTensor
 from .views import PackedTensor
 
-# More columns than this no matrix has; numpy counts them in 64 bits.
-_LARGEST_COUNT = 2**31
+# As many rows, columns or elements no matrix has; numpy counts them in 64 bits.
+_TOO_MANY = 1 << 40
 
 
-def is_count(value: object) -> bool:
-    """Whether what a config gives is a number of rows or columns."""
-    return type(value) is int and 0 < value <= _LARGEST_COUNT
+def is_count(value: object, *, least: int = 1) -> TypeGuard[int]:
+    """Whether what a config gives is a number of rows, columns or elements."""
+    return type(value) is int and least <= value < _TOO_MANY
 
 
 @dataclass(frozen=True)
