@@ -78,13 +78,14 @@ class Scratch:
 
 def tuning_bytes(graph: WeightGraph, n_tokens: int, room: Room) -> int:
     """Bytes that tuning codes by so many tokens holds at most, beside the files it maps."""
-    matrices = list(_matrices(graph))
+    matrices = _matrices(graph)
     n_batch = min(n_tokens, BATCH_TOKENS)
     widths = [max(each.view.n_cols, each.view.shape[-2]) for each in matrices if each.layer is not None]
     activations = 4 * _ACTIVATIONS * n_batch * max(widths, default=graph.config.hidden_size)
     solving = max((_solving_bytes(each.view.shape, room) for each in matrices), default=0)
     rows = 4 * _OF_ROWS * ROWS * max((each.view.n_cols for each in matrices), default=0) * room.jobs
-    streams = [4 * n_tokens * n for n in (graph.config.hidden_size, graph.config.hidden_size, *_last_widths(matrices))]
+    waiting = max((each.view.n_cols for each in matrices if each.role.trait is Trait.MATRIX), default=0)
+    streams = [4 * n_tokens * n for n in (graph.config.hidden_size, graph.config.hidden_size, waiting)]
     held = sum(n_bytes for n_bytes in streams if n_bytes <= room.held_stream_bytes)
     return _BASE_BYTES + held + max(activations + _sums_bytes(matrices, room), solving + rows)
 
@@ -108,13 +109,8 @@ def room_for(graph: WeightGraph, n_tokens: int, *, jobs: int = 1, max_memory: in
     )
 
 
-def _matrices(graph: WeightGraph) -> Iterable[Weight]:
-    return (w for w in graph.weights() if w.role.trait in (Trait.MATRIX, Trait.EXPERTS) or w.view is graph.head)
-
-
-def _last_widths(matrices: Iterable[Weight]) -> list[int]:
-    """Columns of the matrix whose inputs wait for its codes: the widest."""
-    return [max((w.view.n_cols for w in matrices if w.role.trait is Trait.MATRIX), default=0)]
+def _matrices(graph: WeightGraph) -> list[Weight]:
+    return [w for w in graph.weights() if w.role.trait in (Trait.MATRIX, Trait.EXPERTS) or w.view is graph.head]
 
 
 def _sums_bytes(matrices: Iterable[Weight], room: Room) -> int:
