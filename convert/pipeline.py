@@ -111,9 +111,9 @@ def plan(
     graph = model if isinstance(model, WeightGraph) else open_model(model, weights=False)
     chosen = get_target(target).with_options(options or {})
     plans = tuple(planned(chosen, graph, name) for name in quants_of(chosen, quant, tune))
-    return (
-        tuple(map(CodeTuning.of(chosen, graph, jobs=os.cpu_count() or 1).announce, plans)) if CODES in tune else plans
-    )
+    if CODES not in tune:
+        return plans
+    return tuple(map(CodeTuning.of(chosen, graph, jobs=os.cpu_count() or 1).announce, plans))
 
 
 def convert(
@@ -372,12 +372,11 @@ def keep_reference(
 
     Raises: as `validate` does of prompts and checkpoint.
     """
-    from ..validate.prompts import encode_prompts, fit_context
+    from ..validate.prompts import encode_for
     from ..validate.reference_cache import ReferenceCache, reference_of
 
     _, chosen = _chosen(graph, suite, prompts, text, n_chunks, progress)
-    read = encode_prompts(chosen, graph.tokenizer, graph.assets, vocab_size=graph.config.vocab_size)
-    encoded = fit_context(read, graph.config.context_length, holder=graph.name)
+    encoded = encode_for(graph, chosen)
     kept = ReferenceCache(reference_cache, digest(source_hashes), progress)
     progress.start("checkpoint", len(encoded), "prompts")
     with TemporaryDirectory(prefix="lfm-reference-") as folder:
@@ -445,7 +444,7 @@ def check_comparison(graph: WeightGraph, comparison: Mapping[str, Any]) -> int:
     references, before anything is written.
     """
     from ..validate.own_memory import refuse_too_little
-    from ..validate.prompts import encode_prompts, fit_context
+    from ..validate.prompts import encode_for
     from ..validate.reference_cache import refuse_a_file
     from ..validate.suites import check_stored_ids, choose_prompts
 
@@ -455,10 +454,9 @@ def check_comparison(graph: WeightGraph, comparison: Mapping[str, Any]) -> int:
     prompts = choose_prompts(graph.tokenizer, **chosen)
     if graph.tokenizer is None and chosen.get("prompts") is None:  # then it draws ids, which any model can read
         return 0
-    encoded = encode_prompts(prompts, graph.tokenizer, graph.assets, vocab_size=graph.config.vocab_size)
+    encoded = encode_for(graph, prompts)
     check_stored_ids(encoded, prompts, graph.tokenizer, graph.assets)
-    fitting = fit_context(encoded, graph.config.context_length, holder=graph.name)
-    return sum(len(prompt.token_ids) for prompt in fitting)
+    return sum(len(prompt.token_ids) for prompt in encoded)
 
 
 def quants_of(

@@ -30,11 +30,7 @@ def by_context(
         groups.setdefault(min(context, longest + N_GREEDY_TOKENS), []).append(artifact)
     for context, together in groups.items():
         labels = ", ".join(artifact.label for artifact in together)
-        fitting = fit_context(prompts, context, holder=labels)
-        n_cut = sum(len(cut.token_ids) < len(whole.token_ids) for cut, whole in zip(fitting, prompts, strict=True))
-        if n_cut:
-            note(f"{labels}: {n_cut} of {len(prompts)} prompts are cut, to fit a context of {context} tokens")
-        yield fitting, together
+        yield fit_context(prompts, context, holder=labels, note=note), together
 
 
 def _context(artifact: Artifact, config: ModelConfig, find_target: str) -> int:

@@ -35,7 +35,7 @@ from .prompts import (
     Prompt,
     added_tokens_text,
     chats_of,
-    encode_prompts,
+    encode_for,
     opening_text,
 )
 from .published import standing
@@ -90,9 +90,7 @@ def validate(
     own = [artifact for artifact in artifacts if artifact.path not in others]
     if not own:
         return Report(graph.name, tuple(others.values()), describe_environment(threads=threads))
-    encoded = encode_prompts(
-        prompts, graph.tokenizer, graph.assets, vocab_size=graph.config.vocab_size, note=progress.note
-    )
+    encoded = encode_for(graph, prompts, note=progress.note)
     check_stored_ids(encoded, prompts, graph.tokenizer, graph.assets)
     is_talker = graph.config.vectors is None
     steps = Steps(progress, len(own))

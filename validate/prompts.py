@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..graph.errors import Faults, InputError, UsageError
+from ..graph.graph import WeightGraph
 from ..graph.json_text import parse_json
 from ..graph.source.assets import Assets
 from ..graph.source.chat import Message, Refusal, try_chats
@@ -203,8 +204,22 @@ def encode_prompts(
     return encoded
 
 
-def fit_context(prompts: Sequence[EncodedPrompt], context: int, *, holder: str) -> tuple[EncodedPrompt, ...]:
-    """Prompts cut to what the `holder` of so many positions holds with the text that continues them.
+def encode_for(
+    graph: WeightGraph, prompts: Sequence[Prompt], *, note: Callable[[str], None] = lambda _: None
+) -> tuple[EncodedPrompt, ...]:
+    """Prompts as a model reads them: encoded by its own tokenizer and template, and cut to the positions that it has.
+
+    Raises: as `encode_prompts` and `fit_context`.
+    """
+    config = graph.config
+    encoded = encode_prompts(prompts, graph.tokenizer, graph.assets, vocab_size=config.vocab_size, note=note)
+    return fit_context(encoded, config.context_length, holder=graph.name, note=note)
+
+
+def fit_context(
+    prompts: Sequence[EncodedPrompt], context: int, *, holder: str, note: Callable[[str], None] = lambda _: None
+) -> tuple[EncodedPrompt, ...]:
+    """Prompts cut to what the `holder` of so many positions holds with the text that continues them; `note` is told.
 
     Raises: UsageError if there are too few positions to compare anything.
     """
@@ -213,7 +228,11 @@ def fit_context(prompts: Sequence[EncodedPrompt], context: int, *, holder: str) 
             f"{holder}: a context of {context} tokens: expected at least {2 * N_GREEDY_TOKENS} to be compared, since "
             "shorter texts prove nothing"
         )
-    found = tuple(prompt.cut(context - N_GREEDY_TOKENS) for prompt in prompts)
+    longest = context - N_GREEDY_TOKENS
+    n_cut = sum(len(prompt.token_ids) > longest for prompt in prompts)
+    if n_cut:
+        note(f"{holder}: {n_cut} of {len(prompts)} prompts are cut, to fit a context of {context} tokens")
+    found = tuple(prompt.cut(longest) for prompt in prompts)
     _refuse_too_few(found)
     return found
 
